@@ -1,0 +1,1 @@
+"""prunekit: prune neural networks with criteria and schedules that are plugins."""

@@ -1,0 +1,46 @@
+"""The errors a user can cause and mend. Everything else is a bug and keeps its traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class PrunekitError(Exception):
+    """Something the user can put right. The message is one line: what, found, expected, next step."""
+
+
+class PluginError(PrunekitError):
+    """A plugin is broken, unknown, named twice or does not keep its contract."""
+
+
+class ConfigError(PrunekitError):
+    """A recipe, an option or a plan asks for something that cannot be."""
+
+
+class DataError(PrunekitError):
+    """The data a task was pointed at is missing, unreadable or too little."""
+
+
+class MaskError(PrunekitError):
+    """A mask does not fit its weight, or a mask file is not one."""
+
+
+class CheckpointError(PrunekitError):
+    """A checkpoint or a run folder cannot be read, written or continued."""
+
+
+class TrainingError(PrunekitError):
+    """Training cannot go on, for example because the loss is no longer a number."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` or, with nothing near, `` (known: a, b)``.
+
+    Args:
+        name: what the user wrote.
+        known: what would have been accepted.
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    if close:
+        return f" (did you mean {close[0]!r}?)"
+    return f" (known: {', '.join(names)})" if names else " (none is known)"

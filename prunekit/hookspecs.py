@@ -1,0 +1,70 @@
+"""The whole extension surface. Results come last-registered-first, so nothing may rely on order."""
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from prunekit import events
+from prunekit.criteria import Criterion
+from prunekit.layers import LayerView
+from prunekit.markers import hookspec
+from prunekit.schedules import Schedule
+from prunekit.tasks import Task
+
+
+@hookspec
+def prunekit_criteria() -> Iterable[type[Criterion]]:
+    """Return criterion classes; each has a ``name``."""
+    raise NotImplementedError
+
+
+@hookspec
+def prunekit_schedules() -> Iterable[type[Schedule]]:
+    """Return schedule classes; each has a ``name``."""
+    raise NotImplementedError
+
+
+@hookspec
+def prunekit_tasks() -> Iterable[type[Task]]:
+    """Return task classes; each has a ``name``."""
+    raise NotImplementedError
+
+
+@hookspec(firstresult=True)
+def prunekit_layer_view(module: nn.Module) -> LayerView | None:
+    """Return the view of a module type that the core does not know, or ``None``."""
+
+
+@hookspec
+def prunekit_run_started(event: events.RunStarted) -> None:
+    """A run begins, or goes on."""
+
+
+@hookspec
+def prunekit_stage_started(event: events.StageStarted) -> None:
+    """A stage begins, or goes on."""
+
+
+@hookspec
+def prunekit_masks_updated(event: events.MasksUpdated) -> None:
+    """Masks were changed."""
+
+
+@hookspec
+def prunekit_step_finished(event: events.StepFinished) -> None:
+    """An optimiser step is done; called only when a plugin implements it."""
+
+
+@hookspec
+def prunekit_epoch_finished(event: events.EpochFinished) -> None:
+    """A pass over the training batches is done."""
+
+
+@hookspec
+def prunekit_stage_finished(event: events.StageFinished) -> None:
+    """A stage is trained, evaluated and saved."""
+
+
+@hookspec
+def prunekit_run_finished(event: events.RunFinished) -> None:
+    """All stages are done."""

@@ -1,0 +1,233 @@
+"""The one shape in which a criterion sees any prunable layer.
+
+Every prunable layer is G groups of M positions with shared weights: its weight is ``[G, out, fan]``, its
+inputs ``[G, M, samples, fan]`` and its outputs ``[G, M, samples, out]``. A linear layer has G = M = 1; a
+convolution has G = groups and M = output positions; a locally connected layer has G = positions and M = 1.
+So equations (1) and (2) of the paper are one formula, and no criterion asks what kind of layer it has.
+
+This module knows linear layers and convolutions; a plugin adds others with ``prunekit_layer_view``.
+It must not know criteria, masks or training.
+"""
+
+import abc
+import math
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import ClassVar
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import ConfigError, nearest
+
+ViewOf = Callable[[nn.Module], "LayerView | None"]
+
+
+@attrs.frozen
+class LayerShape:
+    """What a schedule may know of a layer: its name and its sizes, no weights.
+
+    Attributes:
+        name: the name of the module in the deployed network.
+        kind: "linear", "convolution", or what a plugin calls its own.
+        groups: G.
+        outputs: output neurons (or maps) of one group.
+        fan_shape: the connections of one output neuron; input channels come first.
+    """
+
+    name: str
+    kind: str
+    groups: int
+    outputs: int
+    fan_shape: tuple[int, ...]
+
+    @property
+    def fan(self) -> int:
+        """Connections of one output neuron."""
+        return math.prod(self.fan_shape)
+
+    @property
+    def weights(self) -> int:
+        """Prunable weights: connections, no biases."""
+        return self.groups * self.outputs * self.fan
+
+
+class LayerView(abc.ABC):
+    """A module seen as G groups of M positions. One instance per module; it holds no data.
+
+    Positions are given as a ``slice`` over 0..M-1, so that the unfolded inputs of a whole layer never
+    have to be in memory at once.
+    """
+
+    kind: ClassVar[str]
+    parameter: ClassVar[str] = "weight"
+
+    def __init__(self, module: nn.Module, groups: int, outputs: int, fan_shape: tuple[int, ...]) -> None:
+        self.module = module
+        self.groups = groups
+        self.outputs = outputs
+        self.fan_shape = fan_shape
+
+    @property
+    def fan(self) -> int:
+        """Connections of one output neuron."""
+        return math.prod(self.fan_shape)
+
+    @property
+    def weight(self) -> Tensor:
+        """The parameter itself, looked up by name at each use."""
+        parameter: Tensor = getattr(self.module, self.parameter)
+        return parameter
+
+    def to_matrix(self, weight: Tensor) -> Tensor:
+        """Bring a tensor of the parameter's shape (weight, gradient, mask) to ``[G, out, fan]``."""
+        return weight.reshape(self.groups, self.outputs, self.fan)
+
+    def from_matrix(self, matrix: Tensor) -> Tensor:
+        """Bring ``[G, out, fan]`` back to the parameter's shape."""
+        return matrix.reshape(self.weight.shape)
+
+    @abc.abstractmethod
+    def positions(self, inputs: Tensor) -> int:
+        """Return M for these inputs of the module."""
+
+    @abc.abstractmethod
+    def inputs_at(self, inputs: Tensor, positions: slice) -> Tensor:
+        """Unfold the module's inputs at some positions: ``[G, m, samples, fan]``."""
+
+    @abc.abstractmethod
+    def outputs_at(self, outputs: Tensor, positions: slice) -> Tensor:
+        """Bring the module's outputs (or its activations) at some positions to ``[G, m, samples, out]``."""
+
+    def shape(self, name: str) -> LayerShape:
+        """Return the sizes of this layer under the name it has in a network."""
+        return LayerShape(name, self.kind, self.groups, self.outputs, self.fan_shape)
+
+
+class LinearView(LayerView):
+    """``nn.Linear``: one group, one position; all leading dimensions (tokens too) are samples."""
+
+    kind = "linear"
+
+    def __init__(self, module: nn.Linear) -> None:
+        super().__init__(module, 1, module.out_features, (module.in_features,))
+
+    def positions(self, inputs: Tensor) -> int:
+        return 1
+
+    def inputs_at(self, inputs: Tensor, positions: slice) -> Tensor:
+        return inputs.reshape(1, 1, -1, self.fan)
+
+    def outputs_at(self, outputs: Tensor, positions: slice) -> Tensor:
+        return outputs.reshape(1, 1, -1, self.outputs)
+
+
+class ConvolutionView(LayerView):
+    """``nn.Conv1d/2d/3d`` with any groups, stride, padding, padding mode and dilation.
+
+    Padding positions are inputs like others: constant 0 with zero padding, so they correlate with nothing.
+    """
+
+    kind = "convolution"
+    module: nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+    def __init__(self, module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> None:
+        fan_shape = (module.in_channels // module.groups, *module.kernel_size)
+        super().__init__(module, module.groups, module.out_channels // module.groups, fan_shape)
+
+    def _output_size(self, padded: Tensor) -> tuple[int, ...]:
+        module = self.module
+        sizes = zip(padded.shape[2:], module.kernel_size, module.stride, module.dilation, strict=True)
+        return tuple((size - dilation * (kernel - 1) - 1) // stride + 1 for size, kernel, stride, dilation in sizes)
+
+    def _pad(self, inputs: Tensor) -> Tensor:
+        """Batch and pad as the module's own forward does."""
+        module = self.module
+        batched = inputs if inputs.dim() == len(module.kernel_size) + 2 else inputs.unsqueeze(0)
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        # The attribute that forward itself uses; it also resolves padding="same".
+        amount = module._reversed_padding_repeated_twice  # noqa: SLF001 - there is no public name for it
+        return nn.functional.pad(batched, amount, mode=mode)
+
+    def positions(self, inputs: Tensor) -> int:
+        return math.prod(self._output_size(self._pad(inputs.to("meta"))))
+
+    def inputs_at(self, inputs: Tensor, positions: slice) -> Tensor:
+        module = self.module
+        padded = self._pad(inputs.detach()).contiguous()
+        out_size = self._output_size(padded)
+        steps = padded.stride()[2:]
+        chosen = torch.arange(*positions.indices(math.prod(out_size)), device=padded.device)
+        at = torch.unravel_index(chosen, out_size)
+        corner = torch.zeros_like(chosen)
+        for where, stride, step in zip(at, module.stride, steps, strict=True):
+            corner += where * stride * step
+        taps = torch.cartesian_prod(
+            *(
+                torch.arange(kernel, device=padded.device) * dilation * step
+                for kernel, dilation, step in zip(module.kernel_size, module.dilation, steps, strict=True)
+            )
+        ).reshape(-1, len(steps))
+        index = corner[:, None] + taps.sum(1)  # [m, taps], into the flattened padded image
+        taken = padded.flatten(2)[:, :, index]  # [samples, channels, m, taps]
+        samples = taken.shape[0]
+        grouped = taken.reshape(samples, self.groups, self.fan_shape[0], len(chosen), -1)
+        return grouped.permute(1, 3, 0, 2, 4).reshape(self.groups, len(chosen), samples, self.fan)
+
+    def outputs_at(self, outputs: Tensor, positions: slice) -> Tensor:
+        dimensions = len(self.module.kernel_size)
+        batched = outputs if outputs.dim() == dimensions + 2 else outputs.unsqueeze(0)
+        taken = batched.flatten(2)[:, :, positions]  # [samples, maps, m]
+        grouped = taken.reshape(taken.shape[0], self.groups, self.outputs, -1)
+        return grouped.permute(1, 3, 0, 2)
+
+
+def core_view(module: nn.Module) -> LayerView | None:
+    """Return the view of a module type that the core knows, else ``None``."""
+    # Transposed convolutions are no subclasses of these three.
+    if isinstance(module, nn.Linear):
+        return LinearView(module)
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return ConvolutionView(module)
+    return None
+
+
+def find_layers(network: nn.Module, view_of: ViewOf = core_view) -> dict[str, LayerView]:
+    """Return the prunable layers of a network by module name, in the order of the modules.
+
+    A module that appears twice is one layer, under its first name.
+    """
+    views = ((name, view_of(module)) for name, module in network.named_modules())
+    return {name: view for name, view in views if view is not None}
+
+
+def parameter_name(layer: str, view: LayerView) -> str:
+    """Return the name of a layer's weight in the network's ``state_dict``."""
+    return f"{layer}.{view.parameter}" if layer else view.parameter
+
+
+def resolve(pattern: str, names: Iterable[str], aliases: Mapping[str, str] | None = None) -> list[str]:
+    """Return the layers that a user means, in the order of the network.
+
+    A pattern is a full name, an alias of the task, the unambiguous end of a dotted name ("f" for
+    "features.f"), or a glob ("conv*").
+
+    Raises:
+        ConfigError: when nothing, or more than one layer where one is meant, answers to it.
+    """
+    known = list(names)
+    aliases = aliases or {}
+    if pattern in known:
+        return [pattern]
+    if pattern in aliases:
+        return [aliases[pattern]]
+    ends = [name for name in known if name.endswith("." + pattern)]
+    if len(ends) == 1:
+        return ends
+    if len(ends) > 1:
+        raise ConfigError(f"layer {pattern!r} could be {', '.join(ends)}; write the full name")
+    matches = [name for name in known if fnmatchcase(name, pattern)]
+    if not matches:
+        raise ConfigError(f"no prunable layer is called {pattern!r}{nearest(pattern, [*known, *aliases])}")
+    return matches

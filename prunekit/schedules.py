@@ -1,0 +1,184 @@
+"""The contract of a schedule: a pure function from the layers of a network to a plan.
+
+A plan is a list of stages; a stage trains for a budget, from given weights, and changes masks at given
+points. Because a plan is plain data, ``prunekit plan`` prints it, tests need no training, and resuming
+is an index. This module never trains and never looks at data.
+"""
+
+import abc
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import attrs
+
+from prunekit.errors import ConfigError, nearest
+from prunekit.layers import LayerShape
+from prunekit.selection import Pattern, Scope
+
+
+@attrs.frozen
+class Budget:
+    """How long to train: a number of optimiser steps or of epochs.
+
+    >>> Budget.parse("3 epochs").steps(40)
+    120
+    """
+
+    amount: int
+    unit: Literal["steps", "epochs"]
+
+    @classmethod
+    def parse(cls, text: str) -> "Budget":
+        """Read "600 steps" or "12 epochs".
+
+        Raises:
+            ConfigError: for anything else.
+        """
+        match = re.fullmatch(r"\s*(\d+)\s*(steps?|epochs?)\s*", text)
+        if match is None:
+            raise ConfigError(
+                f"training budget {text!r} is not understood, expected for example '600 steps' or '12 epochs'"
+            )
+        return cls(int(match[1]), "steps" if match[2].startswith("step") else "epochs")
+
+    def steps(self, steps_per_epoch: int) -> int:
+        """Return the budget in optimiser steps."""
+        return self.amount * (steps_per_epoch if self.unit == "epochs" else 1)
+
+    def __str__(self) -> str:
+        return f"{self.amount} {self.unit if self.amount != 1 else self.unit[:-1]}"
+
+
+@attrs.frozen
+class Grow:
+    """Let dropped connections come back at a mask update; they start from zero.
+
+    Attributes:
+        by: the largest gradients (RigL), taken before masking, or a random draw (SET).
+        fraction: of the connections the layer is to have after the update, how many are exchanged: the
+            criterion first prunes down to ``(1 - fraction) * density``, then growth fills up to ``density``.
+    """
+
+    by: Literal["gradient", "random"]
+    fraction: float = 0.0
+
+
+@attrs.frozen
+class MaskUpdate:
+    """One change of masks within a stage.
+
+    Attributes:
+        at: when, as a fraction of the stage's budget. At 0 the criterion sees the weights that the
+            stage before left, whatever the stage then starts from.
+        targets: layer name -> density after the update, in (0, 1].
+        scope: what competes: the connections of a unit, of a layer, or of all targets together
+            ("global": the total is exact, the layers share it by score). ``None``: as the criterion prefers.
+        pattern: N:M or blocks; ``None``: unstructured.
+        grow: ``None``: a dropped connection never comes back.
+    """
+
+    at: float
+    targets: Mapping[str, float]
+    scope: Scope | None = None
+    pattern: Pattern | None = None
+    grow: Grow | None = None
+
+
+@attrs.frozen
+class Start:
+    """The weights that a stage starts from; masks always stay as they are.
+
+    Attributes:
+        kind: "previous" (what the stage before left), "initial" (the run's first weights), "step" (those
+            after ``step`` optimiser steps of the run), "fresh" (drawn anew).
+    """
+
+    kind: Literal["previous", "initial", "step", "fresh"] = "previous"
+    step: int = 0
+
+
+@attrs.frozen
+class Stage:
+    """One entry of a plan: masks updated within a training budget, and what the weights start from."""
+
+    name: str
+    budget: Budget
+    updates: tuple[MaskUpdate, ...] = ()
+    start: Start = Start()
+
+
+@attrs.frozen
+class Plan:
+    """The stages of a run, in order."""
+
+    stages: tuple[Stage, ...]
+
+
+@attrs.frozen
+class PlanRequest:
+    """What a schedule plans for.
+
+    Attributes:
+        layers: the prunable layers, from input to output.
+        structure: (layer, density) in the order the user wrote them; names are resolved.
+        training: the budget of dense training.
+        retraining: the budget of each stage after it.
+    """
+
+    layers: Sequence[LayerShape]
+    structure: Sequence[tuple[str, float]]
+    training: Budget
+    retraining: Budget
+
+
+class Schedule(abc.ABC):
+    """Makes the plan. An attrs class; its constructor's arguments are its options."""
+
+    name: ClassVar[str]
+
+    @abc.abstractmethod
+    def plan(self, request: PlanRequest) -> Plan:
+        """Return the stages. Pure: the same request gives the same plan."""
+
+
+def check_plan(plan: Plan, layers: Sequence[LayerShape]) -> None:
+    """Refuse a plan that cannot be carried out.
+
+    Raises:
+        ConfigError: no stage; an unknown layer; a density outside (0, 1]; points out of order or outside [0, 1]; a
+            density that rises without growth; an empty budget with an update inside it.
+    """
+    if not plan.stages:
+        raise ConfigError("the plan has no stage; a schedule must return at least one")
+    known = {layer.name for layer in layers}
+    density = dict.fromkeys(known, 1.0)
+    for stage in plan.stages:
+        points = [update.at for update in stage.updates]
+        if points != sorted(points) or any(not 0 <= at <= 1 for at in points):
+            raise ConfigError(f"stage {stage.name!r}: mask updates at {points}, expected rising fractions in [0, 1]")
+        for update in stage.updates:
+            for name, target in update.targets.items():
+                if name not in known:
+                    raise ConfigError(f"stage {stage.name!r} names layer {name!r}{nearest(name, known)}")
+                check_density(target, f"stage {stage.name!r}, layer {name!r}")
+                if target > density[name] and update.grow is None:
+                    raise ConfigError(
+                        f"stage {stage.name!r}: density of {name!r} rises from {density[name]:g} to {target:g}, "
+                        "but a dropped connection never comes back; give the update a Grow"
+                    )
+                density[name] = target
+
+
+def check_density(density: float, where: str) -> None:
+    """Refuse a density outside (0, 1], with a hint where percent were meant.
+
+    Raises:
+        ConfigError: naming ``where``.
+    """
+    if math.isfinite(density) and 0 < density <= 1:
+        return
+    percent = density / 100
+    hint = f"; for {density:g} percent write {percent:g}" if density > 1 and percent <= 1 else ""
+    raise ConfigError(f"{where}: density {density:g} is outside (0, 1]{hint}")

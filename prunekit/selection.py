@@ -1,0 +1,159 @@
+"""Exactly-k selection: which scores win, with the count exact and ties broken the same way every time.
+
+Scores are ``[G, out, fan]``, higher = keep. The number kept is always ``round(density * weights)``; per
+unit it differs by at most one between units. Among equal scores the earlier connection wins.
+This module knows scores and counts only.
+"""
+
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Literal
+
+import attrs
+import torch
+from torch import Tensor
+
+from prunekit.errors import MaskError
+
+Scope = Literal["unit", "layer", "global"]
+
+
+@attrs.frozen
+class NofM:
+    """Keep n of every m neighbours along the input channels (2:4 is ``NofM(2, 4)``)."""
+
+    n: int
+    m: int
+
+
+@attrs.frozen
+class Blocks:
+    """Keep or drop blocks of ``rows`` output units x ``columns`` connections; 1 x fan removes whole units."""
+
+    rows: int
+    columns: int
+
+
+Pattern = NofM | Blocks
+
+
+@attrs.frozen
+class Quota:
+    """How many connections of one layer to keep, and what competes with what.
+
+    Attributes:
+        density: kept / total, in (0, 1].
+        fan_shape: the shape of one unit's connections, input channels first.
+        scope: "unit" gives every output unit its share; "layer" lets all connections compete.
+        pattern: N:M or blocks; ``None``: unstructured.
+        candidates: bool ``[G, out, fan]``, the connections that may be kept; ``None``: all.
+    """
+
+    density: float
+    fan_shape: tuple[int, ...]
+    scope: Literal["unit", "layer"] = "layer"
+    pattern: Pattern | None = None
+    candidates: Tensor | None = None
+
+
+def kept_count(density: float, total: int) -> int:
+    """Return round(density * total), halves up, computed exactly."""
+    return math.floor(Fraction(density) * total + Fraction(1, 2))
+
+
+def unit_counts(density: float, units: int, fan: int) -> Tensor:
+    """Return how many connections each of ``units`` keeps: int64 ``[units]``.
+
+    They add up to ``kept_count(density, units * fan)`` and differ by at most one; the larger shares
+    are spread evenly over the units.
+    """
+    total = kept_count(density, units * fan)
+    ends = torch.arange(units + 1, dtype=torch.int64) * total // units
+    return ends.diff()
+
+
+def top_counts(scores: Tensor, counts: Tensor) -> Tensor:
+    """Mark the ``counts[u]`` largest entries of each row, the earlier one where scores are equal.
+
+    Args:
+        scores: ``[units, fan]``; ``-inf`` is a score like any other.
+        counts: int64 ``[units]``, 0 <= count <= fan.
+
+    Returns:
+        bool ``[units, fan]``, exactly ``counts[u]`` True in row u.
+    """
+    counts = counts.to(scores.device).unsqueeze(1)
+    largest = int(counts.max()) if counts.numel() else 0
+    if largest == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    best = scores.topk(largest, dim=1).values
+    threshold = best.gather(1, (counts - 1).clamp(min=0))
+    above = scores > threshold
+    level = scores == threshold
+    # The k-th largest value settles all but its equals; of those the first ones fill the count.
+    level &= level.cumsum(1) <= counts - above.sum(1, keepdim=True)
+    return (above | level) & (counts > 0)
+
+
+def keep_best(scores: Tensor, quota: Quota) -> Tensor:
+    """Return the mask of the best-scored connections of one layer, bool ``[G, out, fan]``.
+
+    Raises:
+        MaskError: when the pattern does not fit the layer or the density, or when fewer connections
+            are left than are to be kept.
+    """
+    if quota.candidates is not None:
+        scores = scores.masked_fill(~quota.candidates, -math.inf)
+    if isinstance(quota.pattern, NofM):
+        mask = _keep_n_of_m(scores, quota.pattern, quota)
+    elif isinstance(quota.pattern, Blocks):
+        mask = _keep_blocks(scores, quota.pattern, quota)
+    else:
+        mask = _keep_rows(scores, quota)
+    if quota.candidates is not None and bool((mask & ~quota.candidates).any()):
+        raise MaskError(
+            f"density {quota.density:g} asks for {int(mask.sum())} connections, "
+            f"but only {int((mask & quota.candidates).sum())} of the right places are still there"
+        )
+    return mask
+
+
+def _keep_rows(scores: Tensor, quota: Quota) -> Tensor:
+    rows = scores.flatten(0, 1) if quota.scope == "unit" else scores.reshape(1, -1)
+    counts = unit_counts(quota.density, *rows.shape)
+    return top_counts(rows, counts).reshape(scores.shape)
+
+
+def _keep_n_of_m(scores: Tensor, pattern: NofM, quota: Quota) -> Tensor:
+    channels = quota.fan_shape[0]
+    if channels % pattern.m or not 0 < pattern.n <= pattern.m:
+        raise MaskError(f"pattern {pattern.n}:{pattern.m} does not divide {channels} input channels")
+    if not math.isclose(quota.density, pattern.n / pattern.m):
+        raise MaskError(
+            f"pattern {pattern.n}:{pattern.m} is density {pattern.n / pattern.m:g}, asked was {quota.density:g}"
+        )
+    # Neighbours along the input channels: kernel taps move to the front.
+    by_channel = scores.reshape(*scores.shape[:2], channels, -1).transpose(-1, -2)
+    groups = by_channel.reshape(-1, pattern.m)
+    mask = top_counts(groups, torch.full((len(groups),), pattern.n)).reshape(by_channel.shape)
+    return mask.transpose(-1, -2).reshape(scores.shape)
+
+
+def _keep_blocks(scores: Tensor, pattern: Blocks, quota: Quota) -> Tensor:
+    groups, out, fan = scores.shape
+    rows, columns = pattern.rows, pattern.columns
+    if rows < 1 or columns < 1 or out % rows or fan % columns:
+        raise MaskError(f"blocks of {rows} x {columns} do not divide a layer of {out} x {fan}")
+    tiles = scores.reshape(groups, out // rows, rows, fan // columns, columns)
+    mask = _keep_rows(tiles.sum((2, 4)), quota)
+    spread = mask[:, :, None, :, None].expand(tiles.shape)
+    return spread.reshape(scores.shape)
+
+
+def keep_best_global(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Let the connections of several layers compete: the ``count`` best of all, as one mask per layer."""
+    flat = torch.cat([layer.reshape(-1) for layer in scores.values()])
+    mask = top_counts(flat.unsqueeze(0), torch.tensor([count])).squeeze(0)
+    parts = torch.split(mask, [layer.numel() for layer in scores.values()])
+    return {name: part.reshape(layer.shape) for (name, layer), part in zip(scores.items(), parts, strict=True)}
