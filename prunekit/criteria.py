@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from prunekit.layers import LayerView
-from prunekit.selection import Quota, Scope, keep_best
+from prunekit.selection import Pattern, Quota, Scope, keep_best
 
 Need = Literal["activations", "gradients"]
 
@@ -56,6 +56,13 @@ class Criterion(abc.ABC):
     name: ClassVar[str]
     needs: ClassVar[frozenset[Need]] = frozenset()
     scope: ClassVar[Scope] = "layer"
+
+    def check(self, scope: Scope, pattern: Pattern | None) -> None:
+        """Refuse what this criterion cannot select. Called before training, for every planned update.
+
+        Raises:
+            ConfigError: saying which option to change.
+        """
 
     def observe(self, seen: Observation) -> None:
         """Take in one batch. Called under ``torch.no_grad``; keep sums, not tensors."""

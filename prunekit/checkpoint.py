@@ -1,0 +1,158 @@
+"""Checkpoints: everything a run needs to go on exactly where it stopped, in one safetensors file.
+
+Tensors are tensors; all else is JSON in the file's header. A file is complete or absent. It must not know
+what a stage or a plan is; positions are two numbers.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from prunekit.errors import CheckpointError
+from prunekit.files import write_atomically
+
+_HEADER = "prunekit"
+_VERSION = 1
+_NAME = re.compile(r"stage-(\d+)-step-(\d+)\.safetensors")
+
+
+@attrs.frozen
+class Checkpoint:
+    """The state of a run between two optimiser steps.
+
+    Attributes:
+        stage: index of the stage to go on with.
+        step: optimiser steps of it that are done.
+        tensors: groups of tensors: "model", "masks", "random", whatever the engine saves.
+        optimizer: ``Optimizer.state_dict()``, or ``None`` between stages.
+        facts: all that is JSON.
+    """
+
+    stage: int
+    step: int
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    optimizer: Mapping[str, Any] | None
+    facts: Mapping[str, Any]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
+    """Write a checkpoint, then remove all but the newest ``keep``.
+
+    Raises:
+        CheckpointError: when it cannot be written; what was there stays.
+    """
+    tensors = {
+        f"{group}/{name}": tensor.detach().cpu().contiguous().clone()
+        for group, members in checkpoint.tensors.items()
+        for name, tensor in members.items()
+    }
+    optimizer = None
+    if checkpoint.optimizer is not None:
+        state, numbers = _split_state(checkpoint.optimizer["state"])
+        tensors |= {f"optimizer/{key}": tensor.detach().cpu().contiguous().clone() for key, tensor in state.items()}
+        optimizer = {"numbers": numbers, "groups": checkpoint.optimizer["param_groups"]}
+    header = {
+        "version": _VERSION,
+        "stage": checkpoint.stage,
+        "step": checkpoint.step,
+        "groups": sorted(checkpoint.tensors),
+        "optimizer": optimizer,
+        "facts": checkpoint.facts,
+    }
+    path = folder / f"stage-{checkpoint.stage:03d}-step-{checkpoint.step:08d}.safetensors"
+    # One metadata key: safetensors writes several in no stable order.
+    write_atomically(path, save(tensors, metadata={_HEADER: json.dumps(header, sort_keys=True)}))
+    for old in _checkpoint_files(folder)[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read one checkpoint.
+
+    Raises:
+        CheckpointError: when the file is missing, cut short or not a checkpoint.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[_HEADER])
+            flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
+        if header["version"] != _VERSION:
+            raise CheckpointError(
+                f"checkpoint {path} has format version {header['version']}, this prunekit reads {_VERSION}"
+            )
+        tensors: dict[str, dict[str, Tensor]] = {group: {} for group in [*header["groups"], "optimizer"]}
+        for key, tensor in flat.items():
+            group, _, name = key.partition("/")
+            tensors[group][name] = tensor
+        state = tensors.pop("optimizer")
+        optimizer = None
+        if header["optimizer"] is not None:
+            optimizer = {
+                "state": _join_state(state, header["optimizer"]["numbers"]),
+                "param_groups": header["optimizer"]["groups"],
+            }
+        return Checkpoint(header["stage"], header["step"], tensors, optimizer, header["facts"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest checkpoint that can be read, and what was wrong with newer ones.
+
+    A folder without any gives ``None``: the run starts at the beginning.
+    """
+    broken = []
+    for path in reversed(_checkpoint_files(folder)):
+        try:
+            return load_checkpoint(path), broken
+        except CheckpointError as error:
+            broken.append(str(error))
+    if broken:
+        raise CheckpointError(f"no checkpoint in {folder} can be read: {'; '.join(broken)}")
+    return None, broken
+
+
+def _checkpoint_files(folder: Path) -> list[Path]:
+    """Return the checkpoint files, oldest first."""
+    found = ((match, path) for path in folder.glob("*.safetensors") if (match := _NAME.fullmatch(path.name)))
+    return [path for _, path in sorted(found, key=lambda pair: (int(pair[0][1]), int(pair[0][2])))]
+
+
+def _split_state(state: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Part the state of an optimiser into tensors and plain numbers, keyed "<parameter>/<name>"."""
+    flat = {f"{index}/{name}": value for index, entry in state.items() for name, value in entry.items()}
+    tensors = {key: value for key, value in flat.items() if isinstance(value, Tensor)}
+    return tensors, {key: value for key, value in flat.items() if key not in tensors}
+
+
+def _join_state(tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**numbers, **tensors}.items():
+        index, _, name = key.partition("/")
+        state.setdefault(int(index), {})[name] = value
+    return state
+
+
+def random_state() -> dict[str, Tensor]:
+    """Return the states of torch's global generators, which dropout draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states |= {f"cuda:{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def set_random_state(states: Mapping[str, Tensor]) -> None:
+    """Put back what ``random_state`` returned; states of devices that are not here are left out."""
+    torch.set_rng_state(states["cpu"])
+    for index in range(torch.cuda.device_count()):
+        if f"cuda:{index}" in states:
+            torch.cuda.set_rng_state(states[f"cuda:{index}"], index)

@@ -1,0 +1,89 @@
+"""Where and in which arithmetic a run computes: device, precision, memory order, compilation.
+
+It must not know what is computed.
+"""
+
+import platform
+from contextlib import AbstractContextManager
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import ConfigError
+from prunekit.tasks import Training
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_IMAGE_DIMENSIONS = 4
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of that name; "auto" takes a GPU where there is one.
+
+    Raises:
+        ConfigError: when the name means nothing or the device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        raise ConfigError(f"device {name!r} cannot be used here; expected auto or one of {', '.join(there)}") from error
+    if device.type == "meta":
+        raise ConfigError("device 'meta' holds no numbers, so nothing can be trained on it; use auto, cpu or cuda")
+    return device
+
+
+@attrs.frozen
+class Hardware:
+    """A device and how to use it."""
+
+    device: torch.device
+    precision: str
+    channels_last: bool
+    compile: bool
+
+    @classmethod
+    def of(cls, device: str, training: Training) -> "Hardware":
+        """Build from the run's device name and its training settings."""
+        return cls(pick_device(device), training.precision, training.channels_last, training.compile)
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Move a model to the device and into the memory order."""
+        if self.channels_last:
+            # The stubs of torch do not know memory_format on modules.
+            return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
+        return model.to(self.device)
+
+    def callable(self, model: nn.Module) -> nn.Module:
+        """Return what to call in training: the model, compiled on request."""
+        return torch.compile(model) if self.compile else model  # type: ignore[return-value]
+
+    def move(self, batch: Any) -> Any:
+        """Move every tensor of a batch (nested tuples, lists, dicts) to the device."""
+        if isinstance(batch, Tensor):
+            channels_last = self.channels_last and batch.dim() == _IMAGE_DIMENSIONS
+            order = torch.channels_last if channels_last else torch.preserve_format
+            return batch.to(self.device, non_blocking=True, memory_format=order)
+        if isinstance(batch, tuple | list):
+            return type(batch)([self.move(part) for part in batch])
+        if isinstance(batch, dict):
+            return {key: self.move(part) for key, part in batch.items()}
+        return batch
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context of mixed precision; does nothing in fp32."""
+        lower = _AUTOCAST.get(self.precision)
+        return torch.autocast(self.device.type, dtype=lower or torch.bfloat16, enabled=lower is not None)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Return the gradient scaler, which does something in fp16 only."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    def __str__(self) -> str:
+        where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine()
+        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        return f"{self.device} ({where}{threads}), {self.precision}"

@@ -1,0 +1,125 @@
+"""Shows layers to criteria: records what batches bring to and take from each layer.
+
+The caller runs the network; this module only listens, and it must not know how batches are made.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from prunekit.criteria import Criterion, Observation
+from prunekit.layers import LayerView
+
+Show = Callable[[], Iterator[None]]
+"""Runs the network on one batch after another: forward, and backward where gradients are wanted; each
+batch ends in a ``yield``."""
+
+
+@attrs.define
+class _Record:
+    """What one layer saw during one batch; a module that is called twice has two entries."""
+
+    inputs: list[Tensor] = attrs.field(factory=list)
+    outputs: list[Tensor] = attrs.field(factory=list)
+    activations: list[Tensor] = attrs.field(factory=list)
+    output_gradients: dict[int, Tensor] = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class Evidence:
+    """Where criteria get what they need.
+
+    Attributes:
+        activations: shows the calibration set, forward only.
+        gradients: shows training batches, forward and backward of the loss; the gradients must not be
+            masked. ``None``: not to be had.
+        activation_of: layer -> module whose output is the layer's activation, in the same network.
+    """
+
+    activations: Show | None
+    gradients: Show | None = None
+    activation_of: Mapping[str, str] = attrs.field(factory=dict)
+
+
+def observe(
+    network: nn.Module,
+    layers: Mapping[str, LayerView],
+    criteria: Mapping[str, Criterion],
+    evidence: Evidence,
+    show: Show,
+) -> None:
+    """Show all batches to all criteria, again for as long as one of them asks for another pass."""
+    waiting = dict(criteria)
+    while waiting:
+        watched = {name: layers[name] for name in waiting}
+        with _listening(network, watched, evidence.activation_of) as records:
+            for _ in show():
+                for name, view in watched.items():
+                    for seen in _observations(view, records[name], with_activation=name in evidence.activation_of):
+                        with torch.no_grad():
+                            waiting[name].observe(seen)
+                    records[name] = _Record()
+        waiting = {name: criterion for name, criterion in waiting.items() if criterion.end_pass()}
+
+
+def summed_gradients(layers: Mapping[str, LayerView], show: Show) -> dict[str, Tensor]:
+    """Return the loss gradient of each layer's weight summed over the batches: ``[G, out, fan]``."""
+    sums: dict[str, Tensor] = {}
+    for _ in show():
+        for name, view in layers.items():
+            gradient = view.weight.grad
+            if gradient is not None:
+                matrix = view.to_matrix(gradient.detach()).float()
+                sums[name] = sums[name] + matrix if name in sums else matrix.clone()
+    return sums
+
+
+@contextmanager
+def _listening(
+    network: nn.Module, layers: Mapping[str, LayerView], activation_of: Mapping[str, str]
+) -> Iterator[dict[str, _Record]]:
+    records = {name: _Record() for name in layers}
+
+    def layer_hook(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
+            record = records[name]
+            index = len(record.outputs)
+            record.inputs.append(inputs[0].detach())
+            # A copy, since an activation function behind may work in place.
+            record.outputs.append(outputs.detach().clone())
+            if outputs.requires_grad:
+                outputs.register_hook(lambda gradient: record.output_gradients.__setitem__(index, gradient.detach()))
+
+        return hook
+
+    def activation_hook(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: tuple[Any, ...], outputs: Any) -> None:
+            records[name].activations.append(outputs.detach())
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name, view in layers.items():
+            hooks.callback(view.module.register_forward_hook(layer_hook(name)).remove)
+            if name in activation_of:
+                module = network.get_submodule(activation_of[name])
+                hooks.callback(module.register_forward_hook(activation_hook(name)).remove)
+        yield records
+
+
+def _observations(view: LayerView, record: _Record, *, with_activation: bool) -> Iterable[Observation]:
+    gradient = view.weight.grad
+    activations = record.activations if with_activation else record.outputs
+    for index, (inputs, outputs, activation) in enumerate(zip(record.inputs, record.outputs, activations, strict=True)):
+        yield Observation(
+            layer=view,
+            inputs=inputs,
+            outputs=outputs,
+            activations=activation,
+            output_gradient=record.output_gradients.get(index),
+            weight_gradient=None if gradient is None else view.to_matrix(gradient.detach()),
+        )

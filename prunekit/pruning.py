@@ -1,0 +1,188 @@
+"""One mask update: observe, score, select, repair, grow.
+
+Both the engine and ``prunekit.select`` come here. This module decides which connections stay; holding
+them at zero is the business of ``masks``, and when to update is that of the schedule.
+"""
+
+from collections.abc import Callable, Mapping
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from prunekit.criteria import Criterion
+from prunekit.errors import ConfigError, PluginError
+from prunekit.events import LayerUpdate
+from prunekit.layers import LayerView
+from prunekit.observing import Evidence, observe, summed_gradients
+from prunekit.schedules import MaskUpdate
+from prunekit.seeds import Seeds
+from prunekit.selection import Quota, keep_best, keep_best_global, kept_count
+
+
+@attrs.frozen
+class Chosen:
+    """The outcome of an update: layer -> mask of the weight's shape, and what changed."""
+
+    masks: Mapping[str, Tensor]
+    layers: Mapping[str, LayerUpdate]
+
+
+def choose_masks(
+    network: nn.Module,
+    layers: Mapping[str, LayerView],
+    update: MaskUpdate,
+    current: Mapping[str, Tensor],
+    make_criterion: Callable[[], Criterion],
+    evidence: Evidence,
+    seeds: Seeds,
+) -> Chosen:
+    """Carry out one mask update on the weights as they are.
+
+    Kept weights may be repaired in place (``Criterion.reconstruct``); nothing is set to zero here.
+
+    Args:
+        network: the network that the layers are in.
+        layers: all prunable layers by name.
+        update: what is asked.
+        current: layer -> mask so far (bool, the weight's shape); a layer not named is dense.
+        make_criterion: returns a fresh criterion.
+        evidence: where criteria get activations and gradients.
+        seeds: the seeds of this update; every layer draws from a generator of its own.
+
+    Raises:
+        ConfigError: when a criterion needs data that ``evidence`` does not have.
+        MaskError: when the count cannot be met.
+        PluginError: when a criterion returns scores or masks that are none.
+    """
+    targets = {name: layers[name] for name in update.targets}
+    criteria = {name: make_criterion() for name in targets}
+    for criterion in criteria.values():
+        criterion.check(update.scope or criterion.scope, update.pattern)
+    _observe(network, targets, criteria, evidence)
+    before = {name: _matrix_of(current, name, view) for name, view in targets.items()}
+    generators = {name: seeds.generator("selection", name) for name in targets}
+    scores = {name: _scores(criteria[name], name, view, generators[name]) for name, view in targets.items()}
+    masks = _select(update, targets, criteria, scores, before, generators)
+    for name, view in targets.items():
+        _repair(criteria[name], view, masks[name])
+    if update.grow is not None:
+        masks = _grow(update, targets, masks, evidence, generators)
+    return Chosen(
+        {name: view.from_matrix(masks[name]) for name, view in targets.items()},
+        {name: _describe(update.targets[name], masks[name], scores[name]) for name in targets},
+    )
+
+
+def _observe(
+    network: nn.Module, layers: Mapping[str, LayerView], criteria: Mapping[str, Criterion], evidence: Evidence
+) -> None:
+    needs = {need for criterion in criteria.values() for need in criterion.needs}
+    if not needs:
+        return
+    show = evidence.gradients if "gradients" in needs else evidence.activations
+    if show is None:
+        name = next(iter(criteria.values())).name
+        wanted = "a loss and training batches" if "gradients" in needs else "batches to observe"
+        raise ConfigError(f"criterion {name!r} needs {' and '.join(sorted(needs))}: give it {wanted}")
+    observe(network, layers, criteria, evidence, show)
+
+
+def _matrix_of(current: Mapping[str, Tensor], name: str, view: LayerView) -> Tensor | None:
+    mask = current.get(name)
+    return None if mask is None or bool(mask.all()) else view.to_matrix(mask)
+
+
+def _scores(criterion: Criterion, name: str, view: LayerView, generator: torch.Generator) -> Tensor:
+    weight = view.to_matrix(view.weight.detach())
+    with torch.no_grad():
+        scores = criterion.score(weight, generator)
+    if scores.shape != weight.shape or not scores.is_floating_point():
+        raise PluginError(
+            f"criterion {criterion.name!r} scored layer {name!r} with {scores.dtype} {tuple(scores.shape)}, "
+            f"expected floats {tuple(weight.shape)}"
+        )
+    if bool(scores.isnan().any()):
+        raise PluginError(f"criterion {criterion.name!r} gave NaN scores for layer {name!r}; are its weights finite?")
+    return scores
+
+
+def _select(
+    update: MaskUpdate,
+    layers: Mapping[str, LayerView],
+    criteria: Mapping[str, Criterion],
+    scores: Mapping[str, Tensor],
+    before: Mapping[str, Tensor | None],
+    generators: Mapping[str, torch.Generator],
+) -> dict[str, Tensor]:
+    exchanged = update.grow.fraction if update.grow is not None else 0.0
+    counts = {}
+    for name in layers:
+        old = before[name]
+        total = scores[name].numel()
+        there = total if old is None else int(old.sum())
+        # A layer that is to grow keeps what it has; growth fills it up.
+        counts[name] = min(there, kept_count(update.targets[name] * (1 - exchanged), total))
+    scope = update.scope or next(iter(criteria.values())).scope
+    if scope == "global":
+        ranked = {
+            name: score if (old := before[name]) is None else score.masked_fill(~old, -torch.inf)
+            for name, score in scores.items()
+        }
+        return keep_best_global(ranked, sum(counts.values()))
+    masks = {}
+    for name, view in layers.items():
+        quota = Quota(counts[name] / scores[name].numel(), view.fan_shape, scope, update.pattern, before[name])
+        with torch.no_grad():
+            masks[name] = criteria[name].select(scores[name], quota, generators[name])
+        kept = int(masks[name].sum()) if masks[name].dtype == torch.bool else -1
+        if masks[name].shape != scores[name].shape or kept != counts[name]:
+            found = f"{kept} of {masks[name].numel()}" if kept >= 0 else f"a {masks[name].dtype} tensor"
+            raise PluginError(
+                f"criterion {criteria[name].name!r} kept {found} connections of layer {name!r}, "
+                f"expected exactly {counts[name]} as bool {tuple(scores[name].shape)}"
+            )
+    return masks
+
+
+def _repair(criterion: Criterion, view: LayerView, mask: Tensor) -> None:
+    parameter = view.weight
+    with torch.no_grad():
+        weight = view.to_matrix(parameter.detach())
+        repaired = criterion.reconstruct(weight, mask)
+        if repaired is not weight:
+            parameter.copy_(view.from_matrix(repaired))
+
+
+def _grow(
+    update: MaskUpdate,
+    layers: Mapping[str, LayerView],
+    masks: Mapping[str, Tensor],
+    evidence: Evidence,
+    generators: Mapping[str, torch.Generator],
+) -> dict[str, Tensor]:
+    """Fill each layer up to its density, from all that is dropped now (the just-dropped too, as RigL does)."""
+    assert update.grow is not None
+    if update.grow.by == "gradient":
+        if evidence.gradients is None:
+            raise ConfigError("growing by gradient needs a loss and training batches")
+        gradients = summed_gradients(layers, evidence.gradients)
+        wish = {name: gradients[name].abs() if name in gradients else torch.zeros_like(masks[name]) for name in layers}
+    else:
+        wish = {name: torch.rand(mask.shape, generator=generators[name]) for name, mask in masks.items()}
+    grown = {}
+    for name, mask in masks.items():
+        missing = kept_count(update.targets[name], mask.numel()) - int(mask.sum())
+        quota = Quota(missing / mask.numel(), layers[name].fan_shape, candidates=~mask)
+        grown[name] = mask | keep_best(wish[name].to(mask.device).float(), quota) if missing > 0 else mask
+    return grown
+
+
+def _describe(asked: float, mask: Tensor, scores: Tensor) -> LayerUpdate:
+    return LayerUpdate(
+        asked=asked,
+        kept=int(mask.sum()),
+        weights=mask.numel(),
+        mean_kept_score=float(scores[mask].double().mean()) if mask.any() else 0.0,
+        mean_score=float(scores.double().mean()),
+    )

@@ -1,0 +1,164 @@
+"""One plain training loop: batches, loss, backward, clipping, optimiser step.
+
+It yields after every optimiser step, so that whoever drives it decides what happens in between. It must
+not know stages, masks or checkpoints.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from prunekit.errors import DataError
+from prunekit.hardware import Hardware
+from prunekit.seeds import Seeds
+from prunekit.tasks import Split, Task, Training
+
+
+def rate_factor(settings: Training, step: int, steps: int) -> float:
+    """Return the factor on the learning rate at ``step`` (0 .. steps-1) of a stage.
+
+    Warm-up rises linearly to 1 over ``warmup * steps`` steps; then the chosen decay falls to 0 at
+    ``steps`` (or stays, with "constant").
+    """
+    warmup = settings.warmup * steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    done = (step - warmup) / max(steps - warmup, 1)
+    if settings.decay == "cosine":
+        return (1 + math.cos(math.pi * done)) / 2
+    return 1 - done if settings.decay == "linear" else 1.0
+
+
+def epoch_steps(batches: int, accumulate: int) -> int:
+    """Return the optimiser steps of an epoch; left-over batches that fill no step are not used.
+
+    Raises:
+        DataError: when an epoch has too few batches for one step.
+    """
+    if batches < accumulate:
+        raise DataError(
+            f"an epoch has {batches} training batches, too few for one step of {accumulate}; "
+            "use more data, smaller batches or less accumulation"
+        )
+    return batches // accumulate
+
+
+def read_batches(source: Sequence[Any], indices: range, workers: int) -> Iterator[Any]:
+    """Yield ``source[i]`` for the indices, in order, prepared by worker processes when there are any."""
+    if workers == 0:
+        return (source[index] for index in indices)
+    # Its own generator: the loader would draw from the global one and move everybody's numbers.
+    loader: DataLoader[Any] = DataLoader(
+        source,  # type: ignore[arg-type] # a sequence is a map-style dataset
+        batch_size=None,
+        sampler=indices,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),
+    )
+    return iter(loader)
+
+
+@attrs.frozen
+class Loop:
+    """Takes optimiser steps; all state is in the model, the optimiser and the scaler.
+
+    Attributes:
+        task: gives batches and loss.
+        model: what to call, compiled or not.
+        optimizer: its groups' ``initial_lr`` are the base learning rates.
+        scaler: of the hardware's precision.
+        settings: how to train.
+        hardware: where.
+    """
+
+    task: Task
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    settings: Training
+    hardware: Hardware
+
+    def set_rate(self, factor: float) -> float:
+        """Set every group to ``factor`` times its base rate; return the first group's rate."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+        rate: float = self.optimizer.param_groups[0]["lr"]
+        return rate
+
+    def epoch(self, batches: Sequence[Any], first: int, last: int, factors: Sequence[float]) -> Iterator[Tensor]:
+        """Take the steps ``first`` .. ``last - 1`` of an epoch and yield each one's mean loss, on the device.
+
+        Args:
+            batches: the epoch.
+            first: step of the epoch to begin with.
+            last: step to stop before.
+            factors: one factor on the learning rate for each of these steps.
+        """
+        size = self.settings.accumulate
+        source = read_batches(batches, range(first * size, last * size), self.settings.workers)
+        for factor in factors:
+            self.set_rate(factor)
+            yield self._step(islice(source, size))
+
+    def _step(self, batches: Iterator[Any]) -> Tensor:
+        self.model.train()
+        total = torch.zeros((), device=self.hardware.device)
+        for batch in batches:
+            moved = self.hardware.move(batch)
+            with self.hardware.autocast():
+                loss = self.task.loss(self.model, moved) / self.settings.accumulate
+            # torch's stubs leave backward untyped, here and below.
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        if self.settings.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return total
+
+
+@attrs.frozen
+class Shower:
+    """Runs the model on batches without training it, for criteria that observe.
+
+    The model is in evaluation mode; mixed precision is off, so that statistics are those of fp32.
+    """
+
+    task: Task
+    model: nn.Module
+    hardware: Hardware
+    seeds: Seeds
+    limit: int
+
+    def activations(self) -> Iterator[None]:
+        """Show the calibration set, forward only."""
+        self.model.eval()
+        for batch in self._batches("calibration", self.limit):
+            with torch.no_grad():
+                self.task.forward(self.model, batch)
+            yield
+
+    def gradients(self) -> Iterator[None]:
+        """Show training batches, as many as the calibration set has, with the gradients of their loss."""
+        self.model.eval()
+        limit = self.limit or len(self.task.batches("calibration", 0, self.seeds))
+        for batch in self._batches("train", limit):
+            self.model.zero_grad(set_to_none=True)
+            with torch.enable_grad():
+                self.task.loss(self.model, batch).backward()  # type: ignore[no-untyped-call]
+            yield
+        self.model.zero_grad(set_to_none=True)
+
+    def _batches(self, split: Split, limit: int) -> Iterator[Any]:
+        source = self.task.batches(split, 0, self.seeds)
+        for index in range(min(limit, len(source)) if limit else len(source)):
+            yield self.hardware.move(source[index])
