@@ -1,0 +1,12 @@
+"""The built-in plugins: like any other's, but always registered. A plugin's name is that of its module."""
+
+PLUGINS = (
+    "prunekit.builtin.layer_views",
+    "prunekit.builtin.magnitude",
+    "prunekit.builtin.random_choice",
+    "prunekit.builtin.correlation",
+    "prunekit.builtin.one_shot",
+    "prunekit.builtin.layerwise",
+    "prunekit.builtin.progress",
+    "prunekit.builtin.metric_log",
+)

@@ -1,0 +1,12 @@
+"""The views of the core's own layer types, asked last so that a plugin may see a module differently."""
+
+from torch import nn
+
+from prunekit.layers import LayerView, core_view
+from prunekit.markers import hookimpl
+
+
+@hookimpl(trylast=True)
+def prunekit_layer_view(module: nn.Module) -> LayerView | None:
+    """View linear layers and convolutions."""
+    return core_view(module)

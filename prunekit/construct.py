@@ -1,0 +1,214 @@
+"""From what a user wrote to the object of a plugin class: options looked up, converted and checked.
+
+An option is what the class's constructor takes. The class is an attrs class, or one whose constructor
+takes nothing; a hand-written constructor with arguments is refused, because it says nothing of types,
+defaults and help. This module knows classes and values; it must not know plugins, recipes or commands.
+"""
+
+import inspect
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import cattrs
+
+from prunekit.errors import ConfigError, PluginError, nearest
+
+
+@attrs.frozen
+class OptionInfo:
+    """One option of a class, as ``prunekit show`` prints it.
+
+    Attributes:
+        name: what the user writes.
+        type: the annotated type.
+        default: the value where the user says nothing; ``attrs.NOTHING`` if one must be given.
+        help: one line.
+        choices: the only values allowed; empty: any.
+        low: the least value allowed.
+        high: the greatest value allowed.
+    """
+
+    name: str
+    type: Any
+    default: Any
+    help: str = ""
+    choices: tuple[Any, ...] = ()
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def expected(self) -> str:
+        """The type, in words."""
+        return _in_words(self.type)
+
+
+def options_of(cls: type) -> dict[str, OptionInfo]:
+    """Return the options of a class by name, in the order of its constructor.
+
+    Raises:
+        PluginError: when the constructor's arguments cannot be known: a hand-written one, options in a
+            class without ``@attrs.define``, annotations that name nothing.
+    """
+    for ancestor in cls.__mro__:
+        for name, value in vars(ancestor).items():
+            if isinstance(value, _UNDECORATED):
+                raise PluginError(f"option {name!r} has no effect; put @attrs.define above class {ancestor.__name__}")
+    taken = [name for name, p in inspect.signature(cls).parameters.items() if p.kind is not p.VAR_KEYWORD]
+    if not taken:
+        return {}
+    fields = {field.alias: field for field in attrs.fields(cls) if field.init} if attrs.has(cls) else {}
+    if set(taken) != set(fields):
+        raise PluginError(f"its constructor takes {', '.join(taken)} by hand; make it an attrs class with options")
+    try:
+        hints = typing.get_type_hints(cls)
+    except NameError as error:
+        raise PluginError(f"the type of an option is not known: {error}") from error
+    return {name: _describe(name, fields[name], hints) for name in taken}
+
+
+# What attrs.field() returns; attrs takes it out of a class that it decorates.
+_UNDECORATED = type(attrs.field())
+
+
+def _describe(name: str, field: "attrs.Attribute[Any]", hints: Mapping[str, Any]) -> OptionInfo:
+    default = field.default
+    if isinstance(default, attrs.Factory):  # type: ignore[arg-type] # a class at run time, a function in the stubs
+        factory: Any = default
+        default = attrs.NOTHING if factory.takes_self else factory.factory()
+    known = {key: field.metadata[key] for key in ("help", "choices", "low", "high") if key in field.metadata}
+    return OptionInfo(name, hints.get(field.name, Any), default, **known)
+
+
+def convert_options(cls: type, options: Mapping[str, Any], section: str, owner: str) -> dict[str, Any]:
+    """Convert what a user wrote to the types of the options; text becomes numbers, truth values, ``None``.
+
+    Args:
+        cls: the class that will take them.
+        options: name -> value, only those the user gave.
+        section: where the user wrote them, for messages: "criterion"; "" at the top of a recipe.
+        owner: whose options they are, for messages: "criterion 'correlation'".
+
+    Raises:
+        ConfigError: an unknown option, or a value of another type; names section, key, value.
+    """
+    known = options_of(cls)
+    converted = {}
+    for name, value in options.items():
+        if name not in known:
+            raise ConfigError(f"{owner} has no option {name!r}{nearest(name, known)}")
+        try:
+            converted[name] = _CONVERTER.structure(value, known[name].type)
+        except (ValueError, TypeError, cattrs.BaseValidationError, cattrs.StructureHandlerNotFoundError) as error:
+            where = f"{section}.{name}".lstrip(".")
+            raise ConfigError(f"{where} is {value!r}, expected {known[name].expected}") from error
+    return converted
+
+
+def construct(cls: type, options: Mapping[str, Any], section: str, owner: str) -> Any:
+    """Make an object of ``cls`` from a user's options; see ``convert_options`` for the arguments.
+
+    Raises:
+        ConfigError: an unknown or a missing option, a value of another type, or one that the class refuses.
+    """
+    converted = convert_options(cls, options, section, owner)
+    needed = [info.name for info in options_of(cls).values() if info.default is attrs.NOTHING]
+    missing = [name for name in needed if name not in converted]
+    if missing:
+        raise ConfigError(f"{owner} needs option {missing[0]!r}; give it with -o {section}.{missing[0]}=VALUE")
+    try:
+        return cls(**converted)
+    except ValueError as error:
+        named = str(error).split(" ", 1)[0] in converted
+        raise ConfigError(f"{section}.{error}" if named else f"{owner}: {error}") from error
+
+
+def _to_bool(value: Any, _: Any) -> bool:
+    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in words:
+        return words[value.lower()]
+    raise ValueError(value)
+
+
+def _to_int(value: Any, _: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise TypeError(value)
+    if isinstance(value, float) and not value.is_integer():
+        raise ValueError(value)
+    return int(value)
+
+
+def _to_float(value: Any, _: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise TypeError(value)
+    if isinstance(value, str) and "/" in value:
+        above, below = value.split("/")
+        return float(above) / (float(below) or float("nan"))
+    return float(value)
+
+
+def _to_text(value: Any, _: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, str | int | float | Path):
+        raise TypeError(value)
+    return str(value)
+
+
+def _to_none(value: Any, _: Any) -> None:
+    if value is not None and value != "none":  # TOML has no null
+        raise ValueError(value)
+
+
+def _is_union(kind: Any) -> bool:
+    return typing.get_origin(kind) in {typing.Union, types.UnionType}
+
+
+def _to_union(value: Any, kind: Any) -> Any:
+    """Take the first member that the value converts to; ``None`` first, text last."""
+    members = typing.get_args(kind)
+    for member in sorted(members, key=lambda member: (member is str, member is not types.NoneType)):
+        try:
+            return _CONVERTER.structure(value, member)
+        except (ValueError, TypeError, cattrs.BaseValidationError):
+            continue
+    raise ValueError(value)
+
+
+def _make_converter() -> cattrs.Converter:
+    converter = cattrs.Converter(detailed_validation=False)
+    converter.register_structure_hook(bool, _to_bool)
+    converter.register_structure_hook(int, _to_int)
+    converter.register_structure_hook(float, _to_float)
+    converter.register_structure_hook(str, _to_text)
+    converter.register_structure_hook(Path, lambda value, _: Path(_to_text(value, str)))
+    converter.register_structure_hook(types.NoneType, _to_none)
+    converter.register_structure_hook_func(_is_union, _to_union)
+    return converter
+
+
+_CONVERTER = _make_converter()
+
+_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+    type(None): "none",
+}
+
+
+def _in_words(kind: Any) -> str:
+    if _is_union(kind):
+        return " or ".join(_in_words(member) for member in typing.get_args(kind))
+    if typing.get_origin(kind) is typing.Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(kind)))
+    if kind is Any:
+        return "anything"
+    return _WORDS.get(kind) or (kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind))

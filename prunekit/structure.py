@@ -1,0 +1,85 @@
+"""The sparse structure that a user writes: "f=1/256 5b=1/128 4b=1/2", in the order of pruning.
+
+This module knows text and layer names; it must not know models or schedules' plans.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from prunekit.errors import ConfigError
+from prunekit.layers import resolve
+from prunekit.schedules import check_density
+
+_EXAMPLE = "expected for example 'f=1/256 5b=1/128' or 'conv*=0.5'"
+
+
+def parse_structure(text: str) -> tuple[tuple[str, float], ...]:
+    """Read "PATTERN=DENSITY ..." in the order written; spaces or commas between entries.
+
+    Args:
+        text: densities are decimals or fractions, in (0, 1].
+
+    Raises:
+        ConfigError: an entry that is not understood, or a density outside (0, 1]; names the entry.
+    """
+    entries = re.sub(r"\s*=\s*", "=", text).replace(",", " ").split()
+    if not entries:
+        raise ConfigError(f"the structure is empty, {_EXAMPLE}")
+    parsed = []
+    for entry in entries:
+        pattern, equals, number = entry.rpartition("=")
+        if not equals or not pattern or "=" in pattern:
+            raise ConfigError(f"structure entry {entry!r} is not understood, {_EXAMPLE}")
+        density = _parse_density(number, entry)
+        check_density(density, f"structure entry {entry!r}")
+        parsed.append((pattern, density))
+    return tuple(parsed)
+
+
+def _parse_density(text: str, entry: str) -> float:
+    percent = re.fullmatch(r"(\d+\.?\d*)%", text)
+    if percent:
+        raise ConfigError(
+            f"structure entry {entry!r}: a density is a fraction; write {float(percent[1]) / 100:g} for {text}"
+        )
+    above, slash, below = text.partition("/")
+    try:
+        return float(above) / (float(below) if slash else 1.0)
+    except ZeroDivisionError:
+        raise ConfigError(f"structure entry {entry!r} divides by zero") from None
+    except ValueError:
+        raise ConfigError(f"structure entry {entry!r}: {text!r} is no density, {_EXAMPLE}") from None
+
+
+def resolve_structure(
+    text: str,
+    layers: Sequence[str],
+    aliases: Mapping[str, str] | None = None,
+    others: Iterable[str] = (),
+) -> tuple[tuple[str, float], ...]:
+    """Read a structure and replace names, aliases and globs by the layers they mean.
+
+    Args:
+        text: see ``parse_structure``.
+        layers: the prunable layers, from input to output.
+        aliases: the task's short names, alias -> layer.
+        others: modules of the network that have no view, for a better message.
+
+    Returns:
+        (layer, density) in the order written; what a glob means, in the order of the network.
+
+    Raises:
+        ConfigError: an entry that is not understood, an unknown or a not prunable layer, a layer named twice.
+    """
+    aliases = aliases or {}
+    without_view = set(others)
+    chosen: dict[str, tuple[str, float]] = {}
+    for pattern, density in parse_structure(text):
+        module = aliases.get(pattern, pattern)
+        if module not in layers and module in without_view:
+            raise ConfigError(f"module {module!r} has no weights that can be pruned; no plugin gives a view of it")
+        for layer in resolve(pattern, layers, aliases):
+            if layer in chosen:
+                raise ConfigError(f"layer {layer!r} is named twice: by {chosen[layer][0]!r} and by {pattern!r}")
+            chosen[layer] = (pattern, density)
+    return tuple((layer, density) for layer, (_, density) in chosen.items())
