@@ -4,16 +4,20 @@
 It must not train, and reads no data beyond what the task checks in its ``setup``.
 """
 
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
 import attrs
 import torch
 from torch import nn
 
 from prunekit.config import RunConfig, merge_training
+from prunekit.criteria import Criterion
 from prunekit.errors import ConfigError
 from prunekit.layers import LayerShape, LayerView, find_layers
 from prunekit.plugins import PluginManager, view_of
 from prunekit.registry import Registry
-from prunekit.schedules import Plan, PlanRequest, check_plan
+from prunekit.schedules import Plan, PlanRequest, Schedule, check_plan
 from prunekit.seeds import Seeds
 from prunekit.structure import resolve_structure
 from prunekit.tasks import Task, Training, budget_of
@@ -25,23 +29,27 @@ class Prepared:
 
     Attributes:
         task: set up.
-        data: one line of the task about its data.
+        headline: one line: task, network, data, criterion, schedule.
         model: what is trained.
         network: the part of it that is pruned, counted and saved.
         views: the prunable layers by name, from input to output.
         structure: (layer, density) in the order of pruning.
         training: the task's settings with the user's overrides.
         plan: checked against the layers.
+        make_criterion: returns a fresh criterion.
+        build_model: returns a new model on the CPU; its weights depend on the root seed and the named use.
     """
 
     task: Task
-    data: str
+    headline: str
     model: nn.Module
     network: nn.Module
     views: dict[str, LayerView]
     structure: tuple[tuple[str, float], ...]
     training: Training
     plan: Plan
+    make_criterion: Callable[[], Criterion]
+    build_model: Callable[..., nn.Module]
 
     @property
     def layers(self) -> tuple[LayerShape, ...]:
@@ -56,35 +64,58 @@ def prepare(config: RunConfig, manager: PluginManager, registry: Registry, devic
         config: what the user asked for.
         manager: gives the views of the layers.
         registry: gives task, criterion and schedule.
-        device: where the model's parameters are made; "meta" makes none of their values.
-
-    Returns:
-        The model's initial weights depend on the seed alone; torch's global generator is as before.
+        device: where the model's parameters are made; "meta" gives them no values.
 
     Raises:
-        ConfigError: an unknown name or option, a structure or a plan that does not fit the network.
+        ConfigError: an unknown name or option; a structure, a plan or a criterion that do not fit the
+            network or each other.
         DataError: from the task.
     """
     task = registry.make_task(config.task.name, config.task.options)
-    registry.make_criterion(config.criterion.name, config.criterion.options)  # a wrong option surfaces here
+    make_criterion = partial(registry.make_criterion, config.criterion.name, config.criterion.options)
+    make_criterion()  # a wrong option is better known before the data is read
     schedule = registry.make_schedule(config.schedule.name, config.schedule.options)
     training = merge_training(task.training(), config.training)
     seeds = Seeds(config.seed)
     data = task.setup(seeds)
-    with torch.random.fork_rng(devices=[]), torch.device(device):
-        torch.default_generator.manual_seed(seeds.derive("initial weights"))
-        model = task.build_model()
+    build_model = partial(_build, task, seeds)
+    model = build_model("initial weights", device=device)
     network = task.deployed(model)
     views = find_layers(network, view_of(manager))
+    structure = _structure(config, task, network, views)
+    plan = _plan(schedule, views, structure, training)
+    for update in (update for stage in plan.stages for update in stage.updates):
+        criterion = make_criterion()
+        criterion.check(update.scope or criterion.scope, update.pattern)
+    parts = (f"task {config.task.name}", data, f"criterion {config.criterion.name}", f"schedule {config.schedule.name}")
+    headline = "; ".join(filter(None, parts))
+    return Prepared(task, headline, model, network, views, structure, training, plan, make_criterion, build_model)
+
+
+def _build(task: Task, seeds: Seeds, *use: str | int, device: str = "cpu") -> nn.Module:
+    """Build a model from a seed of its own; torch's global generator is afterwards as before."""
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        torch.default_generator.manual_seed(seeds.derive(*use))
+        return task.build_model()
+
+
+def _structure(
+    config: RunConfig, task: Task, network: nn.Module, views: Mapping[str, LayerView]
+) -> tuple[tuple[str, float], ...]:
     if not views:
         raise ConfigError(f"task {config.task.name!r}: its network {type(network).__name__} has no prunable layer")
     text = task.structure if config.asked_structure is None else config.asked_structure
     if not text:
         raise ConfigError(f"task {config.task.name!r} has no structure of its own; give --structure or --density")
-    names = dict(network.named_modules())
-    structure = resolve_structure(text, list(views), task.aliases, names.keys() - views.keys())
+    others = dict(network.named_modules()).keys() - views.keys()
+    return resolve_structure(text, list(views), task.aliases, others)
+
+
+def _plan(
+    schedule: Schedule, views: Mapping[str, LayerView], structure: Sequence[tuple[str, float]], training: Training
+) -> Plan:
     shapes = [view.shape(name) for name, view in views.items()]
     dense, retraining = budget_of(training)
     plan = schedule.plan(PlanRequest(shapes, structure, dense, retraining))
     check_plan(plan, shapes)
-    return Prepared(task, data, model, network, views, structure, training, plan)
+    return plan
