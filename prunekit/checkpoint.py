@@ -110,7 +110,7 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
     A folder without any gives ``None``: the run starts at the beginning.
     """
-    broken = []
+    broken: list[str] = []
     for path in reversed(_checkpoint_files(folder)):
         try:
             return load_checkpoint(path), broken

@@ -19,6 +19,7 @@ class RunStarted:
         plan: all stages.
         steps: optimiser steps of each stage.
         resumed_at: (stage, step) of the checkpoint that the run goes on from, or ``None``.
+        notes: what the user should know, one line each, for example a broken checkpoint passed over.
     """
 
     folder: Path
@@ -26,6 +27,7 @@ class RunStarted:
     plan: Plan
     steps: tuple[int, ...]
     resumed_at: tuple[int, int] | None
+    notes: tuple[str, ...] = ()
 
 
 @attrs.frozen

@@ -1,0 +1,138 @@
+"""One run: the stages of a plan, one after another.
+
+For each stage: mask updates, start weights, training under the masks, evaluation, results, checkpoint, notices.
+Whatever could be known to be wrong was refused before this module takes its first step.
+"""
+
+import time
+
+import attrs
+import pluggy
+import torch
+
+from prunekit import events
+from prunekit.checkpoint import Checkpoint
+from prunekit.config import RunConfig, to_toml
+from prunekit.errors import ConfigError
+from prunekit.files import write_atomically
+from prunekit.hardware import Hardware
+from prunekit.preparation import Prepared
+from prunekit.run_folder import RunFolder, environment
+from prunekit.schedules import Stage, Start
+from prunekit.seeds import Seeds
+from prunekit.stage import StageTraining
+from prunekit.state import RunState
+from prunekit.tasks import Evaluation
+from prunekit.training import Loop, epoch_steps
+
+
+def run(
+    config: RunConfig, prepared: Prepared, hook: pluggy.HookRelay, folder: RunFolder, *, resume: bool = False
+) -> events.RunFinished:
+    """Carry out a plan and leave masks, model, metrics and checkpoints in the run folder.
+
+    Args:
+        config: what the user asked for.
+        prepared: task, model, layers and plan, all checked.
+        hook: notified of everything that happens.
+        folder: made, and writable.
+        resume: go on from the newest good checkpoint in the folder.
+
+    Raises:
+        PrunekitError: a loss that is no number, a full disk, a checkpoint that does not fit.
+    """
+    hardware = Hardware.of(config.device, prepared.training)
+    hardware.place(prepared.model)
+    state = RunState(config, prepared, folder, hardware)
+    batches = len(prepared.task.batches("train", 0, Seeds(config.seed)))
+    epoch_length = epoch_steps(batches, prepared.training.accumulate)
+    stages = _stage_trainings(state, hook, epoch_length)
+    checkpoint, notes = state.restore() if resume else (None, ())
+    if checkpoint is None:
+        _begin(state)
+    weights = sum(view.weight.numel() for view in prepared.views.values())
+    headline = f"{prepared.headline}; {weights:,} prunable weights; {hardware}"
+    at = None if checkpoint is None else (checkpoint.stage, checkpoint.step)
+    steps = tuple(training.steps for training in stages)
+    hook.prunekit_run_started(event=events.RunStarted(folder.path, headline, prepared.plan, steps, at, notes))
+    for training in stages[checkpoint.stage if checkpoint else 0 :]:
+        in_middle = checkpoint if checkpoint and checkpoint.optimizer and checkpoint.stage == training.index else None
+        _run_stage(training, in_middle)
+    done = events.RunFinished(folder.path, tuple(state.finished), state.seconds)
+    hook.prunekit_run_finished(event=done)
+    return done
+
+
+def _stage_trainings(state: RunState, hook: pluggy.HookRelay, epoch_length: int) -> list[StageTraining]:
+    """Return the stages with their lengths, each with the points that later stages rewind to."""
+    plan = state.prepared.plan
+    trainings: list[StageTraining] = []
+    for index, stage in enumerate(plan.stages):
+        done = sum(training.steps for training in trainings)
+        if stage.start.kind == "step" and not 0 < stage.start.step <= done:
+            raise ConfigError(
+                f"stage {stage.name!r} starts from step {stage.start.step}, but the stages before it take {done} steps"
+            )
+        steps = stage.budget.steps(epoch_length)
+        wanted = {later.start.step - done: later.start for later in plan.stages if later.start.kind == "step"}
+        points = {step: start for step, start in wanted.items() if 0 < step <= steps}
+        trainings.append(StageTraining(state, hook, index, stage, steps, epoch_length, points))
+    return trainings
+
+
+def _begin(state: RunState) -> None:
+    """Write what the run is, and the first weights where a stage goes back to them."""
+    folder = state.folder
+    folder.write_json(folder.environment, environment(state.config.seed, str(state.hardware)))
+    folder.write_json(folder.plan, attrs.asdict(state.prepared.plan))
+    write_atomically(folder.config, to_toml(state.config).encode())
+    if any(stage.start.kind == "initial" for stage in state.prepared.plan.stages):
+        state.keep_weights(Start("initial"))
+
+
+def _run_stage(training: StageTraining, checkpoint: Checkpoint | None) -> None:
+    state, index, stage = training.state, training.index, training.stage
+    began = time.perf_counter()
+    first = checkpoint.step if checkpoint else 0
+    training.hook.prunekit_stage_started(event=events.StageStarted(index, stage.name, training.steps, first))
+    torch.manual_seed(state.seeds.derive("training", index))
+    if checkpoint is None:
+        state.losses = []
+        training.first_updates()
+        state.start_weights(stage.start, index)
+    loop = _loop(state)
+    if checkpoint is not None:
+        state.restore_loop(checkpoint, loop)
+    with state.as_masks().hold(state.prepared.network, loop.optimizer) as held:
+        training.train(loop, held, first)
+    state.finished.append(_measure(state, index, stage, time.perf_counter() - began))
+    state.save_results()
+    state.save_checkpoint(index + 1, 0, None)
+    training.hook.prunekit_stage_finished(event=state.finished[-1])
+
+
+def _loop(state: RunState) -> Loop:
+    prepared, hardware = state.prepared, state.hardware
+    return Loop(
+        prepared.task,
+        hardware.callable(prepared.model),
+        prepared.task.optimizer(prepared.model),
+        hardware.scaler(),
+        prepared.training,
+        hardware,
+    )
+
+
+def _measure(state: RunState, index: int, stage: Stage, seconds: float) -> events.StageFinished:
+    views = state.prepared.views
+    weights = {name: view.weight.numel() for name, view in views.items()}
+    kept = weights | {name: int(mask.sum()) for name, mask in state.masks.items()}
+    asked = {name: density for update in stage.updates for name, density in update.targets.items()}
+    return events.StageFinished(index, stage.name, asked, kept, weights, _evaluate(state), seconds)
+
+
+def _evaluate(state: RunState) -> Evaluation:
+    model, hardware = state.prepared.model, state.hardware
+    model.eval()
+    with torch.inference_mode(), hardware.autocast():
+        return state.prepared.task.evaluate(model, hardware.device)

@@ -1,0 +1,143 @@
+"""The folder of a run: what lies in it, who may write to it, and what anyone needs to run it again.
+
+It must not know how a run goes.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import attrs
+import torch
+
+import prunekit
+from prunekit.errors import CheckpointError
+from prunekit.files import make_writable_folder, write_atomically
+
+
+@attrs.frozen
+class RunFolder:
+    """The paths of a run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The recipe that starts this run again."""
+        return self.path / "config.toml"
+
+    @property
+    def plan(self) -> Path:
+        """The stages, as JSON."""
+        return self.path / "plan.json"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, commit, seed and hardware."""
+        return self.path / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line, written by the metric log."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def masks(self) -> Path:
+        """The masks after the last finished stage."""
+        return self.path / "masks.safetensors"
+
+    @property
+    def model(self) -> Path:
+        """The deployed network after the last finished stage, dropped weights exactly 0."""
+        return self.path / "model.safetensors"
+
+    @property
+    def checkpoints(self) -> Path:
+        """What ``--resume`` reads."""
+        return self.path / "checkpoints"
+
+    def create(self, *, force: bool) -> None:
+        """Make the folder, ready to write.
+
+        Raises:
+            CheckpointError: when a run is there already and ``force`` is not given, or nothing can be
+                written.
+        """
+        if self.config.exists() or self.checkpoints.exists():
+            if not force:
+                raise CheckpointError(
+                    f"{self.path} holds a run already; go on with it (--resume {self.path}), "
+                    "write over it (--force) or choose another --out"
+                )
+            make_writable_folder(self.path)
+            self._clear()
+        make_writable_folder(self.path)
+        make_writable_folder(self.checkpoints)
+
+    def check_resumable(self) -> None:
+        """Raise ``CheckpointError`` unless a run was begun here and the folder can be written."""
+        if not self.config.is_file():
+            raise CheckpointError(f"{self.path} holds no run to resume (there is no {self.config.name} in it)")
+        make_writable_folder(self.checkpoints)
+
+    def _clear(self) -> None:
+        """Remove what a run writes, and nothing else."""
+        try:
+            for path in (self.config, self.plan, self.environment, self.metrics, self.masks, self.model):
+                path.unlink(missing_ok=True)
+            if self.checkpoints.exists():
+                shutil.rmtree(self.checkpoints)
+        except OSError as error:
+            raise CheckpointError(f"the old run in {self.path} cannot be removed: {error}") from error
+
+    def write_json(self, path: Path, content: object) -> None:
+        """Write JSON that a person can read."""
+        write_atomically(path, (json.dumps(content, indent=2, default=str) + "\n").encode())
+
+
+def free_folder(parent: Path, name: str) -> Path:
+    """Return ``parent/name``, or ``parent/name-2`` and so on, whichever is not there yet."""
+    path, number = parent / name, 2
+    while path.exists():
+        path, number = parent / f"{name}-{number}", number + 1
+    return path
+
+
+def environment(seed: int, hardware: str) -> dict[str, object]:
+    """Return what decides a run besides its recipe: versions, commit, seed and hardware."""
+    packages = ("prunekit", "torch", "numpy", "attrs", "cattrs", "pluggy", "safetensors")
+    return {
+        "command": sys.argv,
+        "seed": seed,
+        "hardware": hardware,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in packages},
+        "cuda": torch.version.cuda,
+        "commit": _commit(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout that prunekit runs from, marked where it was changed."""
+    here = Path(prunekit.__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603 - fixed words
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None

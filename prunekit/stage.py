@@ -1,0 +1,163 @@
+"""Training one stage: steps, mask updates in between, looks at the loss, checkpoints, notices.
+
+It must not know the other stages.
+"""
+
+import math
+import time
+
+import attrs
+import pluggy
+import torch
+from torch import Tensor
+
+from prunekit import events
+from prunekit.errors import TrainingError
+from prunekit.masks import Held
+from prunekit.observing import Evidence
+from prunekit.pruning import choose_masks
+from prunekit.schedules import MaskUpdate, Stage, Start
+from prunekit.seeds import Seeds
+from prunekit.state import RunState
+from prunekit.training import Loop, Shower, rate_factor
+
+
+@attrs.define
+class StageTraining:
+    """One stage of a run.
+
+    Attributes:
+        state: the run.
+        hook: notified of steps, epochs and mask updates.
+        index: number of the stage, from 0.
+        stage: what is planned.
+        steps: optimiser steps of the stage.
+        epoch_length: optimiser steps of an epoch.
+        rewind_points: steps of this stage after which a later stage wants the weights, -> their name.
+    """
+
+    state: RunState
+    hook: pluggy.HookRelay
+    index: int
+    stage: Stage
+    steps: int
+    epoch_length: int
+    rewind_points: dict[int, Start] = attrs.field(factory=dict)
+    _unread: list[Tensor] = attrs.field(factory=list, init=False)
+    _since: float = attrs.field(factory=time.perf_counter, init=False)
+
+    def first_updates(self) -> None:
+        """Carry out the updates at the start, on the weights that the stage before left."""
+        self._update_at(0, None)
+
+    def train(self, loop: Loop, held: Held, first: int) -> None:
+        """Take the steps from ``first`` on.
+
+        Raises:
+            TrainingError: when a loss is infinite or no number; checkpoints stay.
+        """
+        self._since = time.perf_counter()
+        listened = bool(self.hook.prunekit_step_finished.get_hookimpls())
+        step = first
+        while step < self.steps:
+            if step > 0:
+                self._update_at(step, held)
+            epoch, within = divmod(step, self.epoch_length)
+            end = self._segment_end(step)
+            batches = self.state.prepared.task.batches("train", epoch, self._data_seeds)
+            factors = [self._rate(number) for number in range(step, end)]
+            for loss in loop.epoch(batches, within, within + end - step, factors):
+                step += 1
+                self._unread.append(loss)
+                if listened:
+                    self.hook.prunekit_step_finished(event=events.StepFinished(self.index, step, self.steps))
+                self._after(step, loop)
+        if self.steps > 0:
+            self._update_at(self.steps, held)
+
+    @property
+    def _data_seeds(self) -> Seeds:
+        return Seeds(self.state.seeds.derive("data", self.index))
+
+    def _segment_end(self, step: int) -> int:
+        """Return where the next thing happens: a mask update, the end of the epoch or of the stage."""
+        epoch_end = (step // self.epoch_length + 1) * self.epoch_length
+        return min([self.steps, epoch_end, *(due for due in map(self._due, self.stage.updates) if due > step)])
+
+    def _due(self, update: MaskUpdate) -> int:
+        return round(update.at * self.steps)
+
+    def _rate(self, step: int) -> float:
+        settings = self.state.prepared.training
+        scale = settings.retraining_rate if self.index > 0 else 1.0
+        return scale * rate_factor(settings, step, self.steps)
+
+    def _after(self, step: int, loop: Loop) -> None:
+        """Do what is due after a step; reading losses waits for the device, so it is done seldom."""
+        settings = self.state.prepared.training
+        ends_epoch = step % self.epoch_length == 0 or step == self.steps
+        saves = settings.checkpoint_every and step % settings.checkpoint_every == 0 and step < self.steps
+        rewinds = step in self.rewind_points
+        if ends_epoch or saves or rewinds or len(self._unread) >= settings.check_every:
+            self._read_losses(step, loop)
+        if ends_epoch:
+            self._epoch_finished(step, loop)
+        if rewinds:
+            self.state.keep_weights(self.rewind_points[step])
+        if saves:
+            self.state.save_checkpoint(self.index, step, loop)
+
+    def _read_losses(self, step: int, loop: Loop) -> None:
+        losses = torch.stack(self._unread).tolist()
+        self._unread.clear()
+        for number, loss in enumerate(losses, step - len(losses) + 1):
+            if not math.isfinite(loss):
+                rate = loop.set_rate(self._rate(number - 1))
+                raise TrainingError(
+                    f"the loss is {loss} at step {number} of {self.steps} in stage {self.stage.name!r}, learning rate "
+                    f"{rate:.3g}; checkpoints so far stay in {self.state.folder.checkpoints}; "
+                    "try a lower rate, more warm-up or clipping (-o training.warmup=0.1 -o training.clip_norm=5)"
+                )
+        self.state.losses += losses
+
+    def _epoch_finished(self, step: int, loop: Loop) -> None:
+        losses, self.state.losses = self.state.losses, []
+        now = time.perf_counter()
+        event = events.EpochFinished(
+            stage=self.index,
+            epoch=math.ceil(step / self.epoch_length),
+            step=step,
+            steps=self.steps,
+            loss=math.fsum(losses) / len(losses),
+            learning_rate=loop.optimizer.param_groups[0]["lr"],
+            seconds=now - self._since,
+        )
+        self._since = now
+        self.hook.prunekit_epoch_finished(event=event)
+
+    def _update_at(self, step: int, held: Held | None) -> None:
+        for number, update in enumerate(self.stage.updates):
+            if self._due(update) == step:
+                self._update(number, update, step, held)
+
+    def _update(self, number: int, update: MaskUpdate, step: int, held: Held | None) -> None:
+        """Choose new masks and hold them from now on."""
+        began = time.perf_counter()
+        state, prepared = self.state, self.state.prepared
+        shower = Shower(
+            prepared.task, prepared.model, state.hardware, self._data_seeds, prepared.training.calibration_batches
+        )
+        chosen = choose_masks(
+            prepared.network,
+            prepared.views,
+            update,
+            state.masks,
+            prepared.make_criterion,
+            Evidence(shower.activations, shower.gradients, prepared.task.activations(prepared.network)),
+            Seeds(state.seeds.derive("update", self.index, number)),
+        )
+        state.masks |= chosen.masks
+        if held is not None:
+            held.update(state.as_masks())
+        event = events.MasksUpdated(self.index, step, chosen.layers, time.perf_counter() - began)
+        self.hook.prunekit_masks_updated(event=event)

@@ -1,0 +1,144 @@
+"""What changes in the course of a run, and how it is saved and brought back.
+
+It must not know in which order things happen; that is the engine's.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import cattrs
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from prunekit.checkpoint import Checkpoint, newest_checkpoint, random_state, save_checkpoint, set_random_state
+from prunekit.config import RunConfig
+from prunekit.errors import CheckpointError
+from prunekit.events import StageFinished
+from prunekit.files import write_atomically
+from prunekit.hardware import Hardware
+from prunekit.layers import parameter_name
+from prunekit.masks import Masks
+from prunekit.preparation import Prepared
+from prunekit.run_folder import RunFolder
+from prunekit.schedules import Start
+from prunekit.seeds import Seeds
+from prunekit.training import Loop
+
+
+@attrs.define
+class RunState:
+    """The model, its masks and what has been measured so far.
+
+    Attributes:
+        config: what the user asked for.
+        prepared: task, model, layers and plan.
+        folder: where the run writes.
+        hardware: where it computes.
+        masks: layer -> mask of the weight's shape, for the layers that have one.
+        finished: one record for each finished stage.
+        losses: training losses of the epoch under way.
+    """
+
+    config: RunConfig
+    prepared: Prepared
+    folder: RunFolder
+    hardware: Hardware
+    masks: dict[str, Tensor] = attrs.field(factory=dict)
+    finished: list[StageFinished] = attrs.field(factory=list)
+    losses: list[float] = attrs.field(factory=list)
+    began: float = attrs.field(factory=time.perf_counter)
+
+    @property
+    def seeds(self) -> Seeds:
+        """The root of all randomness."""
+        return Seeds(self.config.seed)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run, without the time between a stop and its resumption."""
+        return time.perf_counter() - self.began
+
+    def as_masks(self) -> Masks:
+        """Return the masks by parameter name, with the facts that go into their file."""
+        views = self.prepared.views
+        asked = {name: density for stage in self.finished for name, density in stage.asked.items()}
+        info = {
+            "criterion": self.config.criterion.name,
+            "schedule": self.config.schedule.name,
+            "seed": self.config.seed,
+            "asked": {parameter_name(name, views[name]): density for name, density in sorted(asked.items())},
+        }
+        return Masks({parameter_name(name, views[name]): mask for name, mask in self.masks.items()}, info)
+
+    def save_results(self) -> None:
+        """Write the masks and the deployed network as they are now."""
+        self.as_masks().save(self.folder.masks)
+        network = {name: tensor.cpu().contiguous() for name, tensor in self.prepared.network.state_dict().items()}
+        write_atomically(self.folder.model, save(network))
+
+    def save_checkpoint(self, stage: int, step: int, loop: Loop | None) -> Path:
+        """Write a checkpoint after ``step`` steps of a stage; without a loop: before the stage begins."""
+        facts: dict[str, Any] = {
+            "finished": cattrs.unstructure(self.finished),
+            "losses": self.losses,
+            "seconds": self.seconds,
+            "scaler": loop.scaler.state_dict() if loop else {},
+        }
+        tensors = {"model": self.prepared.model.state_dict(), "masks": self.masks, "random": random_state()}
+        optimizer = loop.optimizer.state_dict() if loop else None
+        return save_checkpoint(self.folder.checkpoints, Checkpoint(stage, step, tensors, optimizer, facts))
+
+    def restore(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
+        """Bring back model, masks and results from the newest good checkpoint.
+
+        Returns:
+            The checkpoint (``None`` when the run had not got so far), and what was wrong with newer ones.
+
+        Raises:
+            CheckpointError: when none can be read, or it is of another network.
+        """
+        checkpoint, broken = newest_checkpoint(self.folder.checkpoints)
+        notes = tuple(f"{problem}; going on from the one before" for problem in broken)
+        if checkpoint is None:
+            return None, notes
+        try:
+            self.prepared.model.load_state_dict(checkpoint.tensors["model"])
+            self.masks = {name: mask.to(self.hardware.device) for name, mask in checkpoint.tensors["masks"].items()}
+            self.finished = cattrs.structure(checkpoint.facts["finished"], list[StageFinished])
+            self.losses = list(checkpoint.facts["losses"])
+            self.began = time.perf_counter() - checkpoint.facts["seconds"]
+        except (RuntimeError, KeyError, cattrs.BaseValidationError) as error:
+            raise CheckpointError(
+                f"the checkpoint in {self.folder.checkpoints} does not fit the run: {error}"
+            ) from error
+        return checkpoint, notes
+
+    @staticmethod
+    def restore_loop(checkpoint: Checkpoint, loop: Loop) -> None:
+        """Bring back optimiser, scaler and random generators in the middle of a stage."""
+        assert checkpoint.optimizer is not None
+        loop.optimizer.load_state_dict(dict(checkpoint.optimizer))
+        loop.scaler.load_state_dict(checkpoint.facts["scaler"])
+        set_random_state(checkpoint.tensors["random"])
+
+    def keep_weights(self, start: Start) -> None:
+        """Write the weights that a later stage is to start from."""
+        model = {name: tensor.cpu().contiguous() for name, tensor in self.prepared.model.state_dict().items()}
+        write_atomically(self._weights_file(start), save(model))
+
+    def start_weights(self, start: Start, stage: int) -> None:
+        """Give the model the weights that a stage starts from."""
+        model = self.prepared.model
+        if start.kind == "fresh":
+            source: Mapping[str, Tensor] = self.prepared.build_model("initial weights", stage).state_dict()
+        elif start.kind in {"initial", "step"}:
+            source = load_file(self._weights_file(start))
+        else:
+            return
+        model.load_state_dict(source)
+
+    def _weights_file(self, start: Start) -> Path:
+        return self.folder.checkpoints / f"weights-{start.kind}-{start.step:08d}.safetensors"
