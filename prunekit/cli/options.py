@@ -1,0 +1,55 @@
+"""The options that ``run`` and ``plan`` share, and from them the configuration of a run."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from prunekit.config import RunConfig
+
+_OPTIONS = (
+    click.argument("recipe", required=False, type=click.Path()),
+    click.option("--task", metavar="NAME", help="What is being learned; also module:Class or file.py:Class."),
+    click.option("--data", metavar="FOLDER", help="The task's data; short for -o task.data=FOLDER."),
+    click.option("--criterion", metavar="NAME", help="Which connections of a layer to keep."),
+    click.option("--schedule", metavar="NAME", help="When to prune what."),
+    click.option("--structure", metavar="TEXT", help="Layers and densities in order: 'f=1/256 5b=1/128'."),
+    click.option("--density", metavar="NUMBER", help="One density for all layers, in (0, 1]."),
+    click.option(
+        "-o", "--option", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Set anything; repeatable."
+    ),
+    click.option("--seed", metavar="NUMBER", help="The root of all randomness."),
+    click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1."),
+    click.option("--precision", metavar="NAME", help="fp32, bf16 or fp16; short for -o training.precision=NAME."),
+    click.option("--out", metavar="FOLDER", help="The run folder."),
+    click.option("--no-plugin", "no_plugins", multiple=True, metavar="NAME", help="Do without a plugin; repeatable."),
+)
+
+
+def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that ``read_config`` takes."""
+    for decorate in reversed(_OPTIONS):
+        command = decorate(command)
+    return command
+
+
+def read_config(
+    recipe: str | None,
+    overrides: tuple[str, ...],
+    data: str | None,
+    precision: str | None,
+    no_plugins: tuple[str, ...],
+    **flags: str | None,
+) -> "RunConfig":
+    """Return the configuration that a recipe and the options of ``config_options`` ask for.
+
+    Raises:
+        ConfigError: the recipe or an option is wrong.
+    """
+    from prunekit.config import build_config, read_recipe
+
+    short = {"task.data": data, "training.precision": precision}
+    spelled = tuple(f"{path}={value}" for path, value in short.items() if value is not None)
+    content = read_recipe(recipe) if recipe else {}
+    return build_config(content, flags | {"no_plugins": list(no_plugins) or None}, spelled + overrides)

@@ -1,0 +1,74 @@
+"""``prunekit plan``: layers and stages of a run, without training it."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from prunekit.cli.options import config_options, read_config
+
+if TYPE_CHECKING:
+    from prunekit.preparation import Prepared
+    from prunekit.schedules import MaskUpdate
+
+
+@click.command()
+@config_options
+def plan(**flags: Any) -> None:
+    """Print the layers, stages, densities and weights of a run, without training."""
+    from prunekit.plugins import make_manager
+    from prunekit.preparation import prepare
+    from prunekit.registry import collect
+
+    config = read_config(**flags)
+    manager = make_manager(config.no_plugins)
+    prepared = prepare(config, manager, collect(manager), device="meta")
+    click.echo(f"{prepared.headline}\n")
+    _print_layers(prepared)
+    _print_stages(prepared)
+
+
+def _print_layers(prepared: "Prepared") -> None:
+    from prunekit.cli.tables import make_table, print_table
+
+    numbers = ("groups", "outputs", "connections", "weights")
+    table = make_table("Prunable layers", "layer", "kind", *numbers, numbers=numbers)
+    for layer in prepared.layers:
+        fan = " x ".join(map(str, layer.fan_shape))
+        table.add_row(layer.name, layer.kind, f"{layer.groups:,}", f"{layer.outputs:,}", fan, f"{layer.weights:,}")
+    print_table(table)
+
+
+def _print_stages(prepared: "Prepared") -> None:
+    from prunekit.cli.tables import make_table, print_table
+    from prunekit.selection import kept_count
+
+    weights = {layer.name: layer.weights for layer in prepared.layers}
+    total = sum(weights.values())
+    kept = dict(weights)
+    numbers = ("stage", "weights left", "compression")
+    columns = ("stage", "name", "training", "starts from", "densities", "weights left", "compression")
+    table = make_table("Stages", *columns, numbers=numbers)
+    for number, stage in enumerate(prepared.plan.stages):
+        for update in stage.updates:
+            kept |= {name: kept_count(density, weights[name]) for name, density in update.targets.items()}
+        left = sum(kept.values())
+        start = f"step {stage.start.step}" if stage.start.kind == "step" else stage.start.kind
+        updates = "\n".join(map(_describe, stage.updates)) or "-"
+        table.add_row(str(number), stage.name, str(stage.budget), start, updates, f"{left:,}", f"{left / total:.4f}")
+    print_table(table)
+    left = sum(kept.values())
+    click.echo(
+        f"{total:,} weights and compression ratio {left / total:.2f} ({left:,} weights left; biases not counted)"
+    )
+
+
+def _describe(update: "MaskUpdate") -> str:
+    targets = " ".join(f"{layer}={_fraction(density)}" for layer, density in update.targets.items())
+    scope = f" per {update.scope}" if update.scope else ""
+    return (f"at {update.at:.0%}: " if update.at else "") + targets + scope
+
+
+def _fraction(density: float) -> str:
+    """Write 0.00390625 as 1/256, the way structures are written."""
+    inverse = 1 / density
+    return f"1/{inverse:.0f}" if inverse.is_integer() and inverse > 1 else f"{density:g}"

@@ -1,0 +1,61 @@
+"""``prunekit show``: everything about one criterion, schedule or task."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from prunekit.construct import OptionInfo
+    from prunekit.registry import Entry
+
+
+@click.command()
+@click.argument("kind", type=click.Choice(["criterion", "schedule", "task"]))
+@click.argument("name")
+@click.option("--no-plugin", "no_plugins", multiple=True, metavar="NAME", help="Do without a plugin; repeatable.")
+def show(kind: Any, name: str, no_plugins: tuple[str, ...]) -> None:
+    """Show documentation, options and source of one criterion, schedule or task."""
+    from prunekit.plugins import make_manager
+    from prunekit.registry import collect
+
+    _print_entry(kind, name, collect(make_manager(no_plugins)).entry(kind, name))
+
+
+def _print_entry(kind: str, name: str, entry: "Entry[Any]") -> None:
+    import inspect
+
+    from prunekit.cli.tables import make_table, print_table
+
+    source = entry.source
+    click.echo(f"{kind} {name}\n\n{inspect.getdoc(entry.cls) or ''}\n")
+    click.echo(f"plugin:  {source.plugin}\npackage: {f'{source.package} {source.version}'.rstrip()}")
+    click.echo(f"class:   {entry.cls.__module__}.{entry.cls.__qualname__}")
+    click.echo(f"file:    {inspect.getsourcefile(entry.cls)}\n")
+    if not entry.options:
+        click.echo("It has no options.")
+        return
+    table = make_table(f"Options: -o {kind}.NAME=VALUE", "name", "type", "default", "meaning")
+    for option in entry.options.values():
+        table.add_row(option.name, option.expected, _default(option), _meaning(option))
+    print_table(table)
+
+
+def _default(option: "OptionInfo") -> str:
+    import attrs
+
+    if option.default is attrs.NOTHING:
+        return "(must be given)"
+    if isinstance(option.default, bool):
+        return str(option.default).lower()
+    return '""' if option.default == "" else str(option.default).replace("None", "none")
+
+
+def _meaning(option: "OptionInfo") -> str:
+    limits = []
+    if option.choices:
+        limits.append("one of " + ", ".join(map(str, option.choices)))
+    if option.low is not None:
+        limits.append(f"at least {option.low:g}")
+    if option.high is not None:
+        limits.append(f"at most {option.high:g}")
+    return "; ".join(filter(None, (option.help, *limits)))
