@@ -5,9 +5,9 @@ pluggy, so that a broken one is an error that names plugin, package and the way 
 It must not know what the plugins bring; ``registry`` collects that.
 """
 
-import importlib
 import inspect
 import os
+import pkgutil
 from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
@@ -97,16 +97,16 @@ def make_manager(blocked: Iterable[str] = (), *, third_party: bool = True) -> Pl
             blocked name that no plugin has.
     """
     manager = PluginManager()
-    core = {module.rpartition(".")[2]: module for module in builtin.PLUGINS}
+    core = {where.rpartition(".")[2].partition(":")[0]: where for where in builtin.PLUGINS}
     foreign = _entry_points()
     for name in blocked:
         if name not in core and name not in foreign:
             raise PluginError(f"--no-plugin {name}: there is no plugin of that name{nearest(name, {*core, *foreign})}")
         manager.set_blocked(name)
     version = _own_version()
-    for name, module in core.items():
+    for name, where in core.items():
         if not manager.is_blocked(name):
-            manager.add(importlib.import_module(module), Source(name, "prunekit", version))
+            manager.add(_made(pkgutil.resolve_name(where)), Source(name, "prunekit", version))
     if third_party and os.environ.get(NO_PLUGINS, "") in {"", "0"}:
         for name, points in foreign.items():
             if not manager.is_blocked(name):
@@ -146,10 +146,15 @@ def _load(manager: PluginManager, points: list[metadata.EntryPoint], *, taken: b
         )
     source = _source(first)
     try:
-        plugin = first.load()
+        plugin = _made(first.load())
     except Exception as error:
         raise source.error(f"failed to load: {type(error).__name__}: {error}") from error
     manager.add(plugin, source)
+
+
+def _made(loaded: Any) -> Any:
+    """Return the plugin; a class or a function is called for it, so that each manager has its own state."""
+    return loaded() if inspect.isclass(loaded) or inspect.isfunction(loaded) else loaded
 
 
 def _own_version() -> str:

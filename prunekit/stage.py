@@ -5,6 +5,7 @@ It must not know the other stages.
 
 import math
 import time
+from contextlib import nullcontext
 
 import attrs
 import pluggy
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from prunekit import events
 from prunekit.errors import TrainingError
-from prunekit.masks import Held
+from prunekit.holding import Held
 from prunekit.observing import Evidence
 from prunekit.pruning import choose_masks
 from prunekit.schedules import MaskUpdate, Stage, Start
@@ -147,15 +148,16 @@ class StageTraining:
         shower = Shower(
             prepared.task, prepared.model, state.hardware, self._data_seeds, prepared.training.calibration_batches
         )
-        chosen = choose_masks(
-            prepared.network,
-            prepared.views,
-            update,
-            state.masks,
-            prepared.make_criterion,
-            Evidence(shower.activations, shower.gradients, prepared.task.activations(prepared.network)),
-            Seeds(state.seeds.derive("update", self.index, number)),
-        )
+        with held.paused() if held is not None else nullcontext():
+            chosen = choose_masks(
+                prepared.network,
+                prepared.views,
+                update,
+                state.masks,
+                prepared.make_criterion,
+                Evidence(shower.activations, shower.gradients, prepared.task.activations(prepared.network)),
+                Seeds(state.seeds.derive("update", self.index, number)),
+            )
         state.masks |= chosen.masks
         if held is not None:
             held.update(state.as_masks())

@@ -75,7 +75,8 @@ class RunState:
 
     def save_results(self) -> None:
         """Write the masks and the deployed network as they are now."""
-        self.as_masks().save(self.folder.masks)
+        if self.masks:
+            self.as_masks().save(self.folder.masks)
         network = {name: tensor.cpu().contiguous() for name, tensor in self.prepared.network.state_dict().items()}
         write_atomically(self.folder.model, save(network))
 

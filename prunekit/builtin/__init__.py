@@ -7,6 +7,6 @@ PLUGINS = (
     "prunekit.builtin.correlation",
     "prunekit.builtin.one_shot",
     "prunekit.builtin.layerwise",
-    "prunekit.builtin.progress",
-    "prunekit.builtin.metric_log",
+    "prunekit.builtin.progress:make_plugin",
+    "prunekit.builtin.metric_log:MetricLog",
 )

@@ -1,0 +1,61 @@
+"""``prunekit run``: train, prune, re-train, and say what came of it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from prunekit.cli.options import config_options, read_config
+
+if TYPE_CHECKING:
+    from prunekit.config import RunConfig
+
+
+@click.command()
+@config_options
+@click.option("--resume", metavar="FOLDER", help="Go on with the run in FOLDER; with no other option but --no-plugin.")
+@click.option("--force", is_flag=True, help="Write over the run that is in the run folder.")
+def run(resume: str | None, force: bool, **flags: Any) -> None:
+    """Train a network, prune it by a plan, re-train it, and save masks and weights."""
+    from prunekit.cli.run_table import print_files, print_result
+    from prunekit.engine import run as run_engine
+    from prunekit.plugins import make_manager
+    from prunekit.preparation import prepare
+    from prunekit.registry import collect
+    from prunekit.run_folder import RunFolder
+
+    config = _resumed_config(resume, force, flags) if resume else read_config(**flags)
+    folder = RunFolder(Path(resume) if resume else _out(config))
+    manager = make_manager(config.no_plugins)
+    prepared = prepare(config, manager, collect(manager))
+    if resume:
+        folder.check_resumable()
+    else:
+        folder.create(force=force)
+    finished = run_engine(config, prepared, manager.hook, folder, resume=resume is not None)
+    print_result(finished)
+    print_files(folder)
+
+
+def _resumed_config(resume: str, force: bool, flags: dict[str, Any]) -> "RunConfig":
+    """Return the configuration of the run in a folder; a changed one would not be that run any more."""
+    from prunekit.config import build_config, read_recipe
+    from prunekit.errors import ConfigError
+    from prunekit.run_folder import RunFolder
+
+    given = [name for name, value in {**flags, "force": force}.items() if value and name != "no_plugins"]
+    if given:
+        raise ConfigError(f"--resume goes on with the run as it was; leave out: {', '.join(given)}")
+    folder = RunFolder(Path(resume))
+    folder.check_resumable()
+    blocked = list(flags["no_plugins"]) or None
+    return build_config(read_recipe(folder.config), {"no_plugins": blocked})
+
+
+def _out(config: "RunConfig") -> Path:
+    from prunekit.run_folder import free_folder
+
+    if config.out:
+        return Path(config.out)
+    task = config.task.name.rpartition(":")[2]
+    return free_folder(Path("runs"), f"{task}-{config.criterion.name}-seed{config.seed}")

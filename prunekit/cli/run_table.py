@@ -1,0 +1,55 @@
+"""What a run prints at its end: one row a stage, and where the files are."""
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from prunekit.events import RunFinished
+    from prunekit.run_folder import RunFolder
+    from prunekit.tasks import Evaluation
+
+_FILES = {
+    "masks": "bits, by parameter name",
+    "model": "the deployed network, dropped weights 0",
+    "metrics": "one JSON object a line",
+    "config": "this run as a recipe",
+}
+
+
+def print_result(finished: "RunFinished") -> None:
+    """Print the table of stages."""
+    from prunekit.cli.tables import make_table, print_table
+
+    metrics = finished.stages[-1].evaluation.metrics if finished.stages else {}
+    numbers = ("asked", "realised", "weights left", "compression", *metrics, "time")
+    table = make_table("Stages", "stage", "layer", *numbers, numbers=numbers)
+    for stage in finished.stages:
+        realised = "\n".join(f"{stage.kept[name] / stage.weights[name]:.5g}" for name in stage.asked) or "-"
+        table.add_row(
+            stage.name,
+            "\n".join(stage.asked) or "-",
+            "\n".join(f"{density:.5g}" for density in stage.asked.values()) or "-",
+            realised,
+            f"{sum(stage.kept.values()):,}",
+            f"{stage.compression:.4f}",
+            *(_figure(stage.evaluation, name) for name in metrics),
+            str(timedelta(seconds=round(stage.seconds))),
+        )
+    print_table(table)
+    click.echo(f"{len(finished.stages)} stages in {timedelta(seconds=round(finished.seconds))}")
+
+
+def _figure(evaluation: "Evaluation", name: str) -> str:
+    value = f"{evaluation.metrics[name]:.4f}" if name in evaluation.metrics else "-"
+    error = evaluation.standard_errors.get(name)
+    return value if error is None else f"{value} ± {error:.4f}"
+
+
+def print_files(folder: "RunFolder") -> None:
+    """Say where the files of the run are."""
+    for name, meaning in _FILES.items():
+        path = getattr(folder, name)
+        if path.exists():
+            click.echo(f"{name:8} {path}  ({meaning})")
