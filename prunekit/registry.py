@@ -132,7 +132,7 @@ def collect(manager: PluginManager) -> Registry:
 def _collect(manager: PluginManager, kind: Kind) -> dict[str, Entry[Any]]:
     entries: dict[str, Entry[Any]] = {}
     for cls, source in _classes(manager, _HOOKS[kind]):
-        problem = _problem(cls, kind)
+        problem = contract_problem(cls, kind)
         if problem:
             raise source.error(f"brings {_label(cls)} as a {kind}, but {problem}")
         other = entries.setdefault(cls.name, Entry(cls, source))
@@ -159,8 +159,8 @@ def _label(cls: Any) -> str:
     return cls.__name__ if isinstance(cls, type) else repr(cls)
 
 
-def _problem(cls: Any, kind: Kind) -> str:
-    """Say what keeps a class from working; "" if nothing does."""
+def contract_problem(cls: Any, kind: Kind) -> str:
+    """Say what keeps a class from being a criterion, a schedule or a task; "" if nothing does."""
     contract = _CONTRACTS[kind]
     if not isinstance(cls, type) or not issubclass(cls, contract):
         return f"it is no subclass of prunekit.{contract.__name__}"
@@ -194,7 +194,7 @@ def _import_entry(kind: Kind, name: str) -> Entry[Any]:
     cls = getattr(module, attribute, None)
     if cls is None:
         raise ConfigError(f"{kind} {name!r}: {where} has no {attribute!r}{nearest(attribute, vars(module))}")
-    problem = _problem(cls, kind)
+    problem = contract_problem(cls, kind)
     if problem:
         raise PluginError(f"{where} brings {_label(cls)} as a {kind}, but {problem}")
     return Entry(cls, Source(name, where))
