@@ -1,0 +1,41 @@
+# Everything a person does with this repository. On a fresh machine: make run, make test.
+PYTHON ?= python3
+BIN := .venv/bin
+PLUGIN := plugins/prunekit-deepid2plus
+
+.PHONY: run test lint types docs bench check clean
+
+run: .venv/run  ## train, prune and re-train on the embedded faces; prints the table of stages
+	$(BIN)/prunekit run --criterion correlation
+
+test: .venv/dev  ## all tests, the slow ones too
+	$(BIN)/pytest
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/dev
+	$(BIN)/mypy
+
+docs: .venv/dev  ## links, hooks and every example of README and docs
+	$(BIN)/pytest tests/test_docs.py
+
+bench: .venv/dev
+	$(BIN)/python benchmarks/run.py
+
+check: lint types test
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/run: .venv/bin/python pyproject.toml $(PLUGIN)/pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e . -e $(PLUGIN)
+	@touch $@
+
+.venv/dev: .venv/run
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
