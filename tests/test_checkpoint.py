@@ -1,0 +1,96 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from prunekit.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    newest_checkpoint,
+    random_state,
+    save_checkpoint,
+    set_random_state,
+)
+from prunekit.errors import CheckpointError
+
+OPTIMIZERS = [
+    lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True),
+    lambda parameters: torch.optim.AdamW(parameters, lr=0.1, amsgrad=True),
+    lambda parameters: torch.optim.RMSprop(parameters, lr=0.1, centered=True, momentum=0.5),
+]
+
+
+def trained(make_optimizer, steps=3):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+    optimizer = make_optimizer(model.parameters())
+    train(model, optimizer, steps)
+    return model, optimizer
+
+
+def train(model, optimizer, steps):
+    for step in range(steps):
+        optimizer.zero_grad()
+        model(torch.arange(8.0).reshape(2, 4) + step).square().sum().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("make_optimizer", OPTIMIZERS)
+def test_training_goes_on_from_a_checkpoint_to_the_last_bit(tmp_path, make_optimizer):
+    torch.manual_seed(0)
+    model, optimizer = trained(make_optimizer)
+    facts = {"losses": [0.1, 1 / 3]}
+    saved = Checkpoint(1, 3, {"model": model.state_dict(), "masks": {}}, optimizer.state_dict(), facts)
+    loaded = load_checkpoint(save_checkpoint(tmp_path, saved))
+    other = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+    other.load_state_dict(loaded.tensors["model"])
+    resumed = make_optimizer(other.parameters())
+    resumed.load_state_dict(dict(loaded.optimizer))
+    train(model, optimizer, 3)
+    train(other, resumed, 3)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+    assert (loaded.stage, loaded.step, loaded.facts) == (1, 3, facts)
+    assert loaded.tensors["masks"] == {}
+
+
+def test_only_the_newest_checkpoints_are_kept_and_the_newest_is_found(tmp_path):
+    for stage, step in [(0, 5), (0, 10), (1, 0), (1, 100000)]:
+        save_checkpoint(tmp_path, Checkpoint(stage, step, {"model": {"w": torch.ones(2)}}, None, {}))
+    assert len(list(tmp_path.iterdir())) == 2
+    newest, broken = newest_checkpoint(tmp_path)
+    assert (newest.stage, newest.step, broken) == (1, 100000, [])
+
+
+def test_a_broken_checkpoint_is_named_and_the_one_before_it_used(tmp_path):
+    for step in (1, 2):
+        path = save_checkpoint(tmp_path, Checkpoint(0, step, {"model": {"w": torch.ones(2)}}, None, {}))
+    path.write_bytes(path.read_bytes()[:40])
+    newest, broken = newest_checkpoint(tmp_path)
+    assert newest.step == 1
+    assert len(broken) == 1
+    assert path.name in broken[0]
+
+
+def test_nothing_but_broken_checkpoints_is_an_error_and_an_empty_folder_is_none(tmp_path):
+    assert newest_checkpoint(tmp_path) == (None, [])
+    (tmp_path / "stage-000-step-00000001.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        newest_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [{}, {"prunekit": "no json"}, {"prunekit": "[]"}, {"prunekit": json.dumps({"version": 99})}],
+)
+def test_a_safetensors_file_that_is_no_checkpoint_is_an_error(tmp_path, header):
+    save_file({"w": torch.ones(1)}, tmp_path / "x.safetensors", metadata=header)
+    with pytest.raises(CheckpointError, match=r"x\.safetensors"):
+        load_checkpoint(tmp_path / "x.safetensors")
+
+
+def test_the_random_state_comes_back():
+    state = random_state()
+    first = torch.rand(3)
+    set_random_state(state)
+    assert torch.equal(torch.rand(3), first)

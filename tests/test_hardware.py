@@ -1,0 +1,38 @@
+import pytest
+import torch
+
+from prunekit.errors import ConfigError
+from prunekit.hardware import Hardware, pick_device
+from prunekit.tasks import Training
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta", "cpu:x"])
+def test_a_device_that_is_not_there_is_named_with_those_that_are(name):
+    with pytest.raises(ConfigError, match=rf"device '{name}'.*cpu"):
+        pick_device(name)
+
+
+def test_auto_finds_a_device():
+    assert pick_device("auto").type in {"cpu", "cuda"}
+
+
+def test_every_tensor_of_a_nested_batch_moves_and_nothing_else():
+    hardware = Hardware.of("cpu", Training(channels_last=True))
+    image = torch.zeros(2, 3, 4, 4)
+    moved = hardware.move({"images": [image, (torch.ones(2), "name")]})
+    assert moved["images"][0].is_contiguous(memory_format=torch.channels_last)
+    assert moved["images"][1][1] == "name"
+    assert torch.equal(moved["images"][1][0], torch.ones(2))
+
+
+def test_precision_is_only_lowered_where_asked():
+    with Hardware.of("cpu", Training(precision="bf16")).autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+    with Hardware.of("cpu", Training()).autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+    assert Hardware.of("cpu", Training(precision="fp16")).scaler().is_enabled()
+    assert not Hardware.of("cpu", Training()).scaler().is_enabled()
+
+
+def test_it_says_where_it_computes():
+    assert str(Hardware.of("cpu", Training())).startswith("cpu (")

@@ -1,0 +1,152 @@
+import attrs
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from prunekit.errors import DataError
+from prunekit.hardware import Hardware
+from prunekit.seeds import Seeds
+from prunekit.tasks import Evaluation, Task, Training
+from prunekit.training import Loop, Shower, epoch_steps, rate_factor, read_batches
+
+
+class Numbers(Task):
+    """Least squares on four batches of numbers."""
+
+    name = "numbers"
+
+    def build_model(self):
+        return nn.Linear(3, 2)
+
+    def batches(self, split, epoch, seeds):
+        generator = seeds.generator(split, epoch)
+        return [(torch.randn(4, 3, generator=generator), torch.randn(4, 2, generator=generator)) for _ in range(4)]
+
+    def loss(self, model, batch):
+        return F.mse_loss(model(batch[0]), batch[1])
+
+    def optimizer(self, model):
+        return torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+
+    def evaluate(self, model, device):
+        return Evaluation("x", {"x": 0.0})
+
+
+def make_loop(settings=None, model=None):
+    settings = settings or Training()
+    torch.manual_seed(0)
+    model = model or nn.Linear(3, 2)
+    hardware = Hardware.of("cpu", settings)
+    return Loop(Numbers(), model, Numbers().optimizer(model), hardware.scaler(), settings, hardware)
+
+
+def test_the_rate_warms_up_then_falls_to_zero():
+    settings = Training(warmup=0.1)
+    factors = [rate_factor(settings, step, 100) for step in range(101)]
+    assert factors[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
+    assert factors[10] == 1.0
+    assert factors[55] == pytest.approx(0.5)
+    assert factors[100] == pytest.approx(0.0, abs=1e-12)
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+
+
+def test_linear_and_constant_decay_do_what_they_say():
+    assert rate_factor(Training(decay="linear"), 25, 100) == 0.75
+    assert rate_factor(Training(decay="constant"), 99, 100) == 1.0
+
+
+def test_an_epoch_with_too_few_batches_is_refused():
+    assert epoch_steps(7, 3) == 2
+    with pytest.raises(DataError, match="2 training batches"):
+        epoch_steps(2, 3)
+
+
+def test_the_loop_takes_the_steps_of_a_plain_loop():
+    loop = make_loop()
+    batches = Numbers().batches("train", 0, Seeds(1))
+    losses = torch.stack(list(loop.epoch(batches, 0, 4, [1.0, 0.5, 0.25, 0.0])))
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    optimizer = Numbers().optimizer(model)
+    for index, factor in enumerate([1.0, 0.5, 0.25, 0.0]):
+        optimizer.param_groups[0]["lr"] = 0.5 * factor
+        optimizer.zero_grad()
+        loss = F.mse_loss(model(batches[index][0]), batches[index][1])
+        loss.backward()
+        optimizer.step()
+        assert loss == losses[index]
+    assert torch.equal(model.weight, loop.model.weight)
+
+
+def test_accumulated_batches_make_the_step_of_one_large_batch():
+    loop = make_loop(Training(accumulate=2))
+    batches = Numbers().batches("train", 0, Seeds(1))
+    list(loop.epoch(batches, 0, 2, [1.0, 1.0]))
+    large = make_loop()
+    joined = [tuple(torch.cat(pair) for pair in zip(*batches[index : index + 2], strict=True)) for index in (0, 2)]
+    list(large.epoch(joined, 0, 2, [1.0, 1.0]))
+    torch.testing.assert_close(loop.model.weight, large.model.weight)
+
+
+def test_clipping_bounds_the_whole_gradient():
+    loop = make_loop(Training(clip_norm=0.001))
+    before = loop.model.weight.detach().clone()
+    list(loop.epoch(Numbers().batches("train", 0, Seeds(1)), 0, 1, [1.0]))
+    moved = torch.cat([(loop.model.weight - before).flatten()]).norm()
+    assert 0 < moved <= 0.5 * 0.001 * 1.0001
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_trains_close_to_fp32(precision):
+    low, full = make_loop(Training(precision=precision)), make_loop()
+    batches = Numbers().batches("train", 0, Seeds(1))
+    first = torch.stack(list(low.epoch(batches, 0, 4, [0.1] * 4)))
+    second = torch.stack(list(full.epoch(batches, 0, 4, [0.1] * 4)))
+    assert low.model.weight.dtype == torch.float32
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(first, second, rtol=0.05, atol=0.05)
+
+
+def test_worker_processes_change_neither_batches_nor_anybodys_random_numbers():
+    batches = Numbers().batches("train", 0, Seeds(1))
+    torch.manual_seed(5)
+    prepared = list(read_batches(batches, range(1, 4), workers=1))
+    after = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.rand(1) == after
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(prepared, batches[1:], strict=True))
+
+
+def test_showing_gradients_gives_those_of_the_loss_and_leaves_none_behind():
+    model = nn.Linear(3, 2)
+    shower = Shower(Numbers(), model, Hardware.of("cpu", Training()), Seeds(1), limit=2)
+    batches = Numbers().batches("train", 0, Seeds(1))
+    seen = [model.weight.grad.clone() for _ in shower.gradients()]
+    assert len(seen) == 2
+    for gradient, batch in zip(seen, batches, strict=False):
+        expected = torch.autograd.grad(F.mse_loss(model(batch[0]), batch[1]), model.weight)[0]
+        assert torch.equal(gradient, expected)
+    assert model.weight.grad is None
+
+
+def test_showing_activations_runs_every_batch_in_evaluation_mode():
+    modes = []
+    model = nn.Linear(3, 2)
+    model.register_forward_hook(lambda module, _inputs, _outputs: modes.append(module.training))
+    shower = Shower(Numbers(), model, Hardware.of("cpu", Training()), Seeds(1), limit=0)
+    assert sum(1 for _ in shower.activations()) == 4
+    assert modes == [False] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # the compiler's own
+def test_a_compiled_model_takes_the_same_steps():
+    settings = Training(compile=True)
+    plain = make_loop()
+    compiled = attrs.evolve(make_loop(settings), model=Hardware.of("cpu", settings).callable(nn.Linear(3, 2)))
+    compiled.model.load_state_dict({f"_orig_mod.{key}": value for key, value in plain.model.state_dict().items()})
+    compiled = attrs.evolve(compiled, optimizer=Numbers().optimizer(compiled.model))
+    batches = Numbers().batches("train", 0, Seeds(1))
+    first, second = (torch.stack(list(loop.epoch(batches, 0, 4, [1.0] * 4))) for loop in (plain, compiled))
+    torch.testing.assert_close(first, second)
