@@ -106,7 +106,7 @@ class Registry:
             return known[name]
         if name in _INSTALL:
             there = ", ".join(known) or "none"
-            raise ConfigError(f"{kind} {name!r} is not installed (installed: {there}); {_INSTALL[name]}")
+            raise ConfigError(f"{kind} {name!r} is not installed, or disabled (there is: {there}); {_INSTALL[name]}")
         raise ConfigError(f"there is no {kind} {name!r}{nearest(name, known)}")
 
     def of_kind(self, kind: Kind) -> Mapping[str, Entry[Any]]:

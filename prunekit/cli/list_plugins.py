@@ -20,4 +20,6 @@ def list_plugins(no_plugins: tuple[str, ...]) -> None:
         table = make_table(title, "name", "what it does", "package")
         for name, entry in entries.items():
             table.add_row(name, entry.summary, f"{entry.source.package} {entry.source.version}".rstrip())
+        if not entries:
+            table.add_row("-", "none is installed", "-")
         print_table(table)

@@ -1,6 +1,5 @@
 """``prunekit masks``: look at mask files."""
 
-import json
 from typing import TYPE_CHECKING
 
 import click
@@ -20,6 +19,8 @@ def masks() -> None:
 @click.argument("file", type=click.Path())
 def show(file: str) -> None:
     """Show shape and density of every mask in FILE, and what the file says of itself."""
+    import json
+
     from prunekit.masks import load_masks
 
     loaded = load_masks(file)

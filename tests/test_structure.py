@@ -1,0 +1,77 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prunekit.errors import ConfigError
+from prunekit.structure import parse_structure, resolve_structure
+
+LAYERS = ["conv1", "conv2", "features.f", "head"]
+
+
+def test_fractions_and_decimals_keep_the_order_written() -> None:
+    assert parse_structure("f=1/256 5b=0.5,conv*=1, head=2.5e-1") == (
+        ("f", 1 / 256),
+        ("5b", 0.5),
+        ("conv*", 1.0),
+        ("head", 0.25),
+    )
+
+
+def test_spaces_around_the_equals_sign_do_no_harm() -> None:
+    assert parse_structure(" f = 1/2 ,  g= 1/4\n") == (("f", 0.5), ("g", 0.25))
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.integers(1, 99), st.integers(99, 9999)), min_size=1, max_size=5))
+def test_every_fraction_is_read_exactly(fractions: list[tuple[int, int]]) -> None:
+    text = " ".join(f"layer{index}={above}/{below}" for index, (above, below) in enumerate(fractions))
+    assert [density for _, density in parse_structure(text)] == [above / below for above, below in fractions]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the structure is empty"),
+        ("f", "entry 'f' is not understood"),
+        ("=0.5", "'=0.5' is not understood"),
+        ("f=", "'' is no density"),
+        ("f=0.5=1", "is not understood"),
+        ("f=half", "'half' is no density, expected for example"),
+        ("f=1/0", "'f=1/0' divides by zero"),
+        ("f=0", r"density 0 is outside \(0, 1\]"),
+        ("f=-1/2", r"density -0.5 is outside"),
+        ("f=nan", "density nan is outside"),
+        ("f=1e999", "density inf is outside"),
+        ("f=5", r"density 5 is outside \(0, 1\]; for 5 percent write 0.05"),
+        ("f=25%", "a density is a fraction; write 0.25 for 25%"),
+    ],
+)
+def test_a_wrong_entry_is_named(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_structure(text)
+
+
+def test_names_ends_aliases_and_globs_are_resolved() -> None:
+    resolved = resolve_structure("f=1/4 conv*=1/2 h=0.1", LAYERS, {"h": "head"})
+    assert resolved == (("features.f", 0.25), ("conv1", 0.5), ("conv2", 0.5), ("head", 0.1))
+
+
+@pytest.mark.parametrize("text", ["head=0.5 head=0.5", "h=0.5 head=0.1", "conv*=0.5 conv2=0.1", "f=0.5 *=0.1"])
+def test_a_layer_named_twice_is_refused_in_whatever_way_it_is_named(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"is named twice: by '.*' and by '.*'"):
+        resolve_structure(text, LAYERS, {"h": "head"})
+
+
+def test_an_unknown_layer_says_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'conv1'"):
+        resolve_structure("cov1=0.5", LAYERS)
+
+
+def test_a_module_without_a_view_is_told_from_an_unknown_one() -> None:
+    with pytest.raises(ConfigError, match="module 'pool' has no weights that can be pruned"):
+        resolve_structure("pool=0.5", LAYERS, others=["pool"])
+
+
+def test_an_alias_of_a_module_without_a_view_is_refused() -> None:
+    with pytest.raises(ConfigError, match="module 'pool' has no weights"):
+        resolve_structure("p=0.5", LAYERS, {"p": "pool"}, others=["pool"])
