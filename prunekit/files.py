@@ -1,0 +1,97 @@
+"""Writing files so that a reader, or a crash, never meets half of one.
+
+Whatever is written goes to a temporary file in the same folder, is synced, and is then renamed. This
+module must not know what the bytes mean.
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from prunekit.errors import CheckpointError
+
+_NEXT_STEP = {
+    errno.EACCES: "give yourself write permission there or choose another folder",
+    errno.EPERM: "give yourself write permission there or choose another folder",
+    errno.EROFS: "choose a folder on a file system that can be written",
+    errno.ENOSPC: "free some space or choose another folder",
+    errno.EDQUOT: "free some of your quota or choose another folder",
+    errno.ENOENT: "create its folder first",
+    errno.ENOTDIR: "choose a path whose parents are all folders",
+    errno.EEXIST: "choose a path where no file stands in the way",
+    errno.EISDIR: "choose a path that is no folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+def _refusal(path: Path, error: OSError) -> CheckpointError:
+    next_step = _NEXT_STEP.get(error.errno or 0, "choose another folder")
+    return CheckpointError(f"cannot write {path}: {error.strerror or error}; {next_step}")
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes | Callable[[BinaryIO], object]) -> None:
+    """Write a file whole or not at all; what stood there before stays until the new file is complete.
+
+    Args:
+        path: the file to write; its folder must exist.
+        data: the bytes, or a function that writes them into the open file it is given.
+
+    Raises:
+        CheckpointError: when the file system refuses: no permission, no space, no such folder.
+    """
+    path = Path(path)
+    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
+    try:
+        try:
+            with temporary.open("xb") as file:
+                if callable(data):
+                    data(file)
+                else:
+                    file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _refusal(path, error) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut, where the system can open folders."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_writable_folder(path: str | os.PathLike[str]) -> Path:
+    """Create a folder, with its parents, and prove that a file can be written there, before hours are spent.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: when it cannot be created or written.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{secrets.token_hex(8)}.tmp"
+        try:
+            probe.write_bytes(b"\0")
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise _refusal(folder, error) from error
+    return folder

@@ -1,0 +1,117 @@
+"""The two things done with one mask: finding the parameter it belongs to, and making dropped weights zero.
+
+This module knows tensors, names and models. It must not know files, optimisers, criteria or training.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from prunekit.errors import MaskError
+
+# The mask becomes integers block by block, so that the extra memory is 1 MiB for 32-bit weights and stays in
+# the cache. Smaller blocks pay for more calls: 9 M weights take 5.8 ms in blocks of 2**16, 2.3-2.9 ms in these.
+BLOCK = 2**18
+_INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Keeper:
+    """Zeroes what a mask drops, in tensors of the mask's shape.
+
+    The bits of each number are multiplied, as an integer, by 1 or 0. So kept values stay as they are to the
+    last bit, and dropped ones become +0.0 whatever they were: negative, infinite or NaN. On a CPU this is
+    also 2 times faster than multiplying floats and 5 times faster than ``mul_`` with a bool tensor.
+
+    Args:
+        mask: bool, True = keep. It is not copied where tensors have its memory layout and device.
+    """
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+        self._flat: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
+
+    def __call__(self, tensor: Tensor) -> None:
+        """Zero the dropped entries of ``tensor`` in place; any dtype of at most 8 bytes, any strides."""
+        if tensor.layout != torch.strided:
+            raise MaskError(f"cannot mask a tensor of layout {tensor.layout}; make its gradients dense (sparse=False)")
+        tensor = tensor.detach()
+        order = tuple(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
+        in_memory_order = tensor.permute(order)
+        if not in_memory_order.is_contiguous():  # a slice of something larger
+            tensor.masked_fill_(~self.mask.to(tensor.device), 0)
+            return
+        bits = in_memory_order.view(-1).view(_INTEGER[tensor.element_size()])
+        mask = self._flat_mask(order, tensor.device)
+        if tensor.device.type != "cpu":
+            bits.mul_(mask)
+            return
+        for block, keep in zip(torch.split(bits, BLOCK), torch.split(mask, BLOCK), strict=True):
+            block.mul_(keep.to(block.dtype))
+
+    def _flat_mask(self, order: tuple[int, ...], device: torch.device) -> Tensor:
+        """Return the mask in the memory order of a tensor; gradients may have another one than weights."""
+        key = (order, device)
+        if key not in self._flat:
+            self._flat[key] = self.mask.to(device).permute(order).contiguous().view(-1)
+        return self._flat[key]
+
+
+def plain_name(name: str) -> str:
+    """Return a parameter's name without what wrappers put around it: ``module.`` and ``_orig_mod.``.
+
+    >>> plain_name("module._orig_mod.features._orig_mod.0.weight")
+    'features.0.weight'
+    """
+    parts = [part for part in name.split(".") if part != "_orig_mod"]
+    while len(parts) > 1 and parts[0] == "module":
+        parts = parts[1:]
+    return ".".join(parts)
+
+
+def match(masks: Mapping[str, Tensor], model: nn.Module) -> dict[str, tuple[nn.Parameter, Tensor]]:
+    """Find the parameter of each mask. Tied weights are one weight, whichever of its names is used.
+
+    Args:
+        masks: parameter name -> bool of the parameter's shape. Names match with or without ``module.`` and
+            ``_orig_mod.`` on either side; an exact match comes first.
+        model: any module, wrapped, compiled or plain.
+
+    Returns:
+        The parameter's name in the model -> (parameter, mask), in the order of the masks.
+
+    Raises:
+        MaskError: naming every mask that fits no parameter, has another shape, or contradicts another one.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    by_plain_name: dict[str, dict[int, str]] = {}
+    for name, parameter in parameters.items():
+        by_plain_name.setdefault(plain_name(name), {}).setdefault(id(parameter), name)
+    found: dict[int, tuple[str, Tensor]] = {}
+    problems = []
+    for name, mask in masks.items():
+        candidates = [name] if name in parameters else list(by_plain_name.get(plain_name(name), {}).values())
+        if len(candidates) != 1:
+            problems.append(f"{name!r} could be {' or '.join(candidates)}" if candidates else f"no parameter {name!r}")
+            continue
+        parameter = parameters[candidates[0]]
+        first, known = found.setdefault(id(parameter), (candidates[0], mask))
+        if is_lazy(parameter):
+            problems.append(f"{name!r} has no shape yet, run one batch through the model first")
+        elif parameter.shape != mask.shape:
+            problems.append(f"{name!r} has a mask of {list(mask.shape)} for a weight of {list(parameter.shape)}")
+        elif not parameter.is_floating_point():
+            problems.append(f"{name!r} is {parameter.dtype}, which cannot be masked")
+        elif not same_mask(known, mask):
+            problems.append(f"{name!r} and {first!r} are one weight with two different masks")
+    if problems:
+        raise MaskError(
+            f"masks do not fit the model: {'; '.join(problems)}; compare their names with model.named_parameters()"
+        )
+    return {name: (parameters[name], mask) for name, mask in found.values()}
+
+
+def same_mask(first: Tensor, second: Tensor) -> bool:
+    """Say whether two masks are equal, wherever they are."""
+    return first is second or (first.shape == second.shape and torch.equal(first, second.to(first.device)))

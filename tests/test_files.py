@@ -1,0 +1,89 @@
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from prunekit import files
+from prunekit.errors import CheckpointError
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_bytes_and_functions_are_written_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
+    files.write_atomically(tmp_path / "a", b"one")
+    files.write_atomically(str(tmp_path / "b"), lambda file: file.write(b"two"))
+    assert [(tmp_path / name).read_bytes() for name in names(tmp_path)] == [b"one", b"two"]
+
+
+def test_a_failing_writer_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> None:
+    target = tmp_path / "a"
+    files.write_atomically(target, b"old")
+
+    def fail(file: BinaryIO) -> None:
+        file.write(b"half of the n")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        files.write_atomically(target, fail)
+    assert names(tmp_path) == ["a"]
+    assert target.read_bytes() == b"old"
+
+
+def test_a_full_disk_is_an_error_that_names_the_path_and_the_next_step(tmp_path: Path) -> None:
+    def fill(_: BinaryIO) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(CheckpointError, match=r"masks: No space left on device; free some space"):
+        files.write_atomically(tmp_path / "masks", fill)
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"gone/a: No such file or directory; create its folder first"):
+        files.write_atomically(tmp_path / "gone" / "a", b"")
+
+
+def test_a_folder_in_the_place_of_the_file_stays(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(CheckpointError, match="a: Is a directory"):
+        files.write_atomically(tmp_path / "a", b"")
+    assert names(tmp_path) == ["a"]
+
+
+def test_the_file_gets_the_permissions_that_any_new_file_gets(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"")
+    files.write_atomically(tmp_path / "ours", b"")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_content_and_folder_are_synced_around_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(os, "fsync", lambda _: seen.append(names(tmp_path)))
+    files.write_atomically(tmp_path / "a", b"")
+    before, after = seen
+    assert before != ["a"]
+    assert after == ["a"]
+
+
+def test_a_writable_folder_is_made_with_its_parents_and_left_empty(tmp_path: Path) -> None:
+    folder = files.make_writable_folder(tmp_path / "runs" / "a")
+    assert files.make_writable_folder(folder) == folder
+    assert names(folder) == []
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"cannot write .*runs/a: Not a directory"):
+        files.make_writable_folder(tmp_path / "runs" / "a")
+    with pytest.raises(CheckpointError, match=r"cannot write .*runs: File exists"):
+        files.make_writable_folder(tmp_path / "runs")
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="the superuser may write anywhere")
+def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(CheckpointError, match="write permission"):
+        files.make_writable_folder(tmp_path)
