@@ -11,7 +11,7 @@ It must not know criteria, masks or training.
 
 import abc
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from prunekit.errors import ConfigError, nearest
 
 ViewOf = Callable[[nn.Module], "LayerView | None"]
+Box = tuple[tuple[int, int], ...]  # first and last + 1 of each spatial dimension
 
 
 @attrs.frozen
@@ -56,8 +57,8 @@ class LayerShape:
 class LayerView(abc.ABC):
     """A module seen as G groups of M positions. One instance per module; it holds no data.
 
-    Positions are given as a ``slice`` over 0..M-1, so that the unfolded inputs of a whole layer never
-    have to be in memory at once.
+    Positions are given as a ``slice`` without a step over 0..M-1, so that the unfolded inputs of a whole
+    layer never have to be in memory at once.
     """
 
     kind: ClassVar[str]
@@ -136,51 +137,78 @@ class ConvolutionView(LayerView):
         fan_shape = (module.in_channels // module.groups, *module.kernel_size)
         super().__init__(module, module.groups, module.out_channels // module.groups, fan_shape)
 
-    def _output_size(self, padded: Tensor) -> tuple[int, ...]:
-        module = self.module
-        sizes = zip(padded.shape[2:], module.kernel_size, module.stride, module.dilation, strict=True)
-        return tuple((size - dilation * (kernel - 1) - 1) // stride + 1 for size, kernel, stride, dilation in sizes)
+    def _batched(self, images: Tensor) -> Tensor:
+        return images if images.dim() == len(self.module.kernel_size) + 2 else images.unsqueeze(0)
 
-    def _pad(self, inputs: Tensor) -> Tensor:
-        """Batch and pad as the module's own forward does."""
-        module = self.module
-        batched = inputs if inputs.dim() == len(module.kernel_size) + 2 else inputs.unsqueeze(0)
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    def _margins(self) -> list[tuple[int, int]]:
+        """Return the padding before and after, for each spatial dimension."""
         # The attribute that forward itself uses; it also resolves padding="same".
-        amount = module._reversed_padding_repeated_twice  # noqa: SLF001 - there is no public name for it
-        return nn.functional.pad(batched, amount, mode=mode)
+        amounts = self.module._reversed_padding_repeated_twice  # noqa: SLF001 - there is no public name for it
+        return list(zip(amounts[-2::-2], amounts[-1::-2], strict=True))
+
+    def _extents(self) -> list[int]:
+        """Return how far a kernel reaches, for each spatial dimension."""
+        return [d * (kernel - 1) + 1 for kernel, d in zip(self.module.kernel_size, self.module.dilation, strict=True)]
+
+    def _output_size(self, inputs: Tensor) -> tuple[int, ...]:
+        sizes = self._batched(inputs).shape[2:]
+        spans = zip(sizes, self._margins(), self._extents(), self.module.stride, strict=True)
+        return tuple((size + sum(margin) - extent) // stride + 1 for size, margin, extent, stride in spans)
 
     def positions(self, inputs: Tensor) -> int:
-        return math.prod(self._output_size(self._pad(inputs.to("meta"))))
+        return math.prod(self._output_size(inputs))
 
     def inputs_at(self, inputs: Tensor, positions: slice) -> Tensor:
-        module = self.module
-        padded = self._pad(inputs.detach()).contiguous()
-        out_size = self._output_size(padded)
-        steps = padded.stride()[2:]
-        chosen = torch.arange(*positions.indices(math.prod(out_size)), device=padded.device)
-        at = torch.unravel_index(chosen, out_size)
-        corner = torch.zeros_like(chosen)
-        for where, stride, step in zip(at, module.stride, steps, strict=True):
-            corner += where * stride * step
-        taps = torch.cartesian_prod(
-            *(
-                torch.arange(kernel, device=padded.device) * dilation * step
-                for kernel, dilation, step in zip(module.kernel_size, module.dilation, steps, strict=True)
-            )
-        ).reshape(-1, len(steps))
-        index = corner[:, None] + taps.sum(1)  # [m, taps], into the flattened padded image
-        taken = padded.flatten(2)[:, :, index]  # [samples, channels, m, taps]
-        samples = taken.shape[0]
-        grouped = taken.reshape(samples, self.groups, self.fan_shape[0], len(chosen), -1)
-        return grouped.permute(1, 3, 0, 2, 4).reshape(self.groups, len(chosen), samples, self.fan)
+        size = self._output_size(inputs)
+        images, margins = self._batched(inputs.detach()), self._margins()
+        if self.module.padding_mode != "zeros":
+            amounts = [amount for margin in reversed(margins) for amount in margin]
+            images = nn.functional.pad(images, amounts, mode=self.module.padding_mode)
+            margins = [(0, 0)] * len(margins)
+        start, stop, _ = positions.indices(math.prod(size))
+        pieces = [self._unfold(images, margins, box) for box in _boxes(size, start, stop)]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+
+    def _unfold(self, images: Tensor, margins: list[tuple[int, int]], box: Box) -> Tensor:
+        """Return ``[G, positions of the box, samples, fan]``, touching only what the box needs."""
+        module, dimensions = self.module, len(box)
+        spans = zip(images.shape[2:], margins, box, self._extents(), module.stride, strict=True)
+        # A negative amount crops; so one call pads the borders and cuts out the region.
+        amounts = [
+            (before - stride * first, stride * (last - 1) + extent - before - size)
+            for size, (before, _), (first, last), extent, stride in spans
+        ]
+        windows = nn.functional.pad(images, [amount for pair in reversed(amounts) for amount in pair])
+        for axis, (extent, stride, dilation) in enumerate(
+            zip(self._extents(), module.stride, module.dilation, strict=True)
+        ):
+            windows = windows.unfold(axis + 2, extent, stride)[..., ::dilation]
+        # [samples, channels, *positions, *taps] -> [G, *positions, samples, channels of a group, *taps]
+        samples, count = len(images), math.prod(last - first for first, last in box)
+        split = windows.reshape(samples, self.groups, self.fan_shape[0], *windows.shape[2:])
+        ordered = split.movedim((1, 0, 2), (0, dimensions + 1, dimensions + 2))
+        return ordered.reshape(self.groups, count, samples, self.fan)
 
     def outputs_at(self, outputs: Tensor, positions: slice) -> Tensor:
-        dimensions = len(self.module.kernel_size)
-        batched = outputs if outputs.dim() == dimensions + 2 else outputs.unsqueeze(0)
-        taken = batched.flatten(2)[:, :, positions]  # [samples, maps, m]
+        taken = self._batched(outputs).flatten(2)[:, :, positions]  # [samples, maps, m]
         grouped = taken.reshape(taken.shape[0], self.groups, self.outputs, -1)
         return grouped.permute(1, 3, 0, 2)
+
+
+def _boxes(size: Sequence[int], start: int, stop: int) -> Iterator[Box]:
+    """Cut the run start..stop-1 of flattened positions into boxes, in order."""
+    inner = math.prod(size[1:])
+    whole = tuple((0, length) for length in size[1:])
+    while start < stop:
+        row, offset = divmod(start, inner)
+        if offset == 0 and stop - start >= inner:
+            rows = (stop - start) // inner
+            yield ((row, row + rows), *whole)
+            start += rows * inner
+        else:
+            end = min(stop - row * inner, inner)
+            yield from (((row, row + 1), *box) for box in _boxes(size[1:], offset, end))
+            start = row * inner + end
 
 
 def core_view(module: nn.Module) -> LayerView | None:
@@ -196,10 +224,16 @@ def core_view(module: nn.Module) -> LayerView | None:
 def find_layers(network: nn.Module, view_of: ViewOf = core_view) -> dict[str, LayerView]:
     """Return the prunable layers of a network by module name, in the order of the modules.
 
-    A module that appears twice is one layer, under its first name.
+    A module that appears twice, or a weight that two modules share, is one layer, under its first name.
     """
-    views = ((name, view_of(module)) for name, module in network.named_modules())
-    return {name: view for name, view in views if view is not None}
+    layers: dict[str, LayerView] = {}
+    weights: list[Tensor] = []
+    for name, module in network.named_modules():
+        view = view_of(module)
+        if view is not None and not any(view.weight is weight for weight in weights):
+            layers[name] = view
+            weights.append(view.weight)
+    return layers
 
 
 def parameter_name(layer: str, view: LayerView) -> str:
@@ -220,7 +254,7 @@ def resolve(pattern: str, names: Iterable[str], aliases: Mapping[str, str] | Non
     aliases = aliases or {}
     if pattern in known:
         return [pattern]
-    if pattern in aliases:
+    if aliases.get(pattern) in known:
         return [aliases[pattern]]
     ends = [name for name in known if name.endswith("." + pattern)]
     if len(ends) == 1:

@@ -1,7 +1,8 @@
 """Exactly-k selection: which scores win, with the count exact and ties broken the same way every time.
 
-Scores are ``[G, out, fan]``, higher = keep. The number kept is always ``round(density * weights)``; per
-unit it differs by at most one between units. Among equal scores the earlier connection wins.
+Scores are ``[G, out, fan]``, higher = keep. The number kept is always ``round(density * weights)`` (of
+blocks: ``round(density * blocks)``); per unit it differs by at most one between units. Among equal
+scores the earlier connection wins.
 This module knows scores and counts only.
 """
 
@@ -17,6 +18,9 @@ from torch import Tensor
 from prunekit.errors import MaskError
 
 Scope = Literal["unit", "layer", "global"]
+
+
+_GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
 @attrs.frozen
@@ -66,11 +70,16 @@ def unit_counts(density: float, units: int, fan: int) -> Tensor:
     """Return how many connections each of ``units`` keeps: int64 ``[units]``.
 
     They add up to ``kept_count(density, units * fan)`` and differ by at most one; the larger shares
-    are spread evenly over the units.
+    are spread evenly over the units. At a higher density no unit has less, so that a layer can be
+    pruned step by step.
+
+    >>> unit_counts(0.5, 3, 3).tolist()
+    [2, 1, 2]
     """
-    total = kept_count(density, units * fan)
-    ends = torch.arange(units + 1, dtype=torch.int64) * total // units
-    return ends.diff()
+    share, extra = divmod(kept_count(density, units * fan), units)
+    # Multiples of the golden ratio spread evenly, and so do the first few of them in the order of their size.
+    place = (torch.arange(units, dtype=torch.float64) * _GOLDEN_RATIO).frac().argsort().argsort()
+    return share + (place < extra).to(torch.int64)
 
 
 def top_counts(scores: Tensor, counts: Tensor) -> Tensor:
