@@ -147,7 +147,7 @@ class Correlation(Criterion):
             return keep_best(scores, quota)
         if self.mode == "random":
             return keep_best(torch.rand(scores.shape, generator=generator).to(scores.device), quota)
-        signed = torch.copysign(scores.float(), self._summed().to(scores.device)).flatten(0, 1)
+        signed = torch.copysign(scores, self._summed().to(scores.device)).float().flatten(0, 1)
         counts = unit_counts(quota.density, *signed.shape).to(scores.device)
         candidates = None if quota.candidates is None else quota.candidates.flatten(0, 1)
         return keep_halves(signed, counts, self.strength, candidates, generator).reshape(scores.shape)
