@@ -270,7 +270,10 @@ def check_task(cls: type[Task], view_of: ViewOf = core_view, **options: Any) -> 
     views = find_layers(network, view_of)
     assert views, f"{cls.__name__}: the deployed network has no prunable layer"
     if task.structure:
-        resolve_structure(task.structure, list(views), task.aliases)
+        try:
+            resolve_structure(task.structure, list(views), task.aliases)
+        except ConfigError as error:
+            _fail(f"{cls.__name__}.structure: {error}", error)
     for layer, module in task.activations(network).items():
         assert layer in views, f"{cls.__name__}.activations names {layer!r}, which is no prunable layer"
         network.get_submodule(module)
@@ -310,7 +313,7 @@ def _check_step(task: Task, model: nn.Module, views: dict[str, LayerView], seeds
     optimizer = task.optimizer(model)
     loss = task.loss(model, task.batches("train", 0, seeds)[0])
     assert loss.dim() == 0, f"task {task.name!r}: the loss has shape {tuple(loss.shape)}, expected a scalar"
-    assert loss.isfinite(), f"task {task.name!r}: the first loss is {float(loss)}"
+    assert loss.isfinite(), f"task {task.name!r}: the first loss is {float(loss.detach())}"
     loss.backward()  # type: ignore[no-untyped-call]
     for name, view in views.items():
         assert view.weight.grad is not None, f"task {task.name!r}: the loss does not reach layer {name!r}"

@@ -1,0 +1,25 @@
+"""Tests of the criterion: the contract by the kit, and its own formula once."""
+
+import torch
+from activation_weighted import ActivationWeighted
+from torch import nn
+
+from prunekit import Observation
+from prunekit.layers import LinearView
+from prunekit.testing import check_criterion
+
+
+def test_it_keeps_its_contract() -> None:
+    """It works on convolutions, grouped ones and linear layers, with dead neurons, and twice the same."""
+    check_criterion(ActivationWeighted)
+    check_criterion(ActivationWeighted, power=1.0)
+
+
+def test_a_score_is_the_weight_times_the_mean_input() -> None:
+    """Two samples, two inputs: the means of |input| are 2 and 1."""
+    layer = nn.Linear(2, 1, bias=False)
+    inputs = torch.tensor([[1.0, -1.0], [3.0, 1.0]])
+    criterion = ActivationWeighted(power=1.0)
+    criterion.observe(Observation(LinearView(layer), inputs, layer(inputs), layer(inputs)))
+    scores = criterion.score(torch.tensor([[[0.5, -4.0]]]), torch.Generator())
+    torch.testing.assert_close(scores, torch.tensor([[[1.0, 4.0]]]))

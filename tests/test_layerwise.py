@@ -1,0 +1,28 @@
+from prunekit.builtin.layerwise import Layerwise
+from prunekit.layers import LayerShape
+from prunekit.schedules import Budget, PlanRequest
+from prunekit.testing import check_schedule
+
+LAYERS = [LayerShape(name, "linear", 1, 4, (8,)) for name in ("5a", "5b", "f")]
+REQUEST = PlanRequest(LAYERS, [("f", 1 / 4), ("5b", 1 / 2)], Budget(9, "epochs"), Budget(5, "epochs"))
+
+
+def test_it_keeps_the_contract() -> None:
+    check_schedule(Layerwise)
+    check_schedule(Layerwise, scope="unit")
+
+
+def test_after_the_dense_stage_each_layer_has_a_stage_in_the_order_written() -> None:
+    stages = Layerwise().plan(REQUEST).stages
+    assert [stage.name for stage in stages] == ["dense", "f", "5b"]
+    assert [stage.budget.amount for stage in stages] == [9, 5, 5]
+    assert [[dict(update.targets) for update in stage.updates] for stage in stages] == [
+        [],
+        [{"f": 0.25}],
+        [{"5b": 0.5}],
+    ]
+
+
+def test_every_stage_starts_from_the_weights_of_the_one_before() -> None:
+    assert {stage.start.kind for stage in Layerwise().plan(REQUEST).stages} == {"previous"}
+    assert all(update.at == 0 for stage in Layerwise().plan(REQUEST).stages for update in stage.updates)
