@@ -1,0 +1,52 @@
+"""What several test modules need: a run from a configuration, and the folder of real data."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from prunekit.config import build_config
+from prunekit.engine import run
+from prunekit.plugins import Source, make_manager
+from prunekit.preparation import prepare
+from prunekit.registry import collect
+from prunekit.run_folder import RunFolder
+
+TOY = "prunekit.testing:ToyTask"
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small tensors are faster on one thread, and tests do not depend on the number of cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def toy_run(tmp_path):
+    """Return a function that runs the toy task: recipe, plugins -> (finished, prepared, folder)."""
+
+    def go(recipe=None, plugins=(), *, out="run", resume=False):
+        config = build_config({"task": {"name": TOY}, "criterion": {"name": "magnitude"}, **(recipe or {})})
+        manager = make_manager(third_party=False)
+        for number, plugin in enumerate(plugins):
+            manager.add(plugin, Source(f"toy-{number}", "tests"))
+        prepared = prepare(config, manager, collect(manager))
+        folder = RunFolder(tmp_path / out)
+        if not resume:
+            folder.create(force=False)
+        return run(config, prepared, manager.hook, folder, resume=resume), prepared, folder
+
+    return go
+
+
+@pytest.fixture(scope="session")
+def data_folder():
+    """Return the folder of real data, which is not part of the project; skip where it is absent."""
+    folder = Path(os.environ.get("PRUNEKIT_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set PRUNEKIT_DATA")
+    return folder
