@@ -19,6 +19,8 @@ from prunekit.structure import parse_structure
 from prunekit.tasks import Training, budget_of
 
 _CHOICES = ("task", "criterion", "schedule")
+# Two ways to say one thing: what comes later takes the place of both.
+_DENSITIES = {"structure", "density"}
 _NO_OPTIONS: Mapping[str, Any] = {}
 
 
@@ -123,9 +125,14 @@ def build_config(
         ConfigError: an unknown section or key, a value of a wrong type, two ways of saying one thing.
     """
     data = {key: dict(value) if isinstance(value, Mapping) else value for key, value in (recipe or {}).items()}
-    for key, value in (flags or {}).items():
-        if value is not None:
-            _set_flag(data, key, value)
+    given = {key: value for key, value in (flags or {}).items() if value is not None}
+    if given.keys() & _DENSITIES:
+        data = {key: value for key, value in data.items() if key not in _DENSITIES}
+    for key, value in given.items():
+        if key in _CHOICES:
+            _rename(data, key, value)
+        else:
+            data[key] = value
     for text in overrides:
         _set_override(data, text)
     return _to_config(data)
@@ -155,13 +162,6 @@ def _without_none(value: Any) -> Any:
     return "none" if value is None else value
 
 
-def _set_flag(data: dict[str, Any], key: str, value: Any) -> None:
-    if key in _CHOICES:
-        _rename(data, key, value)
-    else:
-        _replace(data, key, value)
-
-
 def _set_override(data: dict[str, Any], text: str) -> None:
     path, equals, value = text.partition("=")
     section, dot, key = path.strip().partition(".")
@@ -170,7 +170,9 @@ def _set_override(data: dict[str, Any], text: str) -> None:
             f"-o {text!r} is not understood, expected section.key=value, for example criterion.strength=1"
         )
     if not dot:
-        _replace(data, section, _parse_value(value))
+        for rival in _DENSITIES & {*data} if section in _DENSITIES else ():
+            del data[rival]
+        data[section] = _parse_value(value)
         return
     if section not in (*_CHOICES, "training"):
         raise ConfigError(f"-o {text!r}: there is no section {section!r}{nearest(section, (*_CHOICES, 'training'))}")
@@ -178,14 +180,6 @@ def _set_override(data: dict[str, Any], text: str) -> None:
         _rename(data, section, value.strip())
     else:
         _table(data, section)[key] = _parse_value(value)
-
-
-def _replace(data: dict[str, Any], key: str, value: Any) -> None:
-    """Set a top-level key; a structure replaces a density, and a density a structure."""
-    rival = {"structure": "density", "density": "structure"}.get(key)
-    if rival:
-        data.pop(rival, None)
-    data[key] = value
 
 
 def _rename(data: dict[str, Any], section: str, name: str) -> None:

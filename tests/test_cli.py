@@ -1,0 +1,206 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from prunekit.cli import cli, main
+from prunekit.cli.tables import make_table, print_table
+from prunekit.masks import Masks
+from prunekit.plugins import make_manager
+from prunekit.registry import collect
+
+TOY = ["--task", "prunekit.testing:ToyTask"]
+
+
+@pytest.fixture(autouse=True)
+def only_built_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNEKIT_NO_PLUGINS", "1")
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return captured.out.splitlines()
+
+
+def error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command line that must fail, and return the one line it says."""
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    [line] = captured.err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_list_names_everything_with_one_line_and_its_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    printed = lines(capsys)
+    registry = collect(make_manager())
+    for entries in (registry.criteria, registry.schedules):
+        for name, entry in entries.items():
+            [row] = [line for line in printed if line.split()[:1] == [name]]
+            assert entry.summary in row
+            assert "prunekit" in row
+
+
+def test_show_says_documentation_options_and_source(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "schedule", "one-shot"]) == 0
+    printed = "\n".join(lines(capsys))
+    for part in (
+        "Prune all layers at once",
+        "plugin:  one_shot",
+        "package: prunekit",
+        "class:   prunekit.builtin.one_shot.OneShot",
+        "one_shot.py",
+        "scope",
+        "one of unit, layer, global",
+        "none",
+    ):
+        assert part in printed
+
+
+def test_every_option_of_every_built_in_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    registry = collect(make_manager())
+    for kind, entries in (("criterion", registry.criteria), ("schedule", registry.schedules)):
+        for name, entry in entries.items():
+            assert main(["show", kind, name]) == 0
+            printed = "\n".join(lines(capsys))
+            for option in entry.options.values():
+                assert option.name in printed
+                assert option.help in printed
+
+
+def test_plan_prints_layers_stages_and_the_compression_ratio(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *TOY, "--structure", "hidden=1/4 b=0.5", "-o", "training.budget=7 epochs"]) == 0
+    printed = lines(capsys)
+    rows = [line.split() for line in printed]
+    assert ["conv_b", "convolution", "2", "4", "4", "x", "3", "x", "3", "288"] in rows
+    assert ["0", "dense", "7", "epochs", "previous", "-", "1,576", "1.0000"] in rows
+    assert ["1", "hidden", "20", "steps", "previous", "hidden=1/4", "712", "0.4518"] in rows
+    assert ["2", "conv_b", "20", "steps", "previous", "conv_b=1/2", "568", "0.3604"] in rows
+    assert "1,576 weights and compression ratio 0.36" in printed[-1]
+
+
+def test_plan_takes_a_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('density = 0.5\n[task]\nname = "prunekit.testing:ToyTask"\nclasses = 8\n', encoding="utf-8")
+    assert main(["plan", str(recipe), "--schedule", "one-shot"]) == 0
+    assert "1,640 weights and compression ratio 0.50" in lines(capsys)[-1]
+
+
+def test_plan_draws_nothing_from_the_global_generator() -> None:
+    before = torch.get_rng_state()
+    assert main(["plan", *TOY]) == 0
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "criterion", "corelation"], "no criterion 'corelation' (did you mean 'correlation'?)"),
+        (["list", "--no-plugin", "magnitud"], "did you mean 'magnitude'"),
+        (["plan"], "pip install prunekit-deepid2plus"),
+        (["plan", *TOY, "--schedule", "oneshot"], "did you mean 'one-shot'"),
+        (["plan", *TOY, "--criterion", "rnd"], "no criterion 'rnd'"),
+        (["plan", *TOY, "-o", "criterion.strenth=1"], "no option 'strenth' (did you mean 'strength'?)"),
+        (["plan", *TOY, "--structure", "hiden=0.5"], "did you mean 'hidden'"),
+        (["plan", *TOY, "--structure", "relu_a=0.5"], "module 'relu_a' has no weights that can be pruned"),
+        (["plan", *TOY, "--structure", "b=0.5 conv*=0.5"], "layer 'conv_b' is named twice"),
+        (["plan", *TOY, "--density", "0"], "density 0 is outside (0, 1]"),
+        (["plan", *TOY, "--density", "-1"], "density -1 is outside (0, 1]"),
+        (["plan", *TOY, "--density", "40"], "for 40 percent write 0.4"),
+        (["plan", *TOY, "--density", "much"], "density is 'much', expected a number"),
+        (["plan", *TOY, "--seed", "x"], "seed is 'x', expected a whole number"),
+        (["plan", *TOY, "--precision", "fp8"], "expected one of fp32, bf16, fp16"),
+        (["plan", *TOY, "--data", "faces"], "task 'prunekit.testing:ToyTask' has no option 'data'"),
+        (["plan", "gone.toml"], "recipe 'gone.toml' cannot be read"),
+        (["masks", "show", "gone.safetensors"], "gone.safetensors"),
+        (["plan", "--tsk", "x"], "No such option"),
+        (["pln"], "No such command"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert message in error(capsys, *arguments)
+
+
+def test_structure_and_density_flags_together_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "both structure" in error(capsys, "plan", *TOY, "--density", "0.5", "--structure", "b=1/2")
+
+
+def test_a_flag_of_one_kind_replaces_the_other_kind_in_a_recipe(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('structure = "b=0.5"\n', encoding="utf-8")
+    assert main(["plan", str(recipe), *TOY, "--density", "0.25"]) == 0
+    assert "compression ratio 0.25" in lines(capsys)[-1]
+
+
+def test_an_interrupt_ends_with_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.commands["list"], "callback", interrupt)
+    assert main(["list"]) == 130
+    assert "error: interrupted" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli.commands["list"], "callback", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["list"])
+
+
+def test_masks_show_prints_counts_densities_and_what_the_file_says(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    mask = torch.zeros(4, 8, dtype=torch.bool)
+    mask[0] = True
+    path = tmp_path / "masks.safetensors"
+    Masks({"fc.weight": mask}, {"criterion": "magnitude", "seed": 3}).save(path)
+    assert main(["masks", "show", str(path)]) == 0
+    printed = lines(capsys)
+    assert "criterion: magnitude" in printed
+    assert "seed: 3" in printed
+    [row] = [line.split() for line in printed if "fc.weight" in line]
+    assert row[:7] == ["fc.weight", "4", "x", "8", "8", "32", "0.250000"]
+    assert any(line.split()[:3] == ["total", "8", "32"] for line in printed)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_narrow_terminal_cuts_no_number(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    monkeypatch.setenv("COLUMNS", "12")
+    monkeypatch.setenv("FORCE_COLOR" if terminal else "NO_COLOR", "1")
+    table = make_table("Weights", "layer", "weights", numbers=("weights",))
+    table.add_row("a layer with a long name", "17,828,544")
+    print_table(table)
+    printed = capsys.readouterr().out
+    assert "17,828,544" in printed
+    assert ("a layer with a long name" in printed) is not terminal
+
+
+PAPER = [
+    ("f=1/256", "0.96"),
+    ("f=1/256 5b=1/128", "0.76"),
+    ("f=1/256 5b=1/128 4b=1/2", "0.74"),
+    ("f=1/256 5b=1/128 5a=1/2", "0.43"),
+    ("f=1/256 5b=1/128 5a=1/32", "0.12"),
+]
+
+
+@pytest.mark.parametrize(("structure", "ratio"), PAPER)
+def test_plan_reproduces_the_papers_compression_ratios(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, structure: str, ratio: str
+) -> None:
+    pytest.importorskip("prunekit_deepid2plus.plugin")
+    monkeypatch.delenv("PRUNEKIT_NO_PLUGINS")
+    assert main(["plan", "-o", "task.preset=paper", "--structure", structure]) == 0
+    assert f"17,828,544 weights and compression ratio {ratio} " in lines(capsys)[-1]

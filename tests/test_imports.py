@@ -1,0 +1,143 @@
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import prunekit
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "prunekit"
+
+# From the bottom to the top: a module imports only from modules to its left or above it.
+ORDER = [
+    "errors",
+    "markers",
+    "files",
+    "options",
+    "seeds",
+    "layers",
+    "selection",
+    "statistics",
+    "masking",
+    "holding",
+    "mask_files",
+    "masks",
+    "criteria",
+    "schedules",
+    "tasks",
+    "events",
+    "hookspecs",
+    "construct",
+    "plugins",
+    "registry",
+    "structure",
+    "config",
+    "preparation",
+    "observing",
+    "pruning",
+    "hardware",
+    "training",
+    "checkpoint",
+    "run_folder",
+    "state",
+    "stage",
+    "engine",
+    "testing",
+    "cli",
+]
+
+# What a third party may import, so what built-in plugins and the plugins of this repository may.
+OPEN = {"markers", "errors", "options", "seeds", "layers", "selection", "statistics", "criteria", "schedules"}
+OPEN |= {"tasks", "events", "masks", "testing"}
+
+
+def nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield all nodes but those that only type checkers see."""
+    yield tree
+    for child in ast.iter_child_nodes(tree):
+        if not (isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"):
+            yield from nodes(child)
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yield the modules of prunekit that a file imports, inside functions too."""
+    for node in nodes(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "prunekit":
+            public = {*vars(prunekit), *dir(prunekit)}
+            names = [f"prunekit.{alias.name}" for alias in node.names if (PACKAGE / alias.name).exists()]
+            names += [f"prunekit.{alias.name}" for alias in node.names if (PACKAGE / f"{alias.name}.py").exists()]
+            assert names or all(alias.name in public for alias in node.names), f"{path}: {ast.unparse(node)}"
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        else:
+            continue
+        yield from (name.split(".")[1] for name in names if name.startswith("prunekit."))
+
+
+def modules_of_the_core() -> list[Path]:
+    return [path for path in sorted(PACKAGE.glob("*.py")) if not path.stem.startswith("__")]
+
+
+def test_every_module_has_its_place_in_the_order() -> None:
+    assert {path.stem for path in modules_of_the_core()} | {"cli"} == set(ORDER)
+
+
+@pytest.mark.parametrize(
+    "path", [*modules_of_the_core(), *sorted((PACKAGE / "cli").glob("*.py"))], ids=lambda path: path.stem
+)
+def test_imports_only_go_down(path: Path) -> None:
+    own = ORDER.index("cli") + 1 if path.parent.name == "cli" else ORDER.index(path.stem)
+    # The list of the built-in plugins is names only, so that whoever imports it imports none of them.
+    assert set(imported(path)) - {"builtin"} <= set(ORDER[:own])
+
+
+def test_the_list_of_built_ins_imports_nothing() -> None:
+    assert not list(imported(PACKAGE / "builtin" / "__init__.py"))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *sorted((PACKAGE / "builtin").glob("*.py")),
+        *sorted((ROOT / "plugins").glob("*/src/**/*.py")),
+        *sorted((ROOT / "examples").glob("third-party-*/*.py")),
+    ],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_plugins_import_only_what_a_third_party_may(path: Path) -> None:
+    assert set(imported(path)) <= OPEN
+
+
+def test_every_public_name_is_there() -> None:
+    for name in dir(prunekit):
+        assert getattr(prunekit, name) is not None
+
+
+def test_an_unknown_public_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="'prunekit' has no attribute 'Critrion'"):
+        _ = prunekit.Critrion  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import prunekit",
+        "import prunekit; prunekit.hookimpl",
+        *(
+            f"from prunekit.cli import main; assert main({arguments}) == 0"
+            for arguments in (["--help"], ["list", "--help"], ["run", "--help"], ["masks", "show", "--help"])
+        ),
+    ],
+)
+def test_help_does_not_wait_for_slow_imports(code: str) -> None:
+    slow = {"torch", "numpy", "rich", "attrs", "cattrs", "safetensors", "importlib.metadata"}
+    check = f"{code}\nimport sys\nloaded = {slow!r} & set(sys.modules)\nassert not loaded, loaded"
+    # The code is that of the parameters above.
+    subprocess.run(  # noqa: S603
+        [sys.executable, "-c", check], check=True, cwd=ROOT, capture_output=True, text=True
+    )
