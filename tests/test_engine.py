@@ -1,0 +1,186 @@
+import json
+
+import attrs
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from prunekit.cli.run_table import print_result
+from prunekit.errors import CheckpointError, TrainingError
+from prunekit.layers import parameter_name
+from prunekit.markers import hookimpl
+from prunekit.masks import load_masks
+from prunekit.testing import ToyNetwork, ToyTask
+
+RECIPE = {
+    "structure": "hidden=1/4 b=1/2",
+    "criterion": {"name": "correlation"},
+    "training": {"budget": "25 steps", "retraining": "15 steps", "checkpoint_every": 4, "precision": "bf16"},
+}
+
+
+class Stopper:
+    """Ends the run after some steps, as a crash would."""
+
+    def __init__(self, stage, step):
+        self.at = (stage, step)
+
+    @hookimpl
+    def prunekit_step_finished(self, event):
+        if (event.stage, event.step) == self.at:
+            raise KeyboardInterrupt
+
+
+class Dropout(ToyNetwork):
+    """Draws from torch's global generator in training, as dropout does."""
+
+    def forward(self, images):
+        return torch.nn.functional.dropout(super().forward(images), 0.2, self.training)
+
+
+@attrs.frozen
+class DropoutTask(ToyTask):
+    """The toy task with dropout and an optimiser with state of two kinds."""
+
+    name = "dropout"
+
+    def build_model(self):
+        return Dropout(self.classes)
+
+    def optimizer(self, model):
+        return torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+
+
+@attrs.frozen
+class ExplodingTask(ToyTask):
+    """The toy task with an infinite loss as soon as a layer is pruned."""
+
+    name = "exploding"
+
+    def loss(self, model, batch):
+        loss = super().loss(model, batch)
+        return loss / 0.0 if bool((model.hidden.weight == 0).any()) else loss
+
+
+class Tasks:
+    @hookimpl
+    def prunekit_tasks(self):
+        return [DropoutTask, ExplodingTask]
+
+
+def metrics_of(folder):
+    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def test_the_same_command_twice_gives_the_same_bytes(toy_run):
+    _, _, first = toy_run(RECIPE, out="first")
+    _, _, second = toy_run(RECIPE, out="second")
+    assert first.masks.read_bytes() == second.masks.read_bytes()
+    assert first.model.read_bytes() == second.model.read_bytes()
+    assert metrics_of(first) == metrics_of(second)
+
+
+def test_another_seed_gives_other_weights(toy_run):
+    _, _, first = toy_run(RECIPE, out="first")
+    _, _, second = toy_run({**RECIPE, "seed": 1}, out="second")
+    assert first.model.read_bytes() != second.model.read_bytes()
+
+
+@pytest.mark.parametrize("stop", [(0, 3), (0, 4), (0, 19), (1, 1), (1, 4), (2, 14)])
+def test_a_stopped_and_resumed_run_ends_with_the_bytes_of_one_that_was_not(toy_run, stop):
+    recipe = {**RECIPE, "task": {"name": "dropout"}}
+    _, _, whole = toy_run(recipe, [Tasks()], out="whole")
+    with pytest.raises(KeyboardInterrupt):
+        toy_run(recipe, [Tasks(), Stopper(*stop)], out="stopped")
+    finished, _, resumed = toy_run(recipe, [Tasks()], out="stopped", resume=True)
+    assert resumed.masks.read_bytes() == whole.masks.read_bytes()
+    assert resumed.model.read_bytes() == whole.model.read_bytes()
+    assert metrics_of(resumed) == metrics_of(whole)
+    assert [stage.name for stage in finished.stages] == ["dense", "hidden", "conv_b"]
+
+
+def test_resuming_a_finished_run_trains_nothing_and_gives_its_table(toy_run, capsys):
+    finished, _, folder = toy_run(RECIPE)
+    before = folder.model.read_bytes()
+    again, _, _ = toy_run(RECIPE, resume=True)
+    assert again.stages == finished.stages
+    assert folder.model.read_bytes() == before
+    print_result(again)
+    assert "conv_b" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_another_network_is_refused(toy_run):
+    toy_run(RECIPE)
+    with pytest.raises(CheckpointError, match="does not fit the run"):
+        toy_run({**RECIPE, "task": {"name": "prunekit.testing:ToyTask", "classes": 5}}, resume=True)
+
+
+def test_an_infinite_loss_names_stage_step_and_rate_and_the_good_checkpoint_goes_on(toy_run):
+    message = "the loss is inf at step 1 of 15 in stage 'hidden', learning rate 0.05;"
+    with pytest.raises(TrainingError, match=message):
+        toy_run({**RECIPE, "task": {"name": "exploding"}}, [Tasks()])
+    finished, _, _ = toy_run(RECIPE, resume=True)
+    assert len(finished.stages) == 3
+
+
+@pytest.mark.parametrize("task", ["prunekit.testing:ToyTask", "dropout"])
+def test_dropped_weights_are_zero_after_every_step(toy_run, task):
+    class Watcher:
+        """Reads the masks off the first look at each stage and finds the zeros unmoved afterwards."""
+
+        def __init__(self):
+            self.looks = 0
+            self.zeros = {}
+
+        @hookimpl
+        def prunekit_stage_started(self, event):
+            self.zeros = {}
+
+        @hookimpl
+        def prunekit_step_finished(self, event):
+            for name in names[event.stage]:
+                weight = built[-1].get_parameter(name).detach()
+                zeros = self.zeros.setdefault(name, weight == 0)
+                assert torch.equal(weight == 0, zeros)
+                assert int((~zeros).sum()) == {"hidden.weight": 288, "conv_b.weight": 144}[name]
+                self.looks += 1
+
+    names = [[], ["hidden.weight"], ["hidden.weight", "conv_b.weight"]]
+    built = []
+
+    class Catcher:
+        """Catches the network that is trained."""
+
+        @hookimpl
+        def prunekit_layer_view(self, module):
+            if isinstance(module, ToyNetwork):
+                built.append(module)
+
+    watcher = Watcher()
+    _, prepared, folder = toy_run({**RECIPE, "task": {"name": task}}, [Tasks(), watcher, Catcher()])
+    assert watcher.looks == 15 + 2 * 15
+    masks = load_masks(folder.masks)
+    saved = load_file(folder.model)
+    for name, view in prepared.views.items():
+        key = parameter_name(name, view)
+        if key in masks.tensors:
+            assert torch.equal(saved[key] != 0, masks.tensors[key])
+
+
+def test_the_run_folder_says_how_to_run_it_again(toy_run):
+    _, _, folder = toy_run(RECIPE)
+    environment = json.loads(folder.environment.read_text())
+    assert environment["seed"] == 0
+    assert environment["versions"]["torch"] == torch.__version__
+    plan = json.loads(folder.plan.read_text())
+    assert [stage["name"] for stage in plan["stages"]] == ["dense", "hidden", "conv_b"]
+    info = load_masks(folder.masks).info
+    assert info["criterion"] == "correlation"
+    assert info["asked"] == {"conv_b.weight": 0.5, "hidden.weight": 0.25}
+
+
+def test_statistics_see_neither_dropout_nor_training_mode_and_leave_no_hook_behind(toy_run):
+    _, prepared, _ = toy_run({**RECIPE, "task": {"name": "dropout"}}, [Tasks()])
+    assert all(not module._forward_hooks for module in prepared.network.modules())
+    assert all(not parameter._post_accumulate_grad_hooks for parameter in prepared.network.parameters())
