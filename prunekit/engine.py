@@ -19,7 +19,6 @@ from prunekit.hardware import Hardware
 from prunekit.preparation import Prepared
 from prunekit.run_folder import RunFolder, environment
 from prunekit.schedules import Stage, Start
-from prunekit.seeds import Seeds
 from prunekit.stage import StageTraining
 from prunekit.state import RunState
 from prunekit.tasks import Evaluation
@@ -44,14 +43,23 @@ def run(
     hardware = Hardware.of(config.device, prepared.training)
     hardware.place(prepared.model)
     state = RunState(config, prepared, folder, hardware)
-    batches = len(prepared.task.batches("train", 0, Seeds(config.seed)))
+    try:
+        return _run(state, hook, resume=resume)
+    except BaseException as error:
+        hook.prunekit_run_stopped(event=events.RunStopped(folder.path, f"{type(error).__name__}: {error}"))
+        raise
+
+
+def _run(state: RunState, hook: pluggy.HookRelay, *, resume: bool) -> events.RunFinished:
+    prepared, folder = state.prepared, state.folder
+    batches = len(prepared.task.batches("train", 0, state.seeds))
     epoch_length = epoch_steps(batches, prepared.training.accumulate)
     stages = _stage_trainings(state, hook, epoch_length)
     checkpoint, notes = state.restore() if resume else (None, ())
     if checkpoint is None:
         _begin(state)
     weights = sum(view.weight.numel() for view in prepared.views.values())
-    headline = f"{prepared.headline}; {weights:,} prunable weights; {hardware}"
+    headline = f"{prepared.headline}; {weights:,} prunable weights; {state.hardware}"
     at = None if checkpoint is None else (checkpoint.stage, checkpoint.step)
     steps = tuple(training.steps for training in stages)
     hook.prunekit_run_started(event=events.RunStarted(folder.path, headline, prepared.plan, steps, at, notes))

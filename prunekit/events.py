@@ -131,3 +131,16 @@ class RunFinished:
     folder: Path
     stages: tuple[StageFinished, ...]
     seconds: float
+
+
+@attrs.frozen
+class RunStopped:
+    """The run ends before its last stage is done; what is saved stays.
+
+    Attributes:
+        folder: where the run wrote.
+        reason: the error in words.
+    """
+
+    folder: Path
+    reason: str

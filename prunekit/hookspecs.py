@@ -68,3 +68,8 @@ def prunekit_stage_finished(event: events.StageFinished) -> None:
 @hookspec
 def prunekit_run_finished(event: events.RunFinished) -> None:
     """All stages are done."""
+
+
+@hookspec
+def prunekit_run_stopped(event: events.RunStopped) -> None:
+    """The run ends early, by an error or an interruption; close what is open."""

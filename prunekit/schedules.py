@@ -148,7 +148,7 @@ def check_plan(plan: Plan, layers: Sequence[LayerShape]) -> None:
 
     Raises:
         ConfigError: no stage; an unknown layer; a density outside (0, 1]; points out of order or outside [0, 1]; a
-            density that rises without growth; an empty budget with an update inside it.
+            density that rises without growth; growth together with global ranking or a pattern.
     """
     if not plan.stages:
         raise ConfigError("the plan has no stage; a schedule must return at least one")
@@ -159,6 +159,7 @@ def check_plan(plan: Plan, layers: Sequence[LayerShape]) -> None:
         if points != sorted(points) or any(not 0 <= at <= 1 for at in points):
             raise ConfigError(f"stage {stage.name!r}: mask updates at {points}, expected rising fractions in [0, 1]")
         for update in stage.updates:
+            _check_growth(update, stage.name)
             for name, target in update.targets.items():
                 if name not in known:
                     raise ConfigError(f"stage {stage.name!r} names layer {name!r}{nearest(name, known)}")
@@ -169,6 +170,15 @@ def check_plan(plan: Plan, layers: Sequence[LayerShape]) -> None:
                         "but a dropped connection never comes back; give the update a Grow"
                     )
                 density[name] = target
+
+
+def _check_growth(update: MaskUpdate, stage: str) -> None:
+    if update.grow is None:
+        return
+    if update.scope == "global" or update.pattern is not None:
+        raise ConfigError(f"stage {stage!r}: growth fills up single layers without a pattern; leave out one of the two")
+    if not 0 <= update.grow.fraction < 1:
+        raise ConfigError(f"stage {stage!r}: growth exchanges a fraction of {update.grow.fraction:g}, expected [0, 1)")
 
 
 def check_density(density: float, where: str) -> None:

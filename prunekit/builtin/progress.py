@@ -119,9 +119,17 @@ class LiveProgress(PlainProgress):
     @hookimpl
     def prunekit_stage_finished(self, event: events.StageFinished) -> None:
         """Take the bar away."""
+        self._close()
+        PlainProgress.prunekit_stage_finished(self, event)
+
+    @hookimpl
+    def prunekit_run_stopped(self) -> None:
+        """Give the cursor back."""
+        self._close()
+
+    def _close(self) -> None:
         if self.bar is not None:
             self.bar.stop()
-        PlainProgress.prunekit_stage_finished(self, event)
 
     def epoch(self, line: str) -> None:
         """Show the line behind the bar."""

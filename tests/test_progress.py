@@ -1,0 +1,63 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from prunekit import events
+from prunekit.builtin.progress import LiveProgress, PlainProgress
+from prunekit.schedules import Budget, Plan, Stage
+from prunekit.tasks import Evaluation
+
+PLAN = Plan((Stage("dense", Budget(20, "steps")), Stage("f", Budget(10, "steps"))))
+
+
+def tell(display, tmp_path):
+    display.prunekit_run_started(events.RunStarted(tmp_path, "400 faces [RGB]", PLAN, (20, 10), (0, 5), ("a note",)))
+    display.prunekit_stage_started(events.StageStarted(0, "dense", 20, 5))
+    display.prunekit_epoch_finished(events.EpochFinished(0, 2, 20, 20, 0.25, 0.1, 1.0))
+    evaluation = Evaluation("accuracy", {"accuracy": 0.875})
+    display.prunekit_stage_finished(events.StageFinished(0, "dense", {}, {"f": 8}, {"f": 8}, evaluation, 61))
+    display.prunekit_stage_started(events.StageStarted(1, "f", 10, 0))
+    update = events.LayerUpdate(0.5, 4, 8, 1.0, 0.5)
+    display.prunekit_masks_updated(events.MasksUpdated(1, 0, {"f": update}, 0.1))
+    display.prunekit_stage_finished(events.StageFinished(1, "f", {"f": 0.5}, {"f": 4}, {"f": 8}, evaluation, 1))
+
+
+def written(display_class, tmp_path, *, terminal):
+    file = io.StringIO()
+    tell(display_class(Console(file=file, force_terminal=terminal, highlight=False, width=60)), tmp_path)
+    return file.getvalue()
+
+
+def test_plain_lines_tell_the_run_without_escape_codes(tmp_path):
+    text = written(PlainProgress, tmp_path, terminal=False)
+    assert "\x1b" not in text
+    for words in (
+        "400 faces [RGB]",
+        "note: a note",
+        "resuming at stage 1, step 5",
+        "2 stages, in steps: dense 20, f 10",
+        "[1/2] dense",
+        "epoch 2, step 20/20: loss 0.25, learning rate 0.1",
+        "accuracy 0.8750; compression ratio 1; 0:01:01",
+        "f: keeps 4 of 8 (0.5), mean score 1 of the kept, 0.5 of all",
+        "compression ratio 0.5",
+    ):
+        assert words in text
+
+
+@pytest.mark.parametrize("stop_early", [False, True])
+def test_on_a_terminal_a_bar_moves_and_the_cursor_comes_back(tmp_path, stop_early):
+    file = io.StringIO()
+    display = LiveProgress(Console(file=file, force_terminal=True, highlight=False, width=100))
+    display.prunekit_run_started(events.RunStarted(tmp_path, "faces", PLAN, (20, 10), None))
+    display.prunekit_stage_started(events.StageStarted(0, "dense", 20, 0))
+    display.prunekit_step_finished(events.StepFinished(0, 10, 20))
+    if stop_early:
+        display.prunekit_run_stopped()
+    else:
+        evaluation = Evaluation("accuracy", {"accuracy": 0.875})
+        display.prunekit_stage_finished(events.StageFinished(0, "dense", {}, {"f": 8}, {"f": 8}, evaluation, 61))
+    text = file.getvalue()
+    assert "10/20" in text
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")

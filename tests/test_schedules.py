@@ -1,0 +1,66 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prunekit.errors import ConfigError
+from prunekit.layers import LayerShape
+from prunekit.schedules import Budget, Grow, MaskUpdate, Plan, Stage, check_density, check_plan
+
+LAYERS = (LayerShape("a", "linear", 1, 4, (8,)), LayerShape("b", "convolution", 2, 4, (3, 3, 3)))
+EPOCH = Budget(1, "epochs")
+
+
+def plan_of(*updates):
+    return Plan((Stage("dense", EPOCH), Stage("pruned", EPOCH, updates)))
+
+
+@given(st.integers(0, 10**6), st.sampled_from(["steps", "epochs"]))
+def test_a_budget_reads_what_it_writes(amount, unit):
+    budget = Budget(amount, unit)
+    assert Budget.parse(str(budget)) == budget
+
+
+@pytest.mark.parametrize("text", ["", "3", "epochs", "-1 steps", "1.5 epochs", "3 days"])
+def test_a_budget_that_is_none_is_refused_with_an_example(text):
+    with pytest.raises(ConfigError, match="expected for example '600 steps'"):
+        Budget.parse(text)
+
+
+@pytest.mark.parametrize("density", [0, -0.1, 1.5, 90, math.nan, math.inf])
+def test_a_density_outside_is_refused(density):
+    with pytest.raises(ConfigError, match="outside"):
+        check_density(density, "layer 'f'")
+
+
+def test_percent_are_recognised():
+    with pytest.raises(ConfigError, match=r"layer 'f': density 90 is outside \(0, 1\]; for 90 percent write 0.9"):
+        check_density(90, "layer 'f'")
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        (Plan(()), "no stage"),
+        (plan_of(MaskUpdate(0, {"c": 0.5})), "names layer 'c'"),
+        (plan_of(MaskUpdate(0, {"a": 0})), "outside"),
+        (plan_of(MaskUpdate(0.5, {"a": 0.5}), MaskUpdate(0.2, {"b": 0.5})), "rising fractions"),
+        (plan_of(MaskUpdate(1.5, {"a": 0.5})), "rising fractions"),
+        (plan_of(MaskUpdate(0, {"a": 0.2}), MaskUpdate(0.5, {"a": 0.5})), "rises from 0.2 to 0.5"),
+        (plan_of(MaskUpdate(0, {"a": 0.2}, scope="global", grow=Grow("random", 0.1))), "grow"),
+        (plan_of(MaskUpdate(0, {"a": 0.2}, grow=Grow("random", 1.5))), "fraction"),
+    ],
+)
+def test_a_plan_that_cannot_be_carried_out_is_refused(plan, words):
+    with pytest.raises(ConfigError, match=words):
+        check_plan(plan, LAYERS)
+
+
+def test_a_good_plan_passes_also_one_that_grows():
+    check_plan(plan_of(MaskUpdate(0, {"a": 0.2}), MaskUpdate(0.5, {"a": 0.5, "b": 0.1}, grow=Grow("gradient"))), LAYERS)
+
+
+def test_a_layer_shape_counts_its_weights():
+    assert LAYERS[1].fan == 27
+    assert LAYERS[1].weights == 2 * 4 * 27
