@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from prunekit.masks import Masks as Masks
     from prunekit.masks import load_masks as load_masks
     from prunekit.options import option as option
+    from prunekit.own_loop import select as select
     from prunekit.schedules import Budget as Budget
     from prunekit.schedules import Grow as Grow
     from prunekit.schedules import MaskUpdate as MaskUpdate
@@ -53,6 +54,7 @@ _MODULES = {
     "markers": ("hookimpl",),
     "masks": ("Masks", "load_masks"),
     "options": ("option",),
+    "own_loop": ("select",),
     "schedules": ("Budget", "Grow", "MaskUpdate", "Plan", "PlanRequest", "Schedule", "Stage", "Start"),
     "seeds": ("Seeds",),
     "selection": ("Blocks", "NofM", "Quota"),

@@ -22,9 +22,16 @@ from prunekit.selection import Quota, keep_best, keep_best_global, kept_count
 
 @attrs.frozen
 class Chosen:
-    """The outcome of an update: layer -> mask of the weight's shape, and what changed."""
+    """The outcome of an update.
+
+    Attributes:
+        masks: layer -> mask of the weight's shape.
+        repaired: layer -> weight to go on with, for layers whose kept weights the criterion changed.
+        layers: layer -> what became of it.
+    """
 
     masks: Mapping[str, Tensor]
+    repaired: Mapping[str, Tensor]
     layers: Mapping[str, LayerUpdate]
 
 
@@ -37,9 +44,7 @@ def choose_masks(
     evidence: Evidence,
     seeds: Seeds,
 ) -> Chosen:
-    """Carry out one mask update on the weights as they are.
-
-    Kept weights may be repaired in place (``Criterion.reconstruct``); nothing is set to zero here.
+    """Work out one mask update for the weights as they are. Changes nothing.
 
     Args:
         network: the network that the layers are in.
@@ -64,12 +69,12 @@ def choose_masks(
     generators = {name: seeds.generator("selection", name) for name in targets}
     scores = {name: _scores(criteria[name], name, view, generators[name]) for name, view in targets.items()}
     masks = _select(update, targets, criteria, scores, before, generators)
-    for name, view in targets.items():
-        _repair(criteria[name], view, masks[name])
+    repaired = {name: _repair(criteria[name], view, masks[name]) for name, view in targets.items()}
     if update.grow is not None:
         masks = _grow(update, targets, masks, evidence, generators)
     return Chosen(
         {name: view.from_matrix(masks[name]) for name, view in targets.items()},
+        {name: weight for name, weight in repaired.items() if weight is not None},
         {name: _describe(update.targets[name], masks[name], scores[name]) for name in targets},
     )
 
@@ -145,13 +150,11 @@ def _select(
     return masks
 
 
-def _repair(criterion: Criterion, view: LayerView, mask: Tensor) -> None:
-    parameter = view.weight
+def _repair(criterion: Criterion, view: LayerView, mask: Tensor) -> Tensor | None:
     with torch.no_grad():
-        weight = view.to_matrix(parameter.detach())
+        weight = view.to_matrix(view.weight.detach())
         repaired = criterion.reconstruct(weight, mask)
-        if repaired is not weight:
-            parameter.copy_(view.from_matrix(repaired))
+    return None if repaired is weight else view.from_matrix(repaired)
 
 
 def _grow(

@@ -158,6 +158,9 @@ class StageTraining:
                 Evidence(shower.activations, shower.gradients, prepared.task.activations(prepared.network)),
                 Seeds(state.seeds.derive("update", self.index, number)),
             )
+        with torch.no_grad():
+            for name, weight in chosen.repaired.items():
+                prepared.views[name].weight.copy_(weight)
         state.masks |= chosen.masks
         if held is not None:
             held.update(state.as_masks())

@@ -4,7 +4,7 @@ The checks raise ``AssertionError`` with a sentence; call them from any test run
 engine goes, so what passes here runs there.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NoReturn
 
 import attrs
@@ -17,7 +17,7 @@ from prunekit.errors import ConfigError, PrunekitError
 from prunekit.layers import LayerShape, LayerView, ViewOf, core_view, find_layers
 from prunekit.observing import Evidence
 from prunekit.options import option
-from prunekit.pruning import choose_masks
+from prunekit.pruning import Chosen, choose_masks
 from prunekit.registry import Kind, contract_problem
 from prunekit.schedules import Budget, MaskUpdate, Plan, PlanRequest, Schedule, check_plan
 from prunekit.seeds import Seeds
@@ -154,25 +154,24 @@ def _scopes(cls: type[Criterion], options: dict[str, Any]) -> list[Scope]:
 
 
 def _check_update(cls: type[Criterion], options: dict[str, Any], scope: Scope, density: float, *, dead: bool) -> None:
-    def choose(density: float, current: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def choose(density: float, current: Mapping[str, Tensor]) -> Chosen:
         network, layers, evidence = _toy_scene(dead=dead)
         update = MaskUpdate(0.0, dict.fromkeys(layers, density), scope)
         try:
-            chosen = choose_masks(
+            return choose_masks(
                 network, layers, update, current, lambda: _make(cls, options, "criterion"), evidence, Seeds(1)
             )
         except PrunekitError as error:
             raise AssertionError(f"{case}: {error}") from error
-        return dict(chosen.masks), {name: view.weight.detach() for name, view in layers.items()}
 
     case = f"{cls.__name__}, scope {scope}, density {density}" + (", dead neurons" if dead else "")
-    masks, weights = choose(density, {})
-    again, _ = choose(density, {})
+    chosen, again = choose(density, {}), choose(density, {})
+    masks = chosen.masks
     for name, mask in masks.items():
-        assert torch.equal(mask, again[name]), f"{case}: layer {name!r} has another mask the second time"
-        assert weights[name].isfinite().all(), f"{case}: reconstruct leaves layer {name!r} with infinite weights"
-    later, _ = choose(density / 2, masks)
-    for name, mask in later.items():
+        assert torch.equal(mask, again.masks[name]), f"{case}: layer {name!r} has another mask the second time"
+    for name, weight in chosen.repaired.items():
+        assert weight.isfinite().all(), f"{case}: reconstruct leaves layer {name!r} with infinite weights"
+    for name, mask in choose(density / 2, masks).masks.items():
         assert not (mask & ~masks[name]).any(), f"{case}: a dropped connection of layer {name!r} comes back"
 
 

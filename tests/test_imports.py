@@ -38,6 +38,7 @@ ORDER = [
     "preparation",
     "observing",
     "pruning",
+    "own_loop",
     "hardware",
     "training",
     "checkpoint",

@@ -1,0 +1,109 @@
+"""Masks for a model in a training loop that is not ours: one call, no task, no schedule, no run folder.
+
+It must not know the engine.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.criteria import Criterion
+from prunekit.errors import ConfigError
+from prunekit.layers import find_layers, parameter_name
+from prunekit.masks import Masks
+from prunekit.observing import Evidence
+from prunekit.plugins import make_manager, view_of
+from prunekit.pruning import choose_masks
+from prunekit.registry import collect
+from prunekit.schedules import MaskUpdate
+from prunekit.seeds import Seeds
+from prunekit.selection import Pattern, Scope
+from prunekit.structure import resolve_structure
+
+
+def select(
+    model: nn.Module,
+    criterion: str | Callable[[], Criterion] = "magnitude",
+    *,
+    density: float | Mapping[str, float],
+    scope: Scope | None = None,
+    pattern: Pattern | None = None,
+    batches: Iterable[Any] | None = None,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    loss: Callable[[nn.Module, Any], Tensor] | None = None,
+    activations: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> Masks:
+    """Choose which connections of a model to keep; the model itself stays as it is.
+
+    Args:
+        model: any module with linear layers or convolutions, or layers that a plugin knows.
+        criterion: the name of one, with its default options, or a callable that makes one.
+        density: kept / total in (0, 1], for all prunable layers, or by layer: a name, the end of one,
+            or a glob. A layer that is not named gets no mask.
+        scope: what competes: the connections of a "unit", of a "layer", or of all layers ("global");
+            ``None``: what the criterion prefers.
+        pattern: ``NofM(2, 4)``, ``Blocks(4, 4)``; ``None``: unstructured.
+        batches: what a criterion with needs observes, a list or a loader; read once for each pass.
+        forward: runs the model on a batch; ``None``: ``model(batch)``, or its first entry if it is a tuple.
+        loss: for criteria that need gradients.
+        activations: layer -> module whose output is the layer's activation; a layer that is not
+            named counts as its own activation.
+        seed: of everything that is drawn.
+
+    Returns:
+        Masks by parameter name; ``apply`` or ``hold`` them.
+
+    Raises:
+        ConfigError: an unknown criterion or layer, a density outside (0, 1], data missing that the criterion needs.
+        MaskError: a pattern that does not fit a layer.
+    """
+    manager = make_manager()
+    registry = collect(manager)
+    make = criterion if callable(criterion) else lambda: registry.make_criterion(str(criterion))
+    layers = find_layers(model, view_of(manager))
+    if not layers:
+        raise ConfigError(f"{type(model).__name__} has no layer that can be pruned")
+    wanted = density if isinstance(density, Mapping) else {"*": density}
+    others = dict(model.named_modules()).keys() - layers.keys()
+    text = " ".join(f"{name}={value!r}" for name, value in wanted.items())
+    targets = dict(resolve_structure(text, list(layers), {}, others))
+
+    def show(run: Callable[[Any], None]) -> Callable[[], Iterator[None]] | None:
+        return None if batches is None else lambda: _show(model, batches, run)
+
+    def run_forward(batch: Any) -> None:
+        with torch.no_grad():
+            (forward or _forward)(model, batch)
+
+    def run_backward(batch: Any) -> None:
+        assert loss is not None
+        model.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            # torch's stubs leave backward untyped.
+            loss(model, batch).backward()  # type: ignore[no-untyped-call]
+
+    evidence = Evidence(show(run_forward), show(run_backward) if loss else None, activations or {})
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        chosen = choose_masks(model, layers, MaskUpdate(0.0, targets, scope, pattern), {}, make, evidence, Seeds(seed))
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    keys = {name: parameter_name(name, layers[name]) for name in targets}
+    info = {"criterion": make().name, "seed": seed, "asked": {keys[name]: targets[name] for name in targets}}
+    return Masks({keys[name]: mask for name, mask in chosen.masks.items()}, info)
+
+
+def _forward(model: nn.Module, batch: Any) -> Any:
+    return model(batch[0] if isinstance(batch, tuple | list) else batch)
+
+
+def _show(model: nn.Module, batches: Iterable[Any], run: Callable[[Any], None]) -> Iterator[None]:
+    for batch in batches:
+        run(batch)
+        yield
+    model.zero_grad(set_to_none=True)
