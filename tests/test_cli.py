@@ -76,7 +76,7 @@ def test_plan_prints_layers_stages_and_the_compression_ratio(capsys: pytest.Capt
     printed = lines(capsys)
     rows = [line.split() for line in printed]
     assert ["conv_b", "convolution", "2", "4", "4", "x", "3", "x", "3", "288"] in rows
-    assert ["0", "dense", "7", "epochs", "previous", "-", "1,576", "1.0000"] in rows
+    assert ["0", "dense", "7", "epochs", "initial", "-", "1,576", "1.0000"] in rows
     assert ["1", "hidden", "20", "steps", "previous", "hidden=1/4", "712", "0.4518"] in rows
     assert ["2", "conv_b", "20", "steps", "previous", "conv_b=1/2", "568", "0.3604"] in rows
     assert "1,576 weights and compression ratio 0.36" in printed[-1]

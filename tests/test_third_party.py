@@ -32,6 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
     def run_python(*arguments: str) -> str:
         clean = {key: value for key, value in os.environ.items() if key not in {"PRUNEKIT_NO_PLUGINS", "PYTHONPATH"}}
+        clean["OMP_NUM_THREADS"] = "1"  # small tensors are faster on one thread
         # The arguments are those of the tests below.
         done = subprocess.run(  # noqa: S603
             [python, *arguments], cwd=folder, env=clean, capture_output=True, text=True, check=False, timeout=300

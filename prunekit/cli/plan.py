@@ -53,6 +53,7 @@ def _print_stages(prepared: "Prepared") -> None:
             kept |= {name: kept_count(density, weights[name]) for name, density in update.targets.items()}
         left = sum(kept.values())
         start = f"step {stage.start.step}" if stage.start.kind == "step" else stage.start.kind
+        start = "initial" if start == "previous" and number == 0 else start
         updates = "\n".join(map(_describe, stage.updates)) or "-"
         table.add_row(str(number), stage.name, str(stage.budget), start, updates, f"{left:,}", f"{left / total:.4f}")
     print_table(table)
