@@ -104,7 +104,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"recipe {str(path)!r} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"recipe {str(path)!r} is no UTF-8 text") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number too long for Python is not tomllib's own error
         raise ConfigError(f"recipe {str(path)!r} is no TOML: {error}") from error
 
 
@@ -201,7 +201,7 @@ def _parse_value(text: str) -> Any:
     """Read a TOML value; whatever TOML would write differently stays text, for the option's own type."""
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     if isinstance(value, bool):
         return value

@@ -70,6 +70,15 @@ def options_of(cls: type) -> dict[str, OptionInfo]:
     return {name: _describe(name, fields[name], hints) for name in taken}
 
 
+# An int of hundreds of digits overflows a float.
+_NOT_CONVERTED = (
+    ValueError,
+    TypeError,
+    OverflowError,
+    cattrs.BaseValidationError,
+    cattrs.StructureHandlerNotFoundError,
+)
+
 # What attrs.field() returns; attrs takes it out of a class that it decorates.
 _UNDECORATED = type(attrs.field())
 
@@ -102,7 +111,7 @@ def convert_options(cls: type, options: Mapping[str, Any], section: str, owner: 
             raise ConfigError(f"{owner} has no option {name!r}{nearest(name, known)}")
         try:
             converted[name] = _CONVERTER.structure(value, known[name].type)
-        except (ValueError, TypeError, cattrs.BaseValidationError, cattrs.StructureHandlerNotFoundError) as error:
+        except _NOT_CONVERTED as error:
             where = f"{section}.{name}".lstrip(".")
             raise ConfigError(f"{where} is {value!r}, expected {known[name].expected}") from error
     return converted
@@ -175,7 +184,7 @@ def _to_union(value: Any, kind: Any) -> Any:
     for member in sorted(members, key=lambda member: (member is str, member is not types.NoneType)):
         try:
             return _CONVERTER.structure(value, member)
-        except (ValueError, TypeError, cattrs.BaseValidationError):
+        except _NOT_CONVERTED:
             continue
     raise ValueError(value)
 
