@@ -65,6 +65,7 @@ class Held:
         self._model = model
         self._optimizer = optimizer
         self._switch = _Switch()
+        self._least_eps = 0.0
         self._gates: list[tuple[nn.Parameter, _Gate]] = []
         self._gate_handles: list[RemovableHandle] = []
         self._step_handles: list[RemovableHandle] = []
@@ -131,6 +132,8 @@ class Held:
                 gate = _Gate(mask, self._switch)
                 self._gates.append((parameter, gate))
                 self._gate_handles.append(_watch(parameter, gate))
+        # Zero by zero is not zero: dividing by sqrt(0) + eps needs an eps that the weight's dtype can tell from 0.
+        self._least_eps = max((torch.finfo(parameter.dtype).tiny for parameter, _ in self._gates), default=0.0)
         if self._switch.on:
             self._mask_gradients()
 
@@ -161,9 +164,7 @@ class Held:
     def _leaves_zeros_alone(self) -> bool:
         if type(self._optimizer) not in _LEAVES_ZEROS_ALONE:
             return False
-        # Zero by zero is not zero: dividing by sqrt(0) + eps needs an eps that the weight's dtype can tell from 0.
-        least = max((torch.finfo(parameter.dtype).tiny for parameter, _ in self._gates), default=0.0)
-        return all(group.get("eps", 1.0) >= least for group in self._optimizer.param_groups)
+        return all(group.get("eps", 1.0) >= self._least_eps for group in self._optimizer.param_groups)
 
 
 @attrs.define
