@@ -1,0 +1,109 @@
+"""README and docs are true: links lead somewhere, hooks are all described, every example runs.
+
+Blocks marked ``python`` are executed, those of a page one after the other. In blocks marked ``console`` each line
+after ``$`` is run, and the lines below it must stand in its output. Blocks marked ``bash`` take minutes, or data; what
+they need is tested elsewhere. Blocks behind ``<!-- same as FILE -->`` are compared with the file.
+"""
+
+import inspect
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import prunekit
+from prunekit import hookspecs
+from prunekit.cli import main
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^(?:<!-- same as (\S+) -->\n)?```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def blocks(page, language):
+    return [(same, text) for same, kind, text in BLOCK.findall(page.read_text()) if kind == language]
+
+
+def name_of(page):
+    return str(page.relative_to(ROOT))
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """Give the examples an empty folder of their own, with what they read."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    tutorial = ROOT / "examples" / "third-party-criterion"
+    (tmp_path / "activation_weighted.py").write_bytes((tutorial / "activation_weighted.py").read_bytes())
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    sys.modules.pop("activation_weighted", None)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_leads_to_a_file(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
+def test_every_python_example_runs(page, workplace):
+    torch.manual_seed(0)
+    namespace = {"__name__": "example"}
+    for number, (_, text) in enumerate(blocks(page, "python"), 1):
+        exec(compile(text, f"{name_of(page)}, python block {number}", "exec"), namespace)  # noqa: S102 - our own pages
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "console")], ids=name_of)
+def test_every_console_example_prints_what_the_page_shows(page, workplace, capfd):
+    for _, text in blocks(page, "console"):
+        for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+            command, *shown = part.splitlines()
+            program, *arguments = shlex.split(command, comments=True)
+            assert program == "prunekit"
+            code = main(arguments)
+            output = capfd.readouterr()
+            assert code == 0, output.err
+            for line in shown:
+                assert line in output.out, f"{command!r} does not print {line!r}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_block_that_shows_a_file_is_the_file(page):
+    for language in ("python", "toml"):
+        for same, text in blocks(page, language):
+            assert not same or text.rstrip() == (ROOT / same).read_text().rstrip()
+
+
+def test_every_hook_stands_in_the_reference_with_its_arguments():
+    reference = (ROOT / "docs" / "plugins.md").read_text()
+    hooks = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("prunekit_")}
+    assert len(hooks) >= 12
+    for name, hook in hooks.items():
+        assert f"`{name}({', '.join(inspect.signature(hook).parameters)})`" in reference
+    assert set(re.findall(r"`(prunekit_\w+)\(", reference)) == hooks.keys()
+
+
+def test_every_member_of_the_contracts_stands_in_the_reference():
+    reference = (ROOT / "docs" / "plugins.md").read_text()
+    for contract in (prunekit.Criterion, prunekit.Schedule, prunekit.Task, prunekit.LayerView):
+        for name, member in vars(contract).items():
+            if not name.startswith("_") and inspect.isfunction(member) and name not in {"plan", "shape"}:
+                parameters = list(inspect.signature(member).parameters)[1:]
+                assert f"`{name}({', '.join(parameters)})`" in reference, f"{contract.__name__}.{name}"
+
+
+def test_the_changelog_has_the_version():
+    assert f"## {prunekit.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_own_loop_example_runs(workplace, capsys):
+    path = ROOT / "examples" / "own_loop.py"
+    namespace = {"__name__": "own_loop"}
+    exec(compile(path.read_text(), str(path), "exec"), namespace)  # noqa: S102 - our own file
+    namespace["main"]()
+    assert "accuracy 0.9" in capsys.readouterr().out
+    assert prunekit.load_masks("masks.safetensors").density() < 0.04
