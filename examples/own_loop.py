@@ -20,7 +20,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.G
     for _ in range(steps):
         batch, labels = images(generator, 64)
         optimizer.zero_grad()
-        F.cross_entropy(model(batch), labels).backward()
+        F.cross_entropy(model(batch), labels).backward()  # type: ignore[no-untyped-call] # torch's stubs
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 

@@ -68,17 +68,11 @@ class Gradual(Schedule):
     updates: int = option(4, "mask updates in the stage", low=1)
 
     def plan(self, request):
-        points = [index / self.updates for index in range(self.updates)]
-        updates = tuple(
-            MaskUpdate(
-                at,
-                {
-                    layer: 1 - (1 - final) * (1 - (1 - (at + 1 / self.updates)) ** 3)
-                    for layer, final in request.structure
-                },
-            )
-            for at in points
-        )
+        def densities(done):
+            return {layer: final + (1 - final) * (1 - done) ** 3 for layer, final in request.structure}
+
+        count = self.updates
+        updates = tuple(MaskUpdate(index / count, densities((index + 1) / count)) for index in range(count))
         return Plan((Stage("gradual", request.training, updates),))
 
 
