@@ -172,17 +172,18 @@ class ConvolutionView(LayerView):
     def _unfold(self, images: Tensor, margins: list[tuple[int, int]], box: Box) -> Tensor:
         """Return ``[G, positions of the box, samples, fan]``, touching only what the box needs."""
         module, dimensions = self.module, len(box)
-        spans = zip(images.shape[2:], margins, box, self._extents(), module.stride, strict=True)
-        # A negative amount crops; so one call pads the borders and cuts out the region.
-        amounts = [
-            (before - stride * first, stride * (last - 1) + extent - before - size)
-            for size, (before, _), (first, last), extent, stride in spans
-        ]
-        windows = nn.functional.pad(images, [amount for pair in reversed(amounts) for amount in pair])
-        for axis, (extent, stride, dilation) in enumerate(
-            zip(self._extents(), module.stride, module.dilation, strict=True)
-        ):
-            windows = windows.unfold(axis + 2, extent, stride)[..., ::dilation]
+        windows, amounts = images, list[int]()
+        for axis, ((margin, _), (first, last)) in enumerate(zip(margins, box, strict=True)):
+            size, stride = images.shape[axis + 2], module.stride[axis]
+            start = first * stride - margin
+            stop = (last - 1) * stride - margin + self._extents()[axis]
+            # What lies in the image is cut out, the rest is padding; a box may lie in the padding altogether.
+            begin, end = min(max(start, 0), size), min(max(stop, 0), size)
+            windows = windows.narrow(axis + 2, begin, end - begin)
+            amounts = [max(min(stop, 0) - start, 0), max(stop - max(start, size), 0), *amounts]
+        windows = nn.functional.pad(windows, amounts)
+        for axis, extent in enumerate(self._extents()):
+            windows = windows.unfold(axis + 2, extent, module.stride[axis])[..., :: module.dilation[axis]]
         # [samples, channels, *positions, *taps] -> [G, *positions, samples, channels of a group, *taps]
         samples, count = len(images), math.prod(last - first for first, last in box)
         split = windows.reshape(samples, self.groups, self.fan_shape[0], *windows.shape[2:])

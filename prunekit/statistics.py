@@ -47,8 +47,8 @@ class _Batch:
 class _Moments:
     """Mean and summed squared deviations of every column of one side, float64 ``[G, m, features]``.
 
-    Deviations are counted in ``unit``, a power of two near the largest one of the first batch: dividing
-    by it is exact and keeps squares and products of very small and very large numbers in range.
+    Deviations are counted in ``unit``, a power of two near the largest one of the first batch that has any:
+    dividing by it is exact and keeps squares and products of very small and very large numbers in range.
     """
 
     mean: Tensor
@@ -57,17 +57,17 @@ class _Moments:
 
     @classmethod
     def start(cls, values: Tensor) -> "_Moments":
-        deviation = (values - _centre(values).unsqueeze(2)).abs().amax(2)
-        exponent = torch.frexp(deviation).exponent.clamp(-_LARGEST_EXPONENT, _LARGEST_EXPONENT)
-        zero = torch.zeros(deviation.shape, dtype=torch.float64, device=values.device)
-        return cls(zero, zero.clone(), torch.ldexp(torch.ones_like(deviation), exponent))
+        unit = torch.ones_like(values[:, :, 0])
+        return cls(torch.zeros_like(unit, dtype=torch.float64), torch.zeros_like(unit, dtype=torch.float64), unit)
 
     def join(self, values: Tensor, before: int) -> _Batch:
-        """Join a batch to the ``before`` samples seen so far (Chan, Golub, LeVeque 1983, equation 2.1)."""
+        """Join a batch to the ``before`` samples seen so far: the pairwise update of Chan, Golub, LeVeque (1983)."""
         samples = values.shape[2]
         after = before + samples
         centre = _centre(values)
-        centred = (values - centre.unsqueeze(2)).div_(self.unit.unsqueeze(2))
+        centred = values - centre.unsqueeze(2)
+        self._choose_units(centred.abs().amax(2), (centre - self.mean).abs() if before else None)
+        centred /= self.unit.unsqueeze(2)
         rest = centred.sum(2).double()
         step = (centre.double() - self.mean) / self.unit + rest / samples
         squares = -rest.square() / samples
@@ -76,6 +76,14 @@ class _Moments:
         self.squares += squares.clamp_(min=0) + step.square() * (before * samples / after)
         self.mean += step * self.unit * (samples / after)
         return _Batch(centred, rest, step)
+
+    def _choose_units(self, deviation: Tensor, step: Tensor | None) -> None:
+        """Choose the units of columns that never changed before: all their sums are still zero."""
+        if step is not None:
+            deviation = deviation.maximum(step.to(deviation.dtype))
+        exponent = torch.frexp(deviation).exponent.clamp(-_LARGEST_EXPONENT, _LARGEST_EXPONENT)
+        unit = torch.ldexp(torch.ones_like(deviation), exponent)
+        self.unit = torch.where(self.squares == 0, unit, self.unit)
 
     def inverse_norm(self) -> Tensor:
         """Return 1 / sqrt(summed squares), and 0 for a column that never changed."""

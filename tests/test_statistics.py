@@ -1,0 +1,140 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from prunekit.errors import DataError
+from prunekit.statistics import CorrelationSums
+
+
+def two_pass(inputs: Tensor, outputs: Tensor) -> Tensor:
+    """Equation (1) of the paper, column by column in double precision."""
+    result = torch.zeros(*inputs.shape[:2], outputs.shape[3], inputs.shape[3], dtype=torch.float64)
+    for group, position, out, fan in torch.cartesian_prod(*map(torch.arange, result.shape)).tolist():
+        a = outputs[group, position, :, out].double()
+        b = inputs[group, position, :, fan].double()
+        a, b = a / a.abs().max(), b / b.abs().max()
+        a, b = a - a.mean(), b - b.mean()
+        result[group, position, out, fan] = (a * b).mean() / (a.square().mean() * b.square().mean()).sqrt()
+    return result
+
+
+def streamed(inputs: Tensor, outputs: Tensor, batches: list[int]) -> Tensor:
+    sums = CorrelationSums()
+    for below, above in zip(inputs.split(batches, 2), outputs.split(batches, 2), strict=True):
+        sums.update(below, above)
+    return sums.correlation()
+
+
+def related(samples: int, mean: float, deviation: float, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(2, 3, samples, 5, generator=generator, dtype=torch.float64)
+    mix = torch.randn(2, 3, 5, 4, generator=generator, dtype=torch.float64) / 2
+    other = base @ mix
+    other[..., 0] = -base[..., 0]
+    return ((base + mean) * deviation).to(dtype), ((other - mean) * deviation).to(dtype)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    batches=st.lists(st.integers(0, 90), min_size=1, max_size=4).filter(lambda sizes: sum(sizes) > 2),
+    mean=st.sampled_from([0.0, 1.0, 1e2, 1e4]),
+    deviation=st.sampled_from([1e-20, 1e-3, 1.0, 1e15]),
+    seed=st.integers(0, 2**20),
+)
+def test_uneven_batches_in_single_precision_agree_with_two_passes_in_double(batches, mean, deviation, seed):
+    inputs, outputs = related(sum(batches), mean, deviation, seed, torch.float32)
+    expected = two_pass(inputs, outputs)
+    # 3e-7 is what single-precision products with double-precision sums reach; 1e-7 is usual.
+    assert (streamed(inputs, outputs, batches) - expected).abs().max() < 5e-7
+
+
+def test_many_samples_with_a_large_mean_keep_seven_digits():
+    inputs, outputs = related(3000, 1e4, 1.0, 0, torch.float32)
+    error = (streamed(inputs, outputs, [1000, 1000, 1000]) - two_pass(inputs, outputs)).abs().max()
+    assert error < 3e-7
+
+
+def test_double_precision_stays_double():
+    inputs, outputs = related(300, 10.0, 1.0, 0, torch.float64)
+    assert (streamed(inputs, outputs, [100, 7, 193]) - two_pass(inputs, outputs)).abs().max() < 1e-13
+
+
+def test_half_precision_is_worked_on_in_single():
+    inputs, outputs = related(300, 0.0, 1.0, 0, torch.bfloat16)
+    assert (streamed(inputs, outputs, [150, 150]) - two_pass(inputs, outputs)).abs().max() < 3e-7
+
+
+def test_autocast_and_fast_matmul_change_nothing():
+    inputs, outputs = related(100, 0.0, 1.0, 0, torch.float32)
+    expected = streamed(inputs, outputs, [100])
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            found = streamed(inputs, outputs, [100])
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1e4 + 0.1, -3e30])
+def test_constant_neurons_correlate_with_nothing_exactly(constant):
+    inputs, outputs = related(100, 0.0, 1.0, 0, torch.float32)
+    inputs[..., 1] = constant
+    outputs[..., 2] = constant
+    found = streamed(inputs, outputs, [33, 1, 66])
+    assert (found[..., 1] == 0).all()
+    assert (found[..., 2, :] == 0).all()
+    assert (found[..., 0, 0] < -0.999999).all()
+
+
+def test_a_neuron_that_is_constant_within_the_first_batch_only_is_no_constant():
+    inputs, outputs = related(90, 1e3, 1.0, 0, torch.float32)
+    inputs[:, :, :30, 1] = 0.0
+    outputs[:, :, :30, 2] = -7.0
+    assert (streamed(inputs, outputs, [30, 60]) - two_pass(inputs, outputs)).abs().max() < 5e-7
+
+
+def test_correlations_never_leave_the_interval():
+    inputs = torch.randn(1, 1, 1000, 20, generator=torch.Generator().manual_seed(0))
+    found = streamed(inputs, torch.cat([inputs, -3 * inputs], 3), [1000])
+    assert found.abs().max() <= 1
+    assert found.dtype == torch.float64
+
+
+def test_one_sample_correlates_with_nothing():
+    assert (streamed(torch.randn(1, 2, 1, 3), torch.randn(1, 2, 1, 4), [1]) == 0).all()
+
+
+def test_no_samples_are_an_error():
+    with pytest.raises(DataError, match="at least one batch"):
+        CorrelationSums().correlation()
+    with pytest.raises(DataError, match="at least one batch"):
+        streamed(torch.zeros(1, 1, 0, 3), torch.zeros(1, 1, 0, 4), [0])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("side", ["inputs", "outputs"])
+@pytest.mark.parametrize("sample", [2, 6])
+def test_values_that_are_not_finite_are_named(bad, side, sample):
+    values = {"inputs": torch.randn(1, 1, 8, 3), "outputs": torch.randn(1, 1, 8, 2)}
+    values[side][0, 0, sample, 1] = bad
+    with pytest.raises(DataError, match=rf"{side} of a layer hold 1 of"):
+        streamed(values["inputs"], values["outputs"], [4, 4])
+
+
+def test_shapes_that_do_not_belong_together_are_named():
+    with pytest.raises(DataError, match="samples"):
+        CorrelationSums().update(torch.zeros(1, 1, 4, 3), torch.zeros(1, 1, 5, 3))
+    sums = CorrelationSums()
+    sums.update(torch.zeros(1, 2, 4, 3), torch.zeros(1, 2, 4, 5))
+    with pytest.raises(DataError, match="one size"):
+        sums.update(torch.zeros(1, 1, 4, 3), torch.zeros(1, 1, 4, 5))
+
+
+def test_neurons_that_wake_up_late_and_vary_very_little_lose_no_digits():
+    inputs, outputs = related(61, 0.0, 1e-20, 0, torch.float32)
+    inputs[:, :, :31] = outputs[:, :, :31] = 0.0
+    assert (streamed(inputs, outputs, [1, 30, 30]) - two_pass(inputs, outputs)).abs().max() < 5e-7
