@@ -88,8 +88,8 @@ def _listening(
         def hook(_module: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
             record = records[name]
             index = len(record.outputs)
-            record.inputs.append(inputs[0].detach())
-            # A copy, since an activation function behind may work in place.
+            # Copies, since what comes behind may work in place: an activation function, a shortcut.
+            record.inputs.append(inputs[0].detach().clone())
             record.outputs.append(outputs.detach().clone())
             if outputs.requires_grad:
                 outputs.register_hook(lambda gradient: record.output_gradients.__setitem__(index, gradient.detach()))
