@@ -14,6 +14,7 @@ from torch import nn
 from prunekit.config import RunConfig, merge_training
 from prunekit.criteria import Criterion
 from prunekit.errors import ConfigError
+from prunekit.hardware import pick_device
 from prunekit.layers import LayerShape, LayerView, find_layers
 from prunekit.plugins import PluginManager, view_of
 from prunekit.registry import Registry
@@ -73,7 +74,8 @@ def prepare(config: RunConfig, manager: PluginManager, registry: Registry, devic
     """
     task = registry.make_task(config.task.name, config.task.options)
     make_criterion = partial(registry.make_criterion, config.criterion.name, config.criterion.options)
-    make_criterion()  # a wrong option is better known before the data is read
+    make_criterion()  # a wrong option, or device, is better known before the data is read
+    pick_device(config.device)
     schedule = registry.make_schedule(config.schedule.name, config.schedule.options)
     training = merge_training(task.training(), config.training)
     seeds = Seeds(config.seed)

@@ -68,7 +68,7 @@ class RunFolder:
             CheckpointError: when a run is there already and ``force`` is not given, or nothing can be
                 written.
         """
-        if self.config.exists() or self.checkpoints.exists():
+        if self.config.exists() or any(self.checkpoints.glob("*")):
             if not force:
                 raise CheckpointError(
                     f"{self.path} holds a run already; go on with it (--resume {self.path}), "

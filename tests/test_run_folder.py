@@ -13,6 +13,8 @@ def test_a_new_folder_is_made_with_its_parents(tmp_path):
 def test_an_existing_run_is_refused_with_the_three_ways_out(tmp_path):
     folder = RunFolder(tmp_path)
     folder.create(force=False)
+    folder.create(force=False)  # nothing was run yet
+    folder.config.write_text("")
     with pytest.raises(CheckpointError, match=r"holds a run already; go on with it \(--resume .*--force.*--out"):
         folder.create(force=False)
 
