@@ -1,7 +1,4 @@
-"""What several test modules need: a run from a configuration, and the folder of real data."""
-
-import os
-from pathlib import Path
+"""What several test modules need: a run from a configuration."""
 
 import pytest
 import torch
@@ -41,12 +38,3 @@ def toy_run(tmp_path):
         return run(config, prepared, manager.hook, folder, resume=resume), prepared, folder
 
     return go
-
-
-@pytest.fixture(scope="session")
-def data_folder():
-    """Return the folder of real data, which is not part of the project; skip where it is absent."""
-    folder = Path(os.environ.get("PRUNEKIT_DATA") or Path(__file__).parents[2] / "shared" / "data")
-    if not folder.is_dir():
-        pytest.skip(f"no real data at {folder}; set PRUNEKIT_DATA")
-    return folder

@@ -1,0 +1,53 @@
+"""Real data for tests: where it is, and at the end of a test run, whether it was used."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent
+DATA = Path(os.environ.get("PRUNEKIT_DATA") or ROOT.parent / "shared" / "data")
+_FIXTURES = {"lfw", "orl", "mnist"}
+
+
+def _there(name: str) -> Path:
+    path = DATA / name
+    if not path.exists():
+        pytest.skip(f"real data: there is no {path}; set PRUNEKIT_DATA")
+    return path
+
+
+@pytest.fixture(scope="session")
+def lfw() -> Path:
+    """Return the folder of LFW faces; skip where it is absent."""
+    return _there("lfw")
+
+
+@pytest.fixture(scope="session")
+def orl() -> Path:
+    """Return the folder of ORL faces; skip where it is absent."""
+    return _there("orl")
+
+
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    """Mark the tests that use real data."""
+    for item in items:
+        if _FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.real_data)
+
+
+def _with_real_data(terminalreporter: Any, outcome: str) -> Iterator[Any]:
+    return (report for report in terminalreporter.getreports(outcome) if "real_data" in report.keywords)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say how many tests ran on real data, so that a run without it cannot pass for one with it."""
+    counts = {
+        outcome: sum(1 for report in _with_real_data(terminalreporter, outcome) if report.when != "teardown")
+        for outcome in ("passed", "failed", "skipped")
+    }
+    if any(counts.values()):
+        told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
+        terminalreporter.write_line(f"tests on real data in {DATA}: {told}")
