@@ -1,0 +1,138 @@
+"""Batches of faces: the same number of images of each of some people, augmented.
+
+Batch i is a pure function of (epoch, seeds, i), so a resumed run draws what the uninterrupted one would have
+drawn. All work on a batch is done for the whole batch at once. This module must not know networks.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from prunekit.seeds import Seeds
+
+LEAST_BATCHES = 16
+"""Budgets are in epochs; a data set of a few hundred images is to get enough steps, too."""
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Bring uint8 images to float32 in [-1, 1]."""
+    return images.float().div_(127.5).sub_(1)
+
+
+@attrs.frozen
+class Augmentation:
+    """How much training images vary.
+
+    Attributes:
+        shift: greatest shift along either side, in pixels; edges are repeated.
+        contrast: greatest relative change of the distance from the image's mean.
+        brightness: greatest change of all values, where black to white is 2.
+    """
+
+    shift: int = 3
+    contrast: float = 0.2
+    brightness: float = 0.2
+
+    def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Mirror half of the uint8 images ``[samples, 3, rows, columns]``, shift and relight all; float32."""
+        samples, _, height, width = images.shape
+
+        def shifts() -> Tensor:
+            return torch.randint(-self.shift, self.shift + 1, (samples, 1), generator=generator)
+
+        def uniform(amount: float) -> Tensor:
+            return (torch.rand(samples, 1, 1, 1, generator=generator) * 2 - 1) * amount
+
+        rows = (torch.arange(height) + shifts()).clamp_(0, height - 1)
+        columns = (torch.arange(width) + shifts()).clamp_(0, width - 1)
+        mirrored = torch.rand(samples, 1, generator=generator) < 0.5  # noqa: PLR2004 - a fair coin
+        columns = torch.where(mirrored, width - 1 - columns, columns)
+        index = rows[:, None, :, None] * width + columns[:, None, None, :]
+        moved = images.flatten(2).gather(2, index.flatten(2).expand(-1, images.shape[1], -1)).view(images.shape)
+        values = to_float(moved)
+        mean = values.mean((1, 2, 3), keepdim=True)
+        return (values - mean) * (1 + uniform(self.contrast)) + mean + uniform(self.brightness)
+
+
+@attrs.frozen(eq=False)
+class BalancedBatches(Sequence[tuple[Tensor, Tensor]]):
+    """One epoch of training batches: (float32 images, person numbers), ``each`` images of each of ``people`` people.
+
+    People are drawn without replacement, in proportion to the square root of the images they have; so are the
+    images of a person, until there are no more and they come again. An epoch has as many batches as it takes to
+    show as many images as there are, but no fewer than ``LEAST_BATCHES``.
+
+    Attributes:
+        images: uint8 ``[images, 3, rows, columns]``.
+        table: image numbers ``[people, most images of one]``, filled from the left.
+        counts: images of each person.
+        people: people in a batch.
+        each: images of one person in a batch.
+        augmentation: how images vary.
+        epoch: which epoch this is.
+        seeds: the seeds of the run.
+    """
+
+    images: Tensor
+    table: Tensor
+    counts: Tensor
+    people: int
+    each: int
+    augmentation: Augmentation
+    epoch: int
+    seeds: Seeds
+
+    def __len__(self) -> int:
+        return max(LEAST_BATCHES, round(len(self.images) / (self.people * self.each)))
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        generator = self.seeds.generator("face batch", self.epoch, index)
+        chosen = torch.multinomial(self.counts.sqrt(), self.people, generator=generator)
+        counts = self.counts[chosen, None]
+        keys = torch.rand(self.people, self.table.shape[1], generator=generator)
+        # A random order of each person's images: what is beyond the last image comes after all others.
+        order = keys.masked_fill_(torch.arange(self.table.shape[1]) >= counts, 2).argsort(1)
+        slots = torch.arange(self.each) % counts
+        taken = self.table[chosen].gather(1, order.gather(1, slots)).flatten()
+        people = chosen.repeat_interleave(self.each)
+        return self.augmentation.apply(self.images[taken], generator), people
+
+
+@attrs.frozen(eq=False)
+class PlainBatches(Sequence[tuple[Tensor, Tensor]]):
+    """Images as they are, in order: (float32 images, person numbers).
+
+    Attributes:
+        images: uint8 ``[images, 3, rows, columns]``.
+        people: person numbers ``[images]``.
+        size: images in a batch; the last may have fewer.
+    """
+
+    images: Tensor
+    people: Tensor
+    size: int
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.images) / self.size)
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = slice(index * self.size, (index + 1) * self.size)
+        return to_float(self.images[part]), self.people[part]
+
+
+def table_of(people: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (image numbers of each person ``[people, most]``, images of each person) from person numbers 0, 1, ..."""
+    counts = people.bincount()
+    order = people.argsort(stable=True)
+    first = counts.cumsum(0) - counts
+    table = torch.zeros(len(counts), int(counts.max()), dtype=torch.int64)
+    table[people[order], torch.arange(len(order)) - first[people[order]]] = order
+    return table, counts

@@ -1,0 +1,23 @@
+"""What the package brings to prunekit, as hooks."""
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from prunekit.layers import LayerView
+from prunekit.markers import hookimpl
+from prunekit.tasks import Task
+from prunekit_deepid2plus.local import LocallyConnected2d, LocalView
+from prunekit_deepid2plus.task import DeepID2Plus
+
+
+@hookimpl
+def prunekit_tasks() -> Iterable[type[Task]]:
+    """Bring the task "deepid2plus"."""
+    return [DeepID2Plus]
+
+
+@hookimpl
+def prunekit_layer_view(module: nn.Module) -> LayerView | None:
+    """Bring the view of locally connected layers."""
+    return LocalView(module) if isinstance(module, LocallyConnected2d) else None

@@ -1,0 +1,174 @@
+"""The task: DeepID2+ face verification, put together from network, signals, data and measures.
+
+This module must not know how any of them is computed.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from prunekit.options import option
+from prunekit.seeds import Seeds
+from prunekit.tasks import Evaluation, Split, Task, Training
+from prunekit_deepid2plus import embedded
+from prunekit_deepid2plus.batches import Augmentation, BalancedBatches, PlainBatches, table_of, to_float
+from prunekit_deepid2plus.data import FaceData
+from prunekit_deepid2plus.folders import read_folder
+from prunekit_deepid2plus.network import CONVOLUTIONS, LOCALS, POOLED, Network, NetworkSettings, activation_names
+from prunekit_deepid2plus.presets import PRESETS
+from prunekit_deepid2plus.signals import SupervisedNetwork, identification, verification
+from prunekit_deepid2plus.verification import accuracy, area_by_person, area_under_curve, cosine, true_accepts
+
+SIZES = {f"{rows}x{columns}": (rows, columns) for rows, columns in POOLED}
+STAGES = ("1", "2", "3", "4", "5")
+
+EVALUATION_BATCH = 256
+
+MOST_PAIRED = 3000
+"""Images of which all pairs are compared: 4.5 million pairs, some 200 MB."""
+
+
+def _preset(text: str, **limits: Any) -> Any:
+    """Declare an option whose default is the preset's value of the same name."""
+    return option(None, f"{text}; default: the preset's", **limits)
+
+
+@attrs.define(slots=False, eq=False)
+class DeepID2Plus(Task):
+    """Face verification with the DeepID2+ network, on drawn faces or on a folder with one folder per person."""
+
+    name: ClassVar[str] = "deepid2plus"
+    aliases: ClassVar[Mapping[str, str]] = {
+        **{name: f"conv{name}" for name in CONVOLUTIONS},
+        **{name: f"local{name}" for name in LOCALS},
+    }
+
+    data: Path | None = option(None, "folder with one folder per person, or LFW; none: drawn faces")
+    preset: str = option("tiny", "settings that go together; single ones override it", choices=tuple(PRESETS))
+    width: float = _preset("fraction of the paper's channel counts", low=1 / 64, high=4)
+    input_size: str = _preset("rows x columns of a face", choices=tuple(SIZES))
+    feature: int = _preset("values of the face representation f", low=1)
+    batch_norm: bool = option(True, "normalise after every layer (the paper does not)")
+    feature_relu: bool = option(False, "rectify f")
+    dropout: float = _preset("fraction of f hidden from identification in training", low=0, high=0.99)
+    auxiliary: str = _preset("stages with signals of their own in training: '3 4', or '' for none")
+    batch_people: int = _preset("people in a batch", low=2)
+    batch_images: int = _preset("images of each of them", low=1)
+    margin: float = _preset("distance wanted between features of two people", low=0)
+    verification_weight: float = _preset("weight of the verification signal; identification has 1", low=0)
+    learning_rate: float = _preset("base learning rate of SGD with Nesterov momentum 0.9", low=0)
+    weight_decay: float = _preset("decay of all parameters", low=0)
+    test_folds: str = option("", "LFW's folds to verify on: '7 8'; default: the last quarter")
+    skip_unreadable: bool = option(False, "leave out images that cannot be read")
+    data_seed: int = option(0, "draws the faces, or chooses a folder's test people, and the pairs", low=0)
+
+    structure: str = attrs.field(init=False)
+    _faces: FaceData | None = attrs.field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        for name, value in attrs.asdict(PRESETS[self.preset]).items():
+            if getattr(self, name, None) is None:
+                setattr(self, name, value)
+        for stage in self.auxiliary.split():
+            if stage not in STAGES:
+                raise ValueError(f"auxiliary names stage {stage!r}, expected some of {' '.join(STAGES)}")
+        if not all(fold.isascii() and fold.isdigit() for fold in self.test_folds.split()):
+            raise ValueError(f"test_folds is {self.test_folds!r}, expected numbers such as '7 8'")
+
+    @property
+    def settings(self) -> NetworkSettings:
+        """What the network is to be."""
+        return NetworkSettings(self.width, self.feature, SIZES[self.input_size], self.batch_norm, self.feature_relu)
+
+    def training(self) -> Training:
+        preset = PRESETS[self.preset]
+        return Training(
+            budget=preset.budget,
+            retraining=preset.retraining,
+            warmup=0.1,
+            clip_norm=5.0,
+            precision="bf16",
+            channels_last=True,
+        )
+
+    def setup(self, seeds: Seeds) -> str:
+        # Drawing takes time and can be no error of the user: it waits until a batch is wanted.
+        if self.data is None:
+            return embedded.DESCRIPTION
+        folds = [int(fold) for fold in self.test_folds.split()]
+        self._faces = read_folder(
+            self.data, SIZES[self.input_size], Seeds(self.data_seed), folds, skip_unreadable=self.skip_unreadable
+        )
+        return f"{self.data}: {self._faces}"
+
+    @cached_property
+    def faces(self) -> FaceData:
+        """The data, drawn when first asked for."""
+        return self._faces or embedded.embedded_data(SIZES[self.input_size], Seeds(self.data_seed))
+
+    @cached_property
+    def _table(self) -> tuple[Tensor, Tensor]:
+        return table_of(self.faces.train.people)
+
+    def build_model(self) -> nn.Module:
+        people = embedded.TRAIN.people if self._faces is None else self._faces.train.person_count
+        return SupervisedNetwork(Network(self.settings), people, self.auxiliary.split(), self.dropout)
+
+    def deployed(self, model: nn.Module) -> nn.Module:
+        network: nn.Module = model.get_submodule("network")
+        return network
+
+    def activations(self, network: nn.Module) -> Mapping[str, str]:
+        return activation_names()
+
+    def batches(self, split: Split, epoch: int, seeds: Seeds) -> Sequence[tuple[Tensor, Tensor]]:
+        if split == "calibration":
+            faces = self.faces.calibration
+            return PlainBatches(faces.images, faces.people, EVALUATION_BATCH)
+        images, (table, counts) = self.faces.train.images, self._table
+        people = min(self.batch_people, len(counts))
+        return BalancedBatches(images, table, counts, people, self.batch_images, Augmentation(), epoch, seeds)
+
+    def forward(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        features: Tensor = self.deployed(model)(batch[0])
+        return features
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        images, people = batch
+        losses = [
+            identification(scores, people) + self.verification_weight * verification(feature, people, self.margin)
+            for feature, scores in model(images)
+        ]
+        return torch.stack(losses).sum()
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            model.parameters(), lr=self.learning_rate, momentum=0.9, nesterov=True, weight_decay=self.weight_decay
+        )
+
+    def evaluate(self, model: nn.Module, device: torch.device) -> Evaluation:
+        test, pairs = self.faces.test, self.faces.pairs
+        features = self._features(model, test.images, device)
+        scores = cosine(features[pairs.first], features[pairs.second])
+        mean, error = accuracy(scores, pairs.same, pairs.fold)
+        metrics = {
+            "accuracy": mean,
+            "auc": area_under_curve(scores, pairs.same),
+            "tar_at_far_0.01": true_accepts(scores, pairs.same, 0.01),
+            "auc_by_person": area_by_person(features[:MOST_PAIRED], test.people[:MOST_PAIRED]),
+        }
+        return Evaluation("accuracy", metrics, {"accuracy": error})
+
+    def _features(self, model: nn.Module, images: Tensor, device: torch.device) -> Tensor:
+        """Return the features of images plus those of their mirror images, float32 on the CPU."""
+        network = self.deployed(model)
+        parts = []
+        for batch in torch.split(images, EVALUATION_BATCH):
+            faces = to_float(batch.to(device))
+            parts.append((network(faces).float() + network(faces.flip(3)).float()).cpu())
+        return torch.cat(parts)
