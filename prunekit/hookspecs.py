@@ -1,6 +1,6 @@
 """The whole extension surface. Results come last-registered-first, so nothing may rely on order."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
@@ -31,8 +31,8 @@ def prunekit_tasks() -> Iterable[type[Task]]:
 
 
 @hookspec(firstresult=True)
-def prunekit_layer_view(module: nn.Module) -> LayerView | None:
-    """Return the view of a module type that the core does not know, or ``None``."""
+def prunekit_layer_view(module: nn.Module) -> LayerView | Sequence[LayerView] | None:
+    """Return the view (of several weights: the views) of a module type that the core does not know, or ``None``."""
 
 
 @hookspec

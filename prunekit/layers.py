@@ -5,7 +5,7 @@ inputs ``[G, M, samples, fan]`` and its outputs ``[G, M, samples, out]``. A line
 convolution has G = groups and M = output positions; a locally connected layer has G = positions and M = 1.
 So equations (1) and (2) of the paper are one formula, and no criterion asks what kind of layer it has.
 
-This module knows linear layers and convolutions; a plugin adds others with ``prunekit_layer_view``.
+This module knows linear layers, convolutions and attention; a plugin adds others with ``prunekit_layer_view``.
 It must not know criteria, masks or training.
 """
 
@@ -13,15 +13,18 @@ import abc
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from operator import attrgetter
 from typing import ClassVar
 
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from prunekit.errors import ConfigError, nearest
 
-ViewOf = Callable[[nn.Module], "LayerView | None"]
+ViewOf = Callable[[nn.Module], "LayerView | Sequence[LayerView] | None"]
 Box = tuple[tuple[int, int], ...]  # first and last + 1 of each spatial dimension
 
 
@@ -59,10 +62,19 @@ class LayerView(abc.ABC):
 
     Positions are given as a ``slice`` without a step over 0..M-1, so that the unfolded inputs of a whole
     layer never have to be in memory at once.
+
+    Attributes:
+        kind: what tables call it.
+        parameter: the module's parameter that is the weight; may be one of a module inside ("out_proj.weight").
+        part: for a module with several weights, each seen as a layer: what comes behind the module's name.
+        observable: whether the module's first input and its output are those of this weight. Where they are
+            not, criteria that observe are refused, and the methods below are never called.
     """
 
     kind: ClassVar[str]
-    parameter: ClassVar[str] = "weight"
+    parameter: str = "weight"
+    part: str = ""
+    observable: ClassVar[bool] = True
 
     def __init__(self, module: nn.Module, groups: int, outputs: int, fan_shape: tuple[int, ...]) -> None:
         self.module = module
@@ -78,7 +90,7 @@ class LayerView(abc.ABC):
     @property
     def weight(self) -> Tensor:
         """The parameter itself, looked up by name at each use."""
-        parameter: Tensor = getattr(self.module, self.parameter)
+        parameter: Tensor = attrgetter(self.parameter)(self.module)
         return parameter
 
     def to_matrix(self, weight: Tensor) -> Tensor:
@@ -196,6 +208,38 @@ class ConvolutionView(LayerView):
         return grouped.permute(1, 3, 0, 2)
 
 
+class AttentionView(LayerView):
+    """One projection of ``nn.MultiheadAttention``; the packed one of query, key and value is three groups.
+
+    The projections happen inside one call of the module, so what comes into them and out of them is not seen.
+    """
+
+    kind = "attention"
+    observable = False
+
+    def __init__(self, module: nn.MultiheadAttention, part: str, parameter: str) -> None:
+        self.part, self.parameter = part, parameter
+        groups = 3 if part == "in_proj" else 1
+        rows, columns = module.get_parameter(parameter).shape
+        super().__init__(module, groups, rows // groups, (columns,))
+
+    def positions(self, inputs: Tensor) -> int:
+        raise NotImplementedError
+
+    def inputs_at(self, inputs: Tensor, positions: slice) -> Tensor:
+        raise NotImplementedError
+
+    def outputs_at(self, outputs: Tensor, positions: slice) -> Tensor:
+        raise NotImplementedError
+
+
+def _projections(attention: nn.MultiheadAttention) -> tuple[AttentionView, ...]:
+    # Query, key and value are packed into one parameter where they have the same size.
+    inputs = ("q_proj", "k_proj", "v_proj") if attention.in_proj_weight is None else ("in_proj",)
+    parameters = {part: f"{part}_weight" for part in inputs} | {"out_proj": "out_proj.weight"}
+    return tuple(AttentionView(attention, part, parameter) for part, parameter in parameters.items())
+
+
 def _boxes(size: Sequence[int], start: int, stop: int) -> Iterator[Box]:
     """Cut the run start..stop-1 of flattened positions into boxes, in order."""
     inner = math.prod(size[1:])
@@ -212,34 +256,85 @@ def _boxes(size: Sequence[int], start: int, stop: int) -> Iterator[Box]:
             start = row * inner + end
 
 
-def core_view(module: nn.Module) -> LayerView | None:
-    """Return the view of a module type that the core knows, else ``None``."""
+def core_view(module: nn.Module) -> LayerView | tuple[LayerView, ...] | None:
+    """Return the view, or the views, of a module type that the core knows, else ``None``."""
     # Transposed convolutions are no subclasses of these three.
     if isinstance(module, nn.Linear):
         return LinearView(module)
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return ConvolutionView(module)
+    if isinstance(module, nn.MultiheadAttention):
+        return _projections(module)
     return None
 
 
 def find_layers(network: nn.Module, view_of: ViewOf = core_view) -> dict[str, LayerView]:
     """Return the prunable layers of a network by module name, in the order of the modules.
 
-    A module that appears twice, or a weight that two modules share, is one layer, under its first name.
+    A module that appears twice, or a weight that two modules share, is one layer, under its first name. The
+    weights of a module that has several are layers under its name and their part: "attention.in_proj". Looks
+    at no value of a weight, so the network may be on the device "meta".
     """
     layers: dict[str, LayerView] = {}
-    weights: list[Tensor] = []
+    known: set[int] = set()
     for name, module in network.named_modules():
-        view = view_of(module)
-        if view is not None and not any(view.weight is weight for weight in weights):
-            layers[name] = view
-            weights.append(view.weight)
+        found = view_of(module)
+        views = [] if found is None else [found] if isinstance(found, LayerView) else found
+        for view in views:
+            # What is no parameter is made anew at each look, and looking may change it (spectral norm).
+            weight = _parameter(view)
+            if weight is None or id(weight) not in known:
+                known.add(id(weight))
+                layers[".".join(filter(None, (name, view.part)))] = view
     return layers
 
 
 def parameter_name(layer: str, view: LayerView) -> str:
     """Return the name of a layer's weight in the network's ``state_dict``."""
-    return f"{layer}.{view.parameter}" if layer else view.parameter
+    module = layer.removesuffix(view.part).removesuffix("." if view.part else "")
+    return f"{module}.{view.parameter}" if module else view.parameter
+
+
+def check_layers(layers: Mapping[str, LayerView], *, observed: bool) -> None:
+    """Refuse layers that cannot be pruned as they are.
+
+    Args:
+        layers: those that are to be pruned.
+        observed: whether a criterion is to see what comes into them and out of them.
+
+    Raises:
+        ConfigError: a weight without a shape (a lazy module), a weight that is computed from other parameters
+            (weight norm, ``torch.nn.utils.prune``), or a layer whose inputs cannot be observed; names the layer.
+    """
+    for name, view in layers.items():
+        weight = _parameter(view)
+        if weight is None:
+            raise ConfigError(
+                f"layer {name!r} computes its {view.parameter} from other parameters; make it one again "
+                f"before pruning, with {_way_back(view)}, or leave the layer out"
+            )
+        if is_lazy(weight):
+            raise ConfigError(f"layer {name!r} has no shape yet; run one batch through the model first")
+        if observed and not view.observable:
+            raise ConfigError(
+                f"layer {name!r} computes inside {type(view.module).__name__}, where its inputs cannot be observed; "
+                "leave it out, or take a criterion that needs weights only, such as 'magnitude'"
+            )
+
+
+def _parameter(view: LayerView) -> nn.Parameter | None:
+    """Return the parameter that is a view's weight; ``None`` where the weight is made of others."""
+    return dict(view.module.named_parameters(remove_duplicate=False)).get(view.parameter)
+
+
+def _way_back(view: LayerView) -> str:
+    if parametrize.is_parametrized(view.module, view.parameter):
+        function = "parametrize.remove_parametrizations"
+    elif hasattr(view.module, f"{view.parameter}_mask"):
+        function = "prune.remove"
+    else:
+        function = "remove_weight_norm or remove_spectral_norm"
+    return f"torch.nn.utils.{function}"
 
 
 def resolve(pattern: str, names: Iterable[str], aliases: Mapping[str, str] | None = None) -> list[str]:

@@ -93,7 +93,7 @@ def match(masks: Mapping[str, Tensor], model: nn.Module) -> dict[str, tuple[nn.P
     for name, mask in masks.items():
         candidates = [name] if name in parameters else list(by_plain_name.get(plain_name(name), {}).values())
         if len(candidates) != 1:
-            problems.append(f"{name!r} could be {' or '.join(candidates)}" if candidates else f"no parameter {name!r}")
+            problems.append(_not_found(name, candidates, parameters))
             continue
         parameter = parameters[candidates[0]]
         first, known = found.setdefault(id(parameter), (candidates[0], mask))
@@ -110,6 +110,15 @@ def match(masks: Mapping[str, Tensor], model: nn.Module) -> dict[str, tuple[nn.P
             f"masks do not fit the model: {'; '.join(problems)}; compare their names with model.named_parameters()"
         )
     return {name: (parameters[name], mask) for name, mask in found.values()}
+
+
+def _not_found(name: str, candidates: list[str], parameters: Mapping[str, nn.Parameter]) -> str:
+    if candidates:
+        return f"{name!r} could be {' or '.join(candidates)}"
+    module, dot, last = name.rpartition(".")
+    if any(known.startswith(f"{module}{dot}parametrizations.{last}.") for known in parameters):
+        return f"{name!r} is computed from other parameters, call torch.nn.utils.parametrize.remove_parametrizations"
+    return f"no parameter {name!r}"
 
 
 def same_mask(first: Tensor, second: Tensor) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, Self
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from prunekit import mask_files
@@ -82,7 +83,15 @@ class Masks:
 
         Every parameter with at least two dimensions gets a mask; biases and norms, where zeros mean nothing,
         get none. Tied weights get one.
+
+        Raises:
+            MaskError: naming a parameter that has no values yet.
         """
+        for name, parameter in model.named_parameters():
+            if is_lazy(parameter):
+                raise MaskError(f"{name!r} has no shape yet; run one batch through the model first")
+            if parameter.is_meta:
+                raise MaskError(f"{name!r} is on the device 'meta' and has no values; load the weights first")
         return cls(
             {name: parameter.detach() != 0 for name, parameter in model.named_parameters() if parameter.dim() > 1}
         )

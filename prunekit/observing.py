@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.criteria import Criterion, Observation
+from prunekit.errors import ConfigError
 from prunekit.layers import LayerView
 
 Show = Callable[[], Iterator[None]]
@@ -52,17 +53,28 @@ def observe(
     evidence: Evidence,
     show: Show,
 ) -> None:
-    """Show all batches to all criteria, again for as long as one of them asks for another pass."""
+    """Show all batches to all criteria, again for as long as one of them asks for another pass.
+
+    Raises:
+        ConfigError: when batches were shown, but a layer took no part in any of them.
+    """
     waiting = dict(criteria)
     while waiting:
         watched = {name: layers[name] for name in waiting}
+        unseen: set[str] = set()
         with _listening(network, watched, evidence.activation_of) as records:
-            for _ in show():
+            for number, _ in enumerate(show()):
+                unseen = {name for name in (unseen if number else watched) if not records[name].outputs}
                 for name, view in watched.items():
                     for seen in _observations(view, records[name], with_activation=name in evidence.activation_of):
                         with torch.no_grad():
                             waiting[name].observe(seen)
                     records[name] = _Record()
+        if unseen:
+            raise ConfigError(
+                f"layer {min(unseen)!r} was called by no batch, so nothing of it can be observed; "
+                "leave it out, or take a criterion that needs weights only, such as 'magnitude'"
+            )
         waiting = {name: criterion for name, criterion in waiting.items() if criterion.end_pass()}
 
 

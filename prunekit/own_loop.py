@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunekit.criteria import Criterion
 from prunekit.errors import ConfigError
-from prunekit.layers import find_layers, parameter_name
+from prunekit.layers import LayerView, check_layers, find_layers, parameter_name
 from prunekit.masks import Masks
 from prunekit.observing import Evidence
 from prunekit.plugins import make_manager, view_of
@@ -39,7 +39,7 @@ def select(
     """Choose which connections of a model to keep; the model itself stays as it is.
 
     Args:
-        model: any module with linear layers or convolutions, or layers that a plugin knows.
+        model: any module with linear layers, convolutions or attention, or layers that a plugin knows.
         criterion: the name of one, with its default options, or a callable that makes one.
         density: kept / total in (0, 1], for all prunable layers, or by layer: a name, the end of one,
             or a glob. A layer that is not named gets no mask.
@@ -57,7 +57,8 @@ def select(
         Masks by parameter name; ``apply`` or ``hold`` them.
 
     Raises:
-        ConfigError: an unknown criterion or layer, a density outside (0, 1], data missing that the criterion needs.
+        ConfigError: an unknown criterion or layer, a density outside (0, 1], data missing that the criterion needs;
+            a layer that cannot be pruned as it is (see ``prunekit.layers.check_layers``) or has no values.
         MaskError: a pattern that does not fit a layer.
     """
     manager = make_manager()
@@ -70,6 +71,7 @@ def select(
     others = dict(model.named_modules()).keys() - layers.keys()
     text = " ".join(f"{name}={value!r}" for name, value in wanted.items())
     targets = dict(resolve_structure(text, list(layers), {}, others))
+    _check(make(), {name: layers[name] for name in targets})
 
     def show(run: Callable[[Any], None]) -> Callable[[], Iterator[None]] | None:
         return None if batches is None else lambda: _show(model, batches, run)
@@ -96,6 +98,13 @@ def select(
     keys = {name: parameter_name(name, layers[name]) for name in targets}
     info = {"criterion": make().name, "seed": seed, "asked": {keys[name]: targets[name] for name in targets}}
     return Masks({keys[name]: mask for name, mask in chosen.masks.items()}, info)
+
+
+def _check(criterion: Criterion, layers: Mapping[str, LayerView]) -> None:
+    check_layers(layers, observed=bool(criterion.needs))
+    for name, view in layers.items():
+        if view.weight.is_meta:
+            raise ConfigError(f"layer {name!r} is on the device 'meta' and has no values; load the weights first")
 
 
 def _forward(model: nn.Module, batch: Any) -> Any:

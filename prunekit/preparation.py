@@ -15,7 +15,7 @@ from prunekit.config import RunConfig, merge_training
 from prunekit.criteria import Criterion
 from prunekit.errors import ConfigError
 from prunekit.hardware import pick_device
-from prunekit.layers import LayerShape, LayerView, find_layers
+from prunekit.layers import LayerShape, LayerView, check_layers, find_layers
 from prunekit.plugins import PluginManager, view_of
 from prunekit.registry import Registry
 from prunekit.schedules import Plan, PlanRequest, Schedule, check_plan
@@ -88,6 +88,7 @@ def prepare(config: RunConfig, manager: PluginManager, registry: Registry, devic
     plan = _plan(schedule, views, structure, training)
     for update in (update for stage in plan.stages for update in stage.updates):
         criterion = make_criterion()
+        check_layers({name: views[name] for name in update.targets}, observed=bool(criterion.needs))
         criterion.check(update.scope or criterion.scope, update.pattern)
     parts = (f"task {config.task.name}", data, f"criterion {config.criterion.name}", f"schedule {config.schedule.name}")
     headline = "; ".join(filter(None, parts))

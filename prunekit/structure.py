@@ -77,7 +77,9 @@ def resolve_structure(
     for pattern, density in parse_structure(text):
         module = aliases.get(pattern, pattern)
         if module not in layers and module in without_view:
-            raise ConfigError(f"module {module!r} has no weights that can be pruned; no plugin gives a view of it")
+            inside = any(layer.startswith(f"{module}.") for layer in layers)
+            hint = f"for all layers inside it write '{module}.*'" if inside else "no plugin gives a view of it"
+            raise ConfigError(f"module {module!r} has no weights that can be pruned; {hint}")
         for layer in resolve(pattern, layers, aliases):
             if layer in chosen:
                 raise ConfigError(f"layer {layer!r} is named twice: by {chosen[layer][0]!r} and by {pattern!r}")

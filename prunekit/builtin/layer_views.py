@@ -7,6 +7,6 @@ from prunekit.markers import hookimpl
 
 
 @hookimpl(trylast=True)
-def prunekit_layer_view(module: nn.Module) -> LayerView | None:
-    """View linear layers and convolutions."""
+def prunekit_layer_view(module: nn.Module) -> LayerView | tuple[LayerView, ...] | None:
+    """View linear layers, convolutions and attention."""
     return core_view(module)

@@ -1,0 +1,370 @@
+"""Models that are harder than a chain of layers: each is selected, held, trained and saved as it is."""
+
+import copy
+import io
+import resource
+import sys
+
+import pytest
+import torch
+import torch.nn.utils.prune
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+
+import prunekit
+from prunekit import Masks
+from prunekit.cli import main
+from prunekit.errors import ConfigError, MaskError
+from prunekit.layers import find_layers, parameter_name
+
+
+class Language(nn.Module):
+    """Predicts tokens; the head is the embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(11, 8)
+        self.hidden = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 11, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens):
+        return self.head(self.hidden(self.embedding(tokens)).relu())
+
+
+class Repeated(nn.Module):
+    """One linear layer twice in a row, in a list with another."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 6)])
+        self.again = self.layers[0]
+
+    def forward(self, inputs):
+        return self.again(self.layers[1](self.layers[0](inputs).relu()).relu())
+
+
+def attention(**sizes):
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True, **sizes)
+
+        def forward(self, inputs):
+            keys = inputs[..., : self.attention.kdim]
+            return self.attention(inputs, keys, inputs[..., : self.attention.vdim])[0]
+
+    return Attention()
+
+
+def numbers(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+TOKENS = torch.arange(33).reshape(3, 11) % 11
+MODELS = {
+    "tied weights": (Language, TOKENS),
+    "a shared module in a list": (Repeated, numbers(4, 6)),
+    "packed attention": (attention, numbers(3, 5, 8)),
+    "attention of three sizes": (lambda: attention(kdim=4, vdim=6), numbers(3, 5, 8)),
+    "an encoder layer": (lambda: nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), numbers(3, 5, 8)),
+    "a lazy module after its first batch": (lambda: ran(nn.LazyLinear(4), numbers(3, 6)), numbers(3, 6)),
+    "bfloat16": (lambda: nn.Linear(6, 4).bfloat16(), numbers(3, 6).bfloat16()),
+    "float64": (lambda: nn.Linear(6, 4).double(), numbers(3, 6).double()),
+    "frozen layers": (lambda: frozen(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 4))), numbers(3, 6)),
+    "a compiled wrapper": (lambda: torch.compile(Repeated(), backend="aot_eager"), numbers(4, 6)),
+    "a compiled module inside": (
+        lambda: nn.Sequential(torch.compile(nn.Linear(6, 6), backend="aot_eager"), nn.Linear(6, 4)),
+        numbers(4, 6),
+    ),
+}
+
+
+def ran(model, inputs):
+    model(inputs)
+    return model
+
+
+def frozen(model):
+    model[0].requires_grad_(False)
+    return model
+
+
+@pytest.fixture(params=MODELS.values(), ids=MODELS.keys())
+def model_and_inputs(request):
+    torch.manual_seed(0)
+    make, inputs = request.param
+    return make(), inputs
+
+
+def train(model, optimizer, inputs, steps=3):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(inputs).float().square().mean().backward()
+        optimizer.step()
+
+
+def holds(model, masks):
+    """Say whether the zeros of a model are those of the masks."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return all(torch.equal(parameters[name] != 0, mask) for name, mask in masks.tensors.items())
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "random"])
+def test_zeros_stay_in_training_and_through_a_file(model_and_inputs, criterion, tmp_path):
+    model, inputs = model_and_inputs
+    keys = list(model.state_dict())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    train(model, optimizer, inputs)
+    masks = prunekit.select(model, criterion, density=0.5)
+    masks.save(tmp_path / "masks.safetensors")
+    with prunekit.load_masks(tmp_path / "masks.safetensors").hold(model, optimizer):
+        for _ in range(3):
+            train(model, optimizer, inputs, 1)
+            assert holds(model, masks)
+    assert list(model.state_dict()) == keys
+
+
+def test_every_weight_but_embeddings_and_norms_is_found_once(model_and_inputs):
+    model, _ = model_and_inputs
+    layers = find_layers(model)
+    names = [parameter_name(name, view) for name, view in layers.items()]
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    found = [parameters[name] for name in names]
+    assert [view.weight for view in layers.values()] == found
+    assert len({id(parameter) for parameter in found}) == len(found)
+    assert {id(parameter) for parameter in found} == {
+        id(parameter) for parameter in parameters.values() if parameter.dim() > 1
+    }
+    for name, view in layers.items():
+        assert view.shape(name).weights == view.weight.numel()
+        assert torch.equal(view.from_matrix(view.to_matrix(view.weight)), view.weight)
+
+
+def test_a_held_model_is_copied_saved_and_exported_as_before(model_and_inputs):
+    model, inputs = model_and_inputs
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    masks = prunekit.select(model, density=0.5)
+    with masks.hold(model, optimizer):
+        train(model, optimizer, inputs)
+        buffer = io.BytesIO()
+        torch.save(model.state_dict(), buffer)
+        buffer.seek(0)
+        for name, tensor in torch.load(buffer, weights_only=True).items():
+            assert torch.equal(tensor, model.state_dict()[name])
+        if isinstance(model, torch._dynamo.OptimizedModule):
+            return  # neither exported nor copied by torch itself
+        copied = copy.deepcopy(model)
+        assert holds(copied, masks)
+        assert not any(parameter._post_accumulate_grad_hooks for parameter in copied.parameters())
+        exported = torch.export.export(model.eval(), (inputs,))
+    torch.testing.assert_close(exported.module()(inputs), model(inputs))
+
+
+def test_tied_weights_have_one_mask_and_one_update(tmp_path):
+    torch.manual_seed(0)
+    model, reference = Language(), Language()
+    reference.load_state_dict(model.state_dict())
+    masks = prunekit.select(model, density={"head": 0.4, "hidden": 0.5})
+    assert list(masks.tensors) == ["head.weight", "hidden.weight"]
+    kept = {name: mask.to(torch.float32) for name, mask in masks.tensors.items()}
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    other = torch.optim.Adam(reference.parameters(), lr=0.05)
+    with masks.hold(model, optimizer):
+        train(model, optimizer, TOKENS)
+    for _ in range(3):
+        other.zero_grad()
+        tied, hidden = reference.head.weight * kept["head.weight"], reference.hidden.weight * kept["hidden.weight"]
+        inner = nn.functional.linear(nn.functional.embedding(TOKENS, tied), hidden, reference.hidden.bias).relu()
+        nn.functional.linear(inner, tied).square().mean().backward()
+        other.step()
+    assert model.head.weight is model.embedding.weight
+    torch.testing.assert_close(model.head.weight, reference.head.weight * kept["head.weight"], rtol=1e-6, atol=1e-7)
+    assert Masks.from_zeros(model).tensors.keys() == {"embedding.weight", "hidden.weight"}
+    both = Masks({**masks.tensors, "embedding.weight": ~masks.tensors["head.weight"]})
+    with pytest.raises(MaskError, match=r"'embedding.weight' and 'head.weight' are one weight with two different"):
+        both.apply(model)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "names"),
+    [
+        ({}, ["in_proj", "out_proj"]),
+        ({"kdim": 4, "vdim": 6}, ["q_proj", "k_proj", "v_proj", "out_proj"]),
+    ],
+)
+def test_every_projection_of_attention_is_a_layer(sizes, names):
+    model = attention(**sizes)
+    layers = find_layers(model)
+    assert list(layers) == [f"attention.{name}" for name in names]
+    assert list(find_layers(model.attention)) == names
+    masks = prunekit.select(model, density=0.25, scope="unit")
+    for name, view in layers.items():
+        rows = view.to_matrix(masks.tensors[parameter_name(name, view)]).sum(-1)
+        assert rows.sum() == view.weight.numel() / 4
+        assert rows.max() - rows.min() <= 1
+    assert layers[f"attention.{names[0]}"].groups == (1 if sizes else 3)
+
+
+def test_projections_that_cannot_be_observed_are_refused_and_the_rest_is_pruned():
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    batches = [numbers(3, 5, 8)]
+    for name in ("self_attn.in_proj", "out_proj"):
+        with pytest.raises(ConfigError, match=r"inside MultiheadAttention, where its inputs cannot be observed"):
+            prunekit.select(model, "correlation", density={name: 0.5}, batches=batches)
+    with pytest.raises(ConfigError, match=r"'self_attn' has no weights .* inside it write 'self_attn.\*'"):
+        prunekit.select(model, density={"self_attn": 0.5})
+    masks = prunekit.select(model, "correlation", density={"linear*": 0.5}, batches=batches)
+    assert list(masks.tensors) == ["linear1.weight", "linear2.weight"]
+
+
+def test_a_layer_that_no_batch_reaches_is_named():
+    model = nn.ModuleDict({"used": nn.Linear(4, 4), "unused": nn.Linear(4, 4)})
+    with pytest.raises(ConfigError, match="layer 'unused' was called by no batch"):
+        prunekit.select(
+            model,
+            "correlation",
+            density=0.5,
+            batches=[numbers(9, 4)],
+            forward=lambda model, batch: model["used"](batch),
+        )
+
+
+def pruned_by_torch():
+    layer = nn.Linear(4, 4)
+    torch.nn.utils.prune.random_unstructured(layer, "weight", 0.5)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("make", "way_back"),
+    [
+        (lambda: parametrizations.weight_norm(nn.Linear(4, 4)), "parametrize.remove_parametrizations"),
+        (lambda: parametrizations.spectral_norm(nn.Linear(4, 4)), "parametrize.remove_parametrizations"),
+        (lambda: parametrizations.orthogonal(nn.Linear(4, 4)), "parametrize.remove_parametrizations"),
+        (lambda: torch.nn.utils.spectral_norm(nn.Linear(4, 4)), "remove_weight_norm or remove_spectral_norm"),
+        (pruned_by_torch, "prune.remove"),
+    ],
+)
+def test_a_computed_weight_is_refused_with_the_way_back_and_its_model_stays_as_it_is(make, way_back):
+    torch.manual_seed(0)
+    model = nn.Sequential(make(), nn.Linear(4, 4))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ConfigError, match=f"layer '0' computes its weight from other parameters.*{way_back}"):
+        prunekit.select(model, density=0.5)
+    assert prunekit.select(model, density={"1": 0.5}).densities() == {"1.weight": 0.5}
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_mask_of_a_parametrised_weight_says_what_to_do_and_then_fits():
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4)))
+    masks = Masks({"0.weight": torch.eye(4, dtype=torch.bool)})
+    with pytest.raises(
+        MaskError, match=r"'0.weight' is computed .* torch.nn.utils.parametrize.remove_parametrizations"
+    ):
+        masks.apply(model)
+    parametrize.remove_parametrizations(model[0], "weight")
+    with masks.hold(model, torch.optim.SGD(model.parameters(), lr=0.1)):
+        assert holds(model, masks)
+
+
+def test_lazy_modules_are_named_until_they_have_a_shape():
+    model = nn.Sequential(nn.LazyConv2d(2, 3), nn.Flatten(), nn.LazyLinear(3))
+    with pytest.raises(ConfigError, match="layer '0' has no shape yet; run one batch through the model first"):
+        prunekit.select(model, density=0.5)
+    with pytest.raises(MaskError, match=r"'0.weight' has no shape yet; run one batch"):
+        Masks.from_zeros(model)
+    with pytest.raises(MaskError, match=r"'2.weight' has no shape yet, run one batch"):
+        Masks({"2.weight": torch.ones(3, 8, dtype=torch.bool)}).apply(model)
+    model(numbers(1, 1, 4, 4))
+    assert prunekit.select(model, density=0.5).densities() == {"0.weight": 0.5, "2.weight": 0.5}
+
+
+def test_frozen_layers_stay_frozen_and_their_values_unchanged():
+    torch.manual_seed(0)
+    model = frozen(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 4)))
+    masks = prunekit.select(model, density=0.5)
+    before = model[0].weight * masks.tensors["0.weight"]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    with masks.hold(model, optimizer):
+        train(model, optimizer, numbers(3, 6))
+    assert not model[0].weight.requires_grad
+    assert torch.equal(model[0].weight, before)
+    assert holds(model, masks)
+
+
+def test_the_parameters_of_a_layer_added_to_the_optimiser_later_are_held():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 4))
+    optimizer = torch.optim.AdamW(model[0].parameters(), lr=0.1)
+    masks = prunekit.select(model, density=0.5)
+    with masks.hold(model, optimizer):
+        train(model, optimizer, numbers(3, 6))
+        optimizer.add_param_group({"params": model[1].parameters(), "lr": 0.01})
+        train(model, optimizer, numbers(3, 6))
+    assert holds(model, masks)
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_masks_go_in_and_out_of_distributed_and_compiled_wrappers(one_process, compiled):
+    torch.manual_seed(0)
+    inner = Repeated()
+    masks = prunekit.select(inner, density=0.5)
+    model = nn.parallel.DistributedDataParallel(inner)
+    model = torch.compile(model, backend="aot_eager") if compiled else model
+    wrapped = prunekit.select(model, density=0.5)
+    prefix = "_orig_mod.module." if compiled else "module."
+    assert {name.removeprefix(prefix): mask for name, mask in wrapped.tensors.items()}.keys() == masks.tensors.keys()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    with masks.hold(model, optimizer):
+        train(model, optimizer, numbers(4, 6))
+        assert holds(inner, masks)
+    wrapped.apply(inner)
+    assert holds(inner, masks)
+
+
+HUGE = """
+from torch import nn
+from prunekit.testing import ToyTask
+
+class Huge(ToyTask):
+    name = "huge"
+    aliases = {}
+
+    def build_model(self):
+        return nn.Sequential(*(nn.Linear(8192, 8192, bias=False) for _ in range(16)))
+
+    def activations(self, network):
+        return {}
+"""
+
+
+def test_a_model_of_a_billion_weights_is_planned_without_memory(tmp_path, capsys):
+    before = peak()
+    with torch.device("meta"):
+        model = nn.Sequential(*(nn.Linear(8192, 8192, bias=False) for _ in range(16)))
+    layers = find_layers(model)
+    assert sum(view.shape(name).weights for name, view in layers.items()) == 2**30
+    masks = Masks({parameter_name(name, view): view.weight != 0 for name, view in layers.items()})
+    masks.apply(model)
+    with pytest.raises(ConfigError, match="layer '0' is on the device 'meta' and has no values"):
+        prunekit.select(model, density=0.5)
+    with pytest.raises(MaskError, match=r"'0.weight' is on the device 'meta' and has no values"):
+        Masks.from_zeros(model)
+    path = tmp_path / "huge.py"
+    path.write_text(HUGE)
+    assert main(["plan", "--task", f"{path}:Huge", "--criterion", "magnitude", "--structure", "*=1/4"]) == 0
+    assert "1,073,741,824 weights and compression ratio 0.25" in capsys.readouterr().out
+    assert peak() - before < 100 * 2**20
+
+
+def peak():
+    """Return the most memory that this process has had, in bytes; Linux counts KiB, macOS bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
