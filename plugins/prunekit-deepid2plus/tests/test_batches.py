@@ -31,7 +31,7 @@ def numbers(images: Tensor) -> list[int]:
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.lists(st.integers(1, 9), min_size=3, max_size=20), st.integers(1, 5), st.integers(0, 15))
+@given(st.lists(st.integers(1, 9), min_size=3, max_size=20), st.integers(1, 5), st.integers(0, LEAST_BATCHES - 1))
 def test_a_batch_has_as_many_different_images_of_each_person_as_there_are(
     counts: list[int], each: int, index: int
 ) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prunekit.seeds import Seeds
 
-LEAST_BATCHES = 16
+LEAST_BATCHES = 12
 """Budgets are in epochs; a data set of a few hundred images is to get enough steps, too."""
 
 

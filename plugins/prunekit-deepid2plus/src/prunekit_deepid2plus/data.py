@@ -79,7 +79,7 @@ class FaceData:
             f"train {self.train.person_count:,} people, {len(self.train):,} images; "
             f"calibration {len(self.calibration):,} images; "
             f"test {self.test.person_count:,} people, {len(self.pairs.same):,} pairs"
-            + (f"; {self.left_out:,} images missing or unreadable, left out" if self.left_out else "")
+            + (f"; {self.left_out:,} image{'s' * (self.left_out > 1)} missing or unreadable" if self.left_out else "")
         )
 
 

@@ -99,14 +99,15 @@ class _Lines:
             ) from error
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} cannot be read: {error}; put the original file there") from error
-        self.lines = [line.split() for line in text.splitlines() if line.strip()]
-        self.at = 0
+        self.lines = [(number, line.split()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        self.end = len(text.splitlines()) + 1
+        self.taken = 0
 
-    def take(self, expected: str, *counts: int) -> list[str]:
-        """Return the next line's fields, which are one of ``counts`` many."""
-        self.at += 1
-        fields = self.lines[self.at - 1] if self.at <= len(self.lines) else []
-        if len(fields) not in counts:
+    def take(self, expected: str, count: int) -> list[str]:
+        """Return the next line's fields, which are ``count`` many."""
+        self.taken += 1
+        fields = self.lines[self.taken - 1][1] if self.taken <= len(self.lines) else []
+        if len(fields) != count:
             raise self.error(expected, fields)
         return fields
 
@@ -118,15 +119,15 @@ class _Lines:
 
     def finish(self) -> None:
         """Refuse lines that nobody took."""
-        if self.at < len(self.lines):
-            self.at += 1
-            raise self.error("the end of the file", self.lines[self.at - 1])
+        if self.taken < len(self.lines):
+            self.taken += 1
+            raise self.error("the end of the file", self.lines[self.taken - 1][1])
 
     def error(self, expected: str, found: list[str]) -> DataError:
+        """Return the error of the line taken last."""
+        number = self.lines[self.taken - 1][0] if self.taken <= len(self.lines) else self.end
         shown = repr(" ".join(found)) if found else "nothing"
-        return DataError(
-            f"{self.path}, line {self.at}: found {shown}, expected {expected}; put the original file there"
-        )
+        return DataError(f"{self.path}, line {number}: found {shown}, expected {expected}; put the original file there")
 
 
 def _read_people(path: Path) -> dict[str, tuple[int, int]]:

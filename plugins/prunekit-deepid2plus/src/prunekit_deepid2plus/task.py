@@ -71,9 +71,11 @@ class DeepID2Plus(Task):
     _faces: FaceData | None = attrs.field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
-        for name, value in attrs.asdict(PRESETS[self.preset]).items():
-            if getattr(self, name, None) is None:
-                setattr(self, name, value)
+        preset = PRESETS[self.preset]
+        self.structure = preset.structure
+        for field in attrs.fields(DeepID2Plus):
+            if field.init and getattr(self, field.name) is None and hasattr(preset, field.name):
+                setattr(self, field.name, getattr(preset, field.name))
         for stage in self.auxiliary.split():
             if stage not in STAGES:
                 raise ValueError(f"auxiliary names stage {stage!r}, expected some of {' '.join(STAGES)}")

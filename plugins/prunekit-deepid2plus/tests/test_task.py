@@ -1,0 +1,121 @@
+from pathlib import Path
+
+import pytest
+import torch
+from prunekit_deepid2plus import embedded
+from prunekit_deepid2plus.embedded import Group
+from prunekit_deepid2plus.plugin import prunekit_layer_view, prunekit_tasks
+from prunekit_deepid2plus.presets import PRESETS
+from prunekit_deepid2plus.task import DeepID2Plus
+from torch import nn
+
+from prunekit.layers import LayerView, core_view, find_layers
+from prunekit.seeds import Seeds
+from prunekit.testing import check_task
+
+SMALL = {"input_size": "28x24", "width": 1 / 16, "feature": 16, "batch_people": 5}
+
+
+@pytest.fixture
+def few_faces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embedded data that is drawn in a second."""
+    monkeypatch.setattr(embedded, "TRAIN", Group(0, 12, 3))
+    monkeypatch.setattr(embedded, "CALIBRATION", Group(1000, 10, 1))
+    monkeypatch.setattr(embedded, "TEST", Group(2000, 12, 3))
+
+
+def view_of(module: nn.Module) -> LayerView | None:
+    return core_view(module) or prunekit_layer_view(module)
+
+
+@pytest.mark.usefixtures("few_faces")
+@pytest.mark.parametrize("auxiliary", ["", "3 4"])
+def test_the_task_keeps_its_contract(auxiliary: str) -> None:
+    check_task(DeepID2Plus, view_of, **SMALL, auxiliary=auxiliary)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_plans_without_drawing_a_face(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(embedded, "draw_faces")
+    task = DeepID2Plus(preset=preset)
+    assert "drawn faces" in task.setup(Seeds(0))
+    with torch.device("meta"):
+        network = task.deployed(task.build_model())
+    layers = find_layers(network, view_of)
+    assert len(layers) == 11
+    assert {task.aliases.get(entry.split("=")[0], "f") for entry in task.structure.split()} <= set(layers)
+    assert set(task.activations(network)) == set(layers)
+
+
+def test_options_override_the_preset_and_the_rest_comes_from_it() -> None:
+    task = DeepID2Plus(feature=64, auxiliary="2")
+    assert (task.feature, task.auxiliary) == (64, "2")
+    assert (task.width, task.margin) == (PRESETS["tiny"].width, PRESETS["tiny"].margin)
+    assert DeepID2Plus(preset="paper").settings.input_size == (112, 96)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"auxiliary": "3 9"}, "auxiliary names stage '9'"),
+        ({"test_folds": "seven"}, "test_folds is 'seven'"),
+        ({"preset": "huge"}, "preset is 'huge'"),
+        ({"input_size": "64x64"}, "input_size is '64x64'"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused_by_name(options: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DeepID2Plus(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("few_faces")
+def test_evaluation_adds_the_features_of_mirror_images() -> None:
+    task = DeepID2Plus(**SMALL)
+    model = task.build_model().eval()
+    images = task.faces.test.images
+    with torch.inference_mode():
+        features = task._features(model, images, torch.device("cpu"))
+        mirrored = task._features(model, images.flip(3), torch.device("cpu"))
+        result = task.evaluate(model, torch.device("cpu"))
+    torch.testing.assert_close(features, mirrored)
+    assert set(result.metrics) == {"accuracy", "auc", "tar_at_far_0.01", "auc_by_person"}
+    assert all(0 <= value <= 1 for value in result.metrics.values())
+    assert result.standard_errors["accuracy"] >= 0
+
+
+@pytest.mark.usefixtures("few_faces")
+def test_the_embedded_sets_share_nobody_and_change_with_the_data_seed_alone() -> None:
+    faces = DeepID2Plus(**SMALL).faces
+    again = DeepID2Plus(**SMALL).faces
+    other = DeepID2Plus(**SMALL, data_seed=1).faces
+    assert torch.equal(faces.train.images, again.train.images)
+    assert not torch.equal(faces.train.images, other.train.images)
+    sets = [faces.train, faces.calibration, faces.test]
+    drawn = [{image.numpy().tobytes() for image in part.images} for part in sets]
+    assert len(set.union(*drawn)) == sum(map(len, sets))
+
+
+@pytest.mark.usefixtures("few_faces")
+def test_a_few_steps_lower_the_loss() -> None:
+    torch.manual_seed(0)
+    task = DeepID2Plus(**SMALL)
+    model = task.build_model()
+    optimizer = task.optimizer(model)
+    losses = []
+    for epoch in range(3):
+        batches = task.batches("train", epoch, Seeds(0))
+        for index in range(len(batches)):
+            loss = task.loss(model, batches[index])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            losses.append(loss.item())
+    assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
+
+
+def test_orl_can_be_learned_from(orl: Path) -> None:
+    check_task(DeepID2Plus, view_of, **SMALL, data=str(orl))
+
+
+def test_the_plugin_brings_the_task() -> None:
+    assert list(prunekit_tasks()) == [DeepID2Plus]
