@@ -102,6 +102,14 @@ def test_area_by_person_gives_each_person_and_each_pair_of_people_one_vote() -> 
     assert area_by_person(features, people) == pytest.approx(expected, abs=1e-6)
 
 
+def test_measures_are_exact_under_bf16_autocast() -> None:
+    people = torch.arange(60) // 3
+    features = torch.randn(20, 8)[people] + torch.randn(60, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        lower = area_by_person(features, people)
+    assert lower == area_by_person(features, people)
+
+
 def test_occurrences_counts_the_equal_entries_before() -> None:
     assert occurrences(torch.tensor([2, 0, 2, 2, 0, 1])).tolist() == [0, 0, 1, 2, 1, 0]
 

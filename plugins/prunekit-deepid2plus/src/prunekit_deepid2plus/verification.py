@@ -112,7 +112,8 @@ def area_by_person(features: Tensor, people: Tensor) -> float:
     counts = people.bincount().double()
     first, second = torch.triu_indices(len(people), len(people), offset=1)
     same = people[first] == people[second]
-    scores = (unit @ unit.T)[first, second]
+    with torch.autocast(unit.device.type, enabled=False):  # in bf16 most scores would tie
+        scores = (unit @ unit.T)[first, second]
     a, b = counts[people[first]], counts[people[second]]
     weights = torch.where(same, 2 / (a * (b - 1)), 1 / (a * b))
     return area_under_curve(scores, same, weights)
