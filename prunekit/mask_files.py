@@ -1,4 +1,4 @@
-"""Masks as safetensors files: ours, bit-packed, and what others write.
+"""Masks as safetensors files of ours, bit-packed; what others write is read too.
 
 A file of ours has, for each parameter, one tensor ``<parameter name>_mask``, and one metadata entry,
 ``prunekit``, a JSON object with sorted keys (several entries would be stored in no fixed order, and the same
@@ -27,20 +27,16 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from prunekit.errors import MaskError
-from prunekit.masking import plain_name
+from prunekit.foreign_masks import read_foreign, zeros_and_ones
+from prunekit.tensor_files import open_tensors, read_header, some
+from prunekit.torch_files import is_torch_file, load_state_dict
 
 FORMAT = 1
 _METADATA = "prunekit"
-_HEADER_LIMIT = 32 * 2**20  # a hundred thousand tensors need about 10 MiB; JSON takes many times its size in memory
 _MOST_DIMENSIONS = 32
-_READABLE = {"BOOL", "U8", "I8", "I16", "I32", "I64", "F16", "BF16", "F32", "F64"}
-_UNREADABLE = (SafetensorError, OSError, RuntimeError, ValueError)
-# The ways others name the mask of ``<module>.weight``; besides ``<module>.weight_mask`` and ``<module>._weight_mask``.
-_WEIGHT_ONLY = {"mask", "_mask", "sparsity_mask"}
 
 
 def encode(masks: Mapping[str, Tensor], info: Mapping[str, Any], *, packed: bool = True) -> bytes:
@@ -78,12 +74,9 @@ def encode(masks: Mapping[str, Tensor], info: Mapping[str, Any], *, packed: bool
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the masks of a safetensors file: ours, or one with masks as others name and store them.
+    """Read the masks of a file: ours, or what others write (see ``prunekit.foreign_masks``).
 
-    Accepted are bool, integer and float tensors of zeros and ones, named ``<module>.weight_mask``,
-    ``<module>._weight_mask``, ``<module>.mask``, ``<module>._mask`` or ``<module>.sparsity_mask``, and
-    ``<parameter>_mask`` where ``<parameter>_orig`` is there too; prefixes ``module.`` and ``_orig_mod.``
-    are taken off. Other tensors are left alone.
+    The others' may be safetensors or a state dict of ``torch.save``.
 
     Returns:
         Parameter name -> bool mask, and the info of a file of ours (of others: nothing).
@@ -91,16 +84,14 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         MaskError: naming the file, and the key where it is one tensor that is wrong.
     """
-    try:
-        _check_header_length(path)
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_METADATA)
-            return _read_foreign(file, path) if text is None else _read_own(file, _parse_header(text, path), path)
-    except FileNotFoundError as error:
-        raise MaskError(f"{path}: no such mask file; check the path") from error
-    except _UNREADABLE as error:
-        reason = " ".join(str(error).split())
-        raise MaskError(f"{path}: not a readable safetensors file: {reason}; write or download it again") from error
+    if is_torch_file(path):
+        state = load_state_dict(path, MaskError)
+        return read_foreign(state.keys(), state.__getitem__, path), {}
+    with open_tensors(path, MaskError) as file:
+        header = read_header(file, _METADATA, path, MaskError)
+        if header is not None:
+            return _read_own(file, header, path)
+        return read_foreign(file.keys(), file.get_tensor, path), {}
 
 
 def fingerprint(shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -135,21 +126,10 @@ def _unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(bits.view(np.bool_)).reshape(shape)
 
 
-def _check_header_length(path: Path) -> None:
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-    if length > _HEADER_LIMIT:
-        raise MaskError(f"{path}: claims a header of {length} bytes, expected at most {_HEADER_LIMIT}; get it again")
-
-
-def _parse_header(text: str, path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
-    """Return the header and the shapes in it, checked."""
+def _check_header(header: dict[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes in the header, checked."""
     wrong = f"{path}: the metadata entry {_METADATA!r} is damaged ({{}}); write the file again"
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise MaskError(wrong.format("not JSON")) from error
-    if not isinstance(header, dict) or type(header.get("format")) is not int:
+    if type(header.get("format")) is not int:
         raise MaskError(wrong.format("no format version"))
     if header["format"] != FORMAT:
         raise MaskError(
@@ -171,17 +151,15 @@ def _parse_header(text: str, path: Path) -> tuple[dict[str, Any], dict[str, tupl
         shapes[name] = tuple(shape)
     if header.get("fingerprint") != fingerprint(shapes):
         raise MaskError(wrong.format("the fingerprint is not that of its shapes"))
-    return header, shapes
+    return shapes
 
 
-def _read_own(
-    file: Any, parsed: tuple[dict[str, Any], dict[str, tuple[int, ...]]], path: Path
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    header, shapes = parsed
+def _read_own(file: Any, header: dict[str, Any], path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    shapes = _check_header(header, path)
     expected = {f"{name}_mask": name for name in shapes}
     odd = sorted(set(expected).symmetric_difference(file.keys()))
     if odd or not expected:
-        raise MaskError(f"{path}: the header and the tensors differ in {', '.join(odd) or 'nothing: no mask is there'}")
+        raise MaskError(f"{path}: the header and the tensors differ in {some(odd) or 'nothing: no mask is there'}")
     masks = {}
     for key, name in sorted(expected.items()):
         entry, shape = file.get_slice(key), shapes[name]
@@ -196,7 +174,7 @@ def _read_own(
         elif header["packed"]:
             mask = _unpack(file.get_tensor(key), shape)
         else:
-            mask = _zeros_and_ones(file.get_tensor(key), key, path)
+            mask = zeros_and_ones(file.get_tensor(key), key, path)
         kept = int(np.count_nonzero(mask.numpy()))
         if kept != header["layers"][name]["kept"]:
             raise MaskError(
@@ -205,44 +183,3 @@ def _read_own(
             )
         masks[name] = mask
     return masks, header["info"]
-
-
-def _read_foreign(file: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    masks: dict[str, Tensor] = {}
-    source: dict[str, str] = {}
-    keys = set(file.keys())
-    for key in sorted(keys):
-        name = _masked_parameter(key, keys)
-        if name is None:
-            continue
-        if name in masks:
-            raise MaskError(f"{path}: {source[name]} and {key} are both masks of {name!r}; leave one of them out")
-        dtype = file.get_slice(key).get_dtype()
-        if dtype not in _READABLE:
-            raise MaskError(
-                f"{path}: {key} is {dtype}, expected bool or zeros and ones in {', '.join(sorted(_READABLE))}"
-            )
-        masks[name], source[name] = _zeros_and_ones(file.get_tensor(key), key, path), key
-    if not masks:
-        raise MaskError(f"{path}: no mask inside ({len(keys)} other tensors); expected names like 'fc.weight_mask'")
-    return masks, {}
-
-
-def _masked_parameter(key: str, keys: set[str]) -> str | None:
-    """Return the name of the parameter that a tensor of someone else's file masks, if it is a mask at all."""
-    module, dot, last = key.rpartition(".")
-    if last in _WEIGHT_ONLY:
-        return plain_name(f"{module}{dot}weight")
-    parameter = last.removesuffix("_mask")
-    if parameter == last or not ("weight" in parameter or f"{module}{dot}{parameter}_orig" in keys):
-        return None  # such as the attention masks that some networks keep as buffers
-    return plain_name(f"{module}{dot}{parameter.removeprefix('_')}")
-
-
-def _zeros_and_ones(tensor: Tensor, key: str, path: Path) -> Tensor:
-    """Return a bool copy; bools are looked at as bytes, since a file can hold other bytes than 0 and 1."""
-    values = tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
-    mask = values == 1
-    if not bool((mask | (values == 0)).all()):
-        raise MaskError(f"{path}: {key} has values other than 0 and 1; it is no mask")
-    return mask

@@ -3,7 +3,8 @@
 This module knows tensors, names and models. It must not know files, optimisers, criteria or training.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from prunekit.errors import MaskError
 # the cache. 9 M of them take 3.1-4.0 ms on two threads in blocks of 2**16, 2.3-2.9 ms in these; 2**20 is slower.
 BLOCK = 2**18
 _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_Weight = TypeVar("_Weight", bound=Tensor)
 
 
 class Keeper:
@@ -84,7 +86,11 @@ def match(masks: Mapping[str, Tensor], model: nn.Module) -> dict[str, tuple[nn.P
     Raises:
         MaskError: naming every mask that fits no parameter, has another shape, or contradicts another one.
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return match_names(masks, dict(model.named_parameters(remove_duplicate=False)))
+
+
+def match_names(masks: Mapping[str, Tensor], parameters: Mapping[str, _Weight]) -> dict[str, tuple[_Weight, Tensor]]:
+    """Find the weight of each mask in a state dict; as ``match`` does in a model."""
     by_plain_name: dict[str, dict[int, str]] = {}
     for name, parameter in parameters.items():
         by_plain_name.setdefault(plain_name(name), {}).setdefault(id(parameter), name)
@@ -107,12 +113,12 @@ def match(masks: Mapping[str, Tensor], model: nn.Module) -> dict[str, tuple[nn.P
             problems.append(f"{name!r} and {first!r} are one weight with two different masks")
     if problems:
         raise MaskError(
-            f"masks do not fit the model: {'; '.join(problems)}; compare their names with model.named_parameters()"
+            f"masks do not fit the model: {'; '.join(problems)}; compare their names with those of the weights"
         )
     return {name: (parameters[name], mask) for name, mask in found.values()}
 
 
-def _not_found(name: str, candidates: list[str], parameters: Mapping[str, nn.Parameter]) -> str:
+def _not_found(name: str, candidates: list[str], parameters: Iterable[str]) -> str:
     if candidates:
         return f"{name!r} could be {' or '.join(candidates)}"
     module, dot, last = name.rpartition(".")

@@ -16,6 +16,8 @@ ORDER = [
     "errors",
     "markers",
     "files",
+    "tensor_files",
+    "torch_files",
     "options",
     "seeds",
     "layers",
@@ -23,6 +25,7 @@ ORDER = [
     "statistics",
     "masking",
     "holding",
+    "foreign_masks",
     "mask_files",
     "masks",
     "criteria",
@@ -112,6 +115,15 @@ def test_the_list_of_built_ins_imports_nothing() -> None:
 )
 def test_plugins_import_only_what_a_third_party_may(path: Path) -> None:
     assert set(imported(path)) <= OPEN
+
+
+def test_adapters_need_only_masks_and_nothing_imports_them() -> None:
+    paths = sorted((PACKAGE / "integrations").glob("*.py"))
+    assert len(paths) == 4
+    for path in paths:
+        assert set(imported(path)) <= {"errors", "holding", "masks"}
+    for path in set(PACKAGE.glob("**/*.py")) - set(paths):
+        assert "integrations" not in set(imported(path))
 
 
 def test_every_public_name_is_there() -> None:

@@ -1,0 +1,75 @@
+"""Opening safetensors files that nobody vouches for: every fault is one error that names the file.
+
+This module must not know what the tensors mean. It never unpickles, and what a header claims costs no memory.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from prunekit.errors import PrunekitError
+
+HEADER_LIMIT = 16 * 2**20  # fifty thousand masks need about 10 MiB; parsed, a hostile header takes ten times its size
+_FAULTS = (SafetensorError, OSError, RuntimeError, ValueError, OverflowError)
+# Each container of JSON takes 30 times its two characters; what we write has two for each tensor.
+_CONTAINERS_PER_TENSOR = 3
+_MORE_CONTAINERS = 100_000
+
+
+@contextmanager
+def open_tensors(path: Path, refusal: type[PrunekitError]) -> Iterator[Any]:
+    """Open a safetensors file for reading, as ``safetensors.safe_open`` does.
+
+    Args:
+        path: the file.
+        refusal: the error to raise for a file that is missing, too short, or no safetensors.
+
+    Yields:
+        The open file.
+
+    Raises:
+        PrunekitError: of the type ``refusal``, also for faults met within the ``with`` block.
+    """
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if length > HEADER_LIMIT:
+            raise refusal(f"{path}: claims a header of {length} bytes, expected at most {HEADER_LIMIT}; get it again")
+        with safe_open(path, framework="pt") as tensors:
+            yield tensors
+    except FileNotFoundError as error:
+        raise refusal(f"{path}: no such file; check the path") from error
+    except _FAULTS as error:
+        reason = " ".join(str(error).split())
+        raise refusal(f"{path}: not a readable safetensors file: {reason}; write or download it again") from error
+
+
+def read_header(tensors: Any, entry: str, path: Path, refusal: type[PrunekitError]) -> dict[str, Any] | None:
+    """Return the JSON object in an entry of a file's metadata; ``None`` where there is no such entry.
+
+    Raises:
+        PrunekitError: of the type ``refusal``, when it is anything else than a JSON object.
+    """
+    text = (tensors.metadata() or {}).get(entry)
+    if text is None:
+        return None
+    wrong = f"{path}: the metadata entry {entry!r} is damaged ({{}}); write the file again"
+    if text.count("[") + text.count("{") > _CONTAINERS_PER_TENSOR * len(tensors.keys()) + _MORE_CONTAINERS:
+        raise refusal(wrong.format("too many lists for the tensors in the file"))
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise refusal(wrong.format("not JSON")) from error
+    if not isinstance(header, dict):
+        raise refusal(wrong.format("no JSON object"))
+    return header
+
+
+def some(names: list[str], most: int = 8) -> str:
+    """Join names for a message, but not a hundred thousand of them."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
