@@ -45,12 +45,13 @@ class Held:
       are those of the sparse model, and kept weights move as if the forward pass multiplied by the mask;
     - after the step of an optimiser that could move such a weight, the weights are masked once more.
 
-    Whoever loads other weights or another optimiser state meanwhile calls ``update(held.masks)`` afterwards.
+    When the optimiser loads a state, as trainers do after they have loaded the weights, both are zeroed again.
+    Whoever loads weights alone meanwhile calls ``update(held.masks)`` afterwards.
 
     Args:
         masks: what to hold.
         model: the model; its parameters are found by name at each attach and update.
-        optimizer: the optimiser that steps them.
+        optimizer: the optimiser that steps them, or a wrapper around it that takes no hooks (Accelerate's).
 
     Attributes:
         masks: the masks held now.
@@ -63,7 +64,7 @@ class Held:
         match(masks.tensors, model)
         self.masks = masks
         self._model = model
-        self._optimizer = optimizer
+        self._optimizer = _that_steps(optimizer)
         self._switch = _Switch()
         self._least_eps = 0.0
         self._gates: list[tuple[nn.Parameter, _Gate]] = []
@@ -76,6 +77,7 @@ class Held:
             self._step_handles = [
                 self._optimizer.register_step_pre_hook(self._before_step),
                 self._optimizer.register_step_post_hook(self._after_step),
+                self._optimizer.register_load_state_dict_post_hook(self._after_load),
             ]
         self._hold(self.masks)
         return self
@@ -161,10 +163,20 @@ class Held:
             if not leaves_alone:
                 gate.keep(parameter)
 
+    def _after_load(self, _: Optimizer) -> None:
+        self._hold(self.masks)
+
     def _leaves_zeros_alone(self) -> bool:
         if type(self._optimizer) not in _LEAVES_ZEROS_ALONE:
             return False
         return all(group.get("eps", 1.0) >= self._least_eps for group in self._optimizer.param_groups)
+
+
+def _that_steps(optimizer: Optimizer) -> Optimizer:
+    # Accelerate's wrapper is an Optimizer that was never initialised as one; the one inside runs the hooks.
+    while not hasattr(optimizer, "_optimizer_step_post_hooks"):
+        optimizer = optimizer.optimizer  # type: ignore[attr-defined]
+    return optimizer
 
 
 @attrs.define

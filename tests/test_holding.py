@@ -350,6 +350,22 @@ def test_a_paused_hold_shows_whole_gradients_and_masks_them_afterwards() -> None
         assert is_positive_zero(dropped(model, masks))
 
 
+def test_a_state_that_the_optimiser_loads_is_masked_with_the_weights_loaded_before() -> None:
+    dense, model = Net(), Net()
+    other, optimizer = torch.optim.Adam(dense.parameters()), torch.optim.Adam(model.parameters())
+    train(dense, other)
+    masks = random_masks(model)
+    with masks.hold(model, optimizer):
+        model.load_state_dict(dense.state_dict())
+        optimizer.load_state_dict(other.state_dict())
+        assert is_positive_zero(dropped(model, masks))
+        for name, mask in masks.tensors.items():
+            assert is_positive_zero(optimizer.state[model.get_parameter(name)]["exp_avg"][~mask])
+        train(model, optimizer)
+        assert is_positive_zero(dropped(model, masks))
+    assert not optimizer._optimizer_load_state_dict_post_hooks
+
+
 def test_masks_that_keep_everything_leave_no_trace() -> None:
     model = Net()
     masks = Masks({name: torch.ones_like(p, dtype=torch.bool) for name, p in model.named_parameters()})

@@ -1,0 +1,1 @@
+"""Thin adapters, one for each foreign trainer. Nothing else of prunekit imports them: each needs its package."""
