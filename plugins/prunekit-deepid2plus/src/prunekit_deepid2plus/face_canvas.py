@@ -85,7 +85,8 @@ class Head:
 
 def rgb(red: Tensor | float, green: Tensor | float, blue: Tensor | float) -> Tensor:
     """Return a colour, `[images, 3, 1, 1]`, from its parts, at least one of them `[images, 1, 1]`."""
-    parts = torch.broadcast_tensors(*(torch.as_tensor(part, dtype=torch.float32) for part in (red, green, blue)))
+    numbers = (torch.as_tensor(part, dtype=torch.float32) for part in (red, green, blue))
+    parts = torch.broadcast_tensors(*numbers)  # type: ignore[no-untyped-call] # torch's stubs
     return torch.stack([part.reshape(-1, 1, 1) for part in parts], 1).clamp(0.02, 1)
 
 
