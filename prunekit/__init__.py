@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from prunekit.selection import Blocks as Blocks
     from prunekit.selection import NofM as NofM
     from prunekit.selection import Quota as Quota
+    from prunekit.sparse_checkpoints import load_weights as load_weights
+    from prunekit.sparse_checkpoints import save_sparse as save_sparse
     from prunekit.tasks import Evaluation as Evaluation
     from prunekit.tasks import Task as Task
     from prunekit.tasks import Training as Training
@@ -58,6 +60,7 @@ _MODULES = {
     "schedules": ("Budget", "Grow", "MaskUpdate", "Plan", "PlanRequest", "Schedule", "Stage", "Start"),
     "seeds": ("Seeds",),
     "selection": ("Blocks", "NofM", "Quota"),
+    "sparse_checkpoints": ("load_weights", "save_sparse"),
     "tasks": ("Evaluation", "Task", "Training"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -6,7 +6,8 @@ masks must give the same bytes):
 
 - ``format``: 1; ``tool``: what wrote it; ``info``: criterion, schedule, seed and whatever else the masks carry;
 - ``layers``: parameter name -> ``shape``, ``kept`` (a count, checked on reading) and ``density``;
-- ``fingerprint``: SHA-256 of the names and shapes; ``packed``: whether the masks are bits or bools.
+- ``fingerprint``: SHA-256 of the names and shapes; ``packed``: whether the masks are bits or bools;
+- ``weights``: true where the weights are in the file too (see ``prunekit.sparse_checkpoints``); else it is not there.
 
 A packed mask is the weight as a matrix, first axis x all others, with the bits of each row packed by
 ``numpy.packbits(axis=-1, bitorder="little")``: ``uint8 [rows, ceil(columns / 8)]``. (Packing the last axis of a
@@ -35,7 +36,7 @@ from prunekit.tensor_files import open_tensors, read_header, some
 from prunekit.torch_files import is_torch_file, load_state_dict
 
 FORMAT = 1
-_METADATA = "prunekit"
+METADATA = "prunekit"
 _MOST_DIMENSIONS = 32
 
 
@@ -46,6 +47,24 @@ def encode(masks: Mapping[str, Tensor], info: Mapping[str, Any], *, packed: bool
         masks: parameter name -> bool of the parameter's shape, True = keep.
         info: what is known of the masks, JSON only.
         packed: eight weights to a byte; else plain bool of the parameter's shape, for readers that know no packing.
+
+    Raises:
+        MaskError: when there is no mask, or ``info`` cannot be written as JSON.
+    """
+    arrays, text = layout(masks, info, packed=packed)
+    return safetensors.numpy.save(arrays, {METADATA: text})
+
+
+def layout(
+    masks: Mapping[str, Tensor], info: Mapping[str, Any], *, packed: bool = True, weights: bool = False
+) -> tuple[dict[str, np.ndarray[Any, Any]], str]:
+    """Return the tensors of a mask file and the text of its metadata entry; see ``encode``.
+
+    Args:
+        masks: parameter name -> bool of the parameter's shape.
+        info: what is known of the masks, JSON only.
+        packed: eight weights to a byte.
+        weights: whether the file has weights too (see ``prunekit.sparse_checkpoints``).
 
     Raises:
         MaskError: when there is no mask, or ``info`` cannot be written as JSON.
@@ -65,12 +84,12 @@ def encode(masks: Mapping[str, Tensor], info: Mapping[str, Any], *, packed: bool
         "layers": layers,
         "fingerprint": fingerprint({name: tuple(mask.shape) for name, mask in masks.items()}),
         "packed": packed,
+        **({"weights": True} if weights else {}),
     }
     try:
-        text = json.dumps(header, sort_keys=True, allow_nan=False)
+        return arrays, json.dumps(header, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise MaskError(f"info of masks cannot be written as JSON: {error}; use numbers, texts and lists") from error
-    return safetensors.numpy.save(arrays, {_METADATA: text})
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -88,9 +107,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         state = load_state_dict(path, MaskError)
         return read_foreign(state.keys(), state.__getitem__, path), {}
     with open_tensors(path, MaskError) as file:
-        header = read_header(file, _METADATA, path, MaskError)
+        header = read_header(file, METADATA, path, MaskError)
         if header is not None:
-            return _read_own(file, header, path)
+            return read_own(file, header, path)
         return read_foreign(file.keys(), file.get_tensor, path), {}
 
 
@@ -128,7 +147,7 @@ def _unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def _check_header(header: dict[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
     """Return the shapes in the header, checked."""
-    wrong = f"{path}: the metadata entry {_METADATA!r} is damaged ({{}}); write the file again"
+    wrong = f"{path}: the metadata entry {METADATA!r} is damaged ({{}}); write the file again"
     if type(header.get("format")) is not int:
         raise MaskError(wrong.format("no format version"))
     if header["format"] != FORMAT:
@@ -154,10 +173,16 @@ def _check_header(header: dict[str, Any], path: Path) -> dict[str, tuple[int, ..
     return shapes
 
 
-def _read_own(file: Any, header: dict[str, Any], path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_own(file: Any, header: dict[str, Any], path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the masks and the info of an open file of ours.
+
+    Raises:
+        MaskError: when header and tensors are not what ``encode`` writes.
+    """
     shapes = _check_header(header, path)
     expected = {f"{name}_mask": name for name in shapes}
-    odd = sorted(set(expected).symmetric_difference(file.keys()))
+    keys = set(file.keys())
+    odd = sorted(expected.keys() - keys if header.get("weights") is True else expected.keys() ^ keys)
     if odd or not expected:
         raise MaskError(f"{path}: the header and the tensors differ in {some(odd) or 'nothing: no mask is there'}")
     masks = {}

@@ -28,6 +28,7 @@ ORDER = [
     "foreign_masks",
     "mask_files",
     "masks",
+    "sparse_checkpoints",
     "criteria",
     "schedules",
     "tasks",
