@@ -19,7 +19,7 @@ from prunekit import mask_files
 from prunekit.errors import MaskError
 from prunekit.files import write_atomically
 from prunekit.holding import Held
-from prunekit.masking import Keeper, match, same_mask
+from prunekit.masking import Keeper, match, match_names, same_mask
 
 
 @attrs.frozen
@@ -78,32 +78,33 @@ class Masks:
                 raise MaskError(f"mask of {name!r} is {found}, expected a dense torch.bool tensor; try mask != 0")
 
     @classmethod
-    def from_zeros(cls, model: nn.Module) -> Self:
-        """Read the masks off a model: what is exactly zero is dropped.
+    def from_zeros(cls, model: nn.Module | Mapping[str, Tensor]) -> Self:
+        """Read the masks off a model, or its state dict: what is exactly zero is dropped.
 
-        Every parameter with at least two dimensions gets a mask; biases and norms, where zeros mean nothing,
-        get none. Tied weights get one.
+        Every floating-point parameter with at least two dimensions gets a mask; biases and norms, where zeros mean
+        nothing, get none. Tied weights get one in a model, one each in a state dict.
 
         Raises:
             MaskError: naming a parameter that has no values yet.
         """
-        for name, parameter in model.named_parameters():
-            if is_lazy(parameter):
+        weights = dict(model.named_parameters()) if isinstance(model, nn.Module) else model
+        for name, weight in weights.items():
+            if is_lazy(weight):
                 raise MaskError(f"{name!r} has no shape yet; run one batch through the model first")
-            if parameter.is_meta:
+            if weight.is_meta:
                 raise MaskError(f"{name!r} is on the device 'meta' and has no values; load the weights first")
-        return cls(
-            {name: parameter.detach() != 0 for name, parameter in model.named_parameters() if parameter.dim() > 1}
-        )
+        prunable = {name: weight for name, weight in weights.items() if weight.dim() > 1 and weight.is_floating_point()}
+        return cls({name: weight.detach() != 0 for name, weight in prunable.items()})
 
-    def apply(self, model: nn.Module) -> None:
-        """Set the dropped weights of a model to 0.0, in place.
+    def apply(self, model: nn.Module | Mapping[str, Tensor]) -> None:
+        """Set the dropped weights of a model, or of a state dict, to 0.0, in place.
 
         Raises:
             MaskError: listing every name and shape that does not fit; then nothing is changed.
         """
-        for parameter, mask in match(self.tensors, model).values():
-            Keeper(mask)(parameter)
+        matched = match(self.tensors, model) if isinstance(model, nn.Module) else match_names(self.tensors, model)
+        for weight, mask in matched.values():
+            Keeper(mask)(weight)
 
     def hold(self, model: nn.Module, optimizer: Optimizer) -> Held:
         """Hold the masks through training, ``with masks.hold(model, optimizer): ...``; see ``Held``."""

@@ -50,9 +50,16 @@ def save_sparse(path: str | os.PathLike[str], weights: Mapping[str, Tensor], mas
     others = {name: tensor for name, tensor in weights.items() if name not in matched}
     if clash := sorted(stored.keys() & others.keys()):
         raise CheckpointError(f"cannot write {path}: {some(clash)} of the weights would be written twice; rename them")
-    # Copies: safetensors refuses tensors that share memory, such as tied weights.
-    stored |= {name: tensor.detach().cpu().contiguous().clone() for name, tensor in others.items()}
-    write_atomically(path, safetensors.torch.save(stored, {mask_files.METADATA: header}))
+    write_atomically(path, safetensors.torch.save(stored | _copies(others), {mask_files.METADATA: header}))
+
+
+def save_weights(path: str | os.PathLike[str], weights: Mapping[str, Tensor]) -> None:
+    """Write a state dict as plain safetensors, whole or not at all.
+
+    Raises:
+        CheckpointError: when the file cannot be written.
+    """
+    write_atomically(path, safetensors.torch.save(_copies(weights)))
 
 
 def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -102,6 +109,11 @@ def _read_sparse(file: Any, header: dict[str, Any], path: Path) -> dict[str, Ten
         dense[mask] = bits
         weights[name] = dense.view(values.dtype)
     return weights
+
+
+def _copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors that can be written: safetensors refuses those that share memory, such as tied weights."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
 
 
 def _bits(tensor: Tensor) -> Tensor:

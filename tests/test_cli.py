@@ -2,12 +2,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from prunekit.cli import cli, main
 from prunekit.cli.tables import make_table, print_table
-from prunekit.masks import Masks
+from prunekit.masks import Masks, load_masks
 from prunekit.plugins import make_manager
 from prunekit.registry import collect
+from prunekit.sparse_checkpoints import load_weights, save_weights
 
 TOY = ["--task", "prunekit.testing:ToyTask"]
 
@@ -171,6 +173,100 @@ def test_masks_show_prints_counts_densities_and_what_the_file_says(
     [row] = [line.split() for line in printed if "fc.weight" in line]
     assert row[:7] == ["fc.weight", "4", "x", "8", "8", "32", "0.250000"]
     assert any(line.split()[:3] == ["total", "8", "32"] for line in printed)
+
+
+def pair(tmp_path: Path) -> tuple[str, str]:
+    """Write two mask files of one network: 24 and 16 of 32 weights, 12 in common."""
+    first, second = torch.zeros(4, 8, dtype=torch.bool), torch.zeros(4, 8, dtype=torch.bool)
+    first[:3] = True
+    second[:, 4:] = True
+    for name, mask in (("a", first), ("b", second)):
+        Masks({"fc.weight": mask}, {"seed": len(name)}).save(tmp_path / name)
+    return str(tmp_path / "a"), str(tmp_path / "b")
+
+
+def test_masks_show_names_patterns_and_empty_rows_and_columns(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    first, second = pair(tmp_path)
+    assert main(["masks", "show", first]) == 0
+    [row] = [line.split() for line in lines(capsys) if "fc.weight" in line]
+    assert row[-3:] == ["1", "0", "rows"]
+    assert main(["masks", "show", second]) == 0
+    [row] = [line.split() for line in lines(capsys) if "fc.weight" in line]
+    assert row[-3:] == ["0", "4", "columns"]
+
+
+def test_masks_diff_counts_what_is_common_and_what_is_not(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["masks", "diff", *pair(tmp_path)]) == 0
+    rows = {line.split()[0]: line.split()[1:] for line in lines(capsys) if line.strip()}
+    assert rows["fc.weight"] == rows["total"] == ["12", "12", "4", "4", "0.428571", "16"]
+
+
+@pytest.mark.parametrize(("keep", "kept"), [("and", 12), ("or", 28), ("minus", 12)])
+def test_masks_merge_combines_two_files(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, keep: str, kept: int
+) -> None:
+    out = tmp_path / "out"
+    assert main(["masks", "merge", *pair(tmp_path), "-o", str(out), "--keep", keep]) == 0
+    assert lines(capsys) == [f"{out}: 1 masks, density {kept / 32:.6f}"]
+    merged = load_masks(out)
+    assert int(merged.tensors["fc.weight"].sum()) == kept
+    assert merged.info["merged"] == keep
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_masks_apply_writes_a_model_that_check_accepts(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, sparse: bool
+) -> None:
+    masks, _ = pair(tmp_path)
+    model, out = str(tmp_path / "model.safetensors"), str(tmp_path / "out.safetensors")
+    weights = {"fc.weight": torch.rand(4, 8) + 1, "fc.bias": torch.rand(4)}
+    save_weights(model, weights)
+    assert "fc.weight has 8; set them to zero" in error(capsys, "masks", "check", model, masks)
+    assert main(["masks", "apply", model, masks, "-o", out, *(["--sparse"] if sparse else [])]) == 0
+    assert main(["masks", "check", out, masks]) == 0
+    assert "1 masks fit" in lines(capsys)[-1]
+    loaded = load_weights(out)
+    assert torch.equal(loaded["fc.weight"], weights["fc.weight"] * load_masks(masks).tensors["fc.weight"])
+    assert torch.equal(loaded["fc.bias"], weights["fc.bias"])
+
+
+def test_masks_convert_writes_every_form(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    masks, _ = pair(tmp_path)
+    model = str(tmp_path / "model.pt")
+    torch.save({"fc.weight": torch.rand(4, 8) + 1, "fc.bias": torch.rand(4)}, model)
+    for form, options in (("packed", []), ("bool", []), ("torch-prune", ["--weights", model])):
+        out = str(tmp_path / form)
+        assert main(["masks", "convert", masks, "-o", out, "--form", form, *options]) == 0
+        assert load_masks(out) == load_masks(masks)
+    assert load_file(tmp_path / "bool")["fc.weight_mask"].dtype == torch.bool
+    assert load_file(tmp_path / "torch-prune").keys() == {"fc.weight_orig", "fc.weight_mask", "fc.bias"}
+    zeros = str(tmp_path / "zeros")
+    assert main(["masks", "apply", model, masks, "-o", zeros]) == 0
+    assert main(["masks", "convert", zeros, "-o", str(tmp_path / "read"), "--from-zeros"]) == 0
+    assert load_masks(tmp_path / "read") == load_masks(masks)
+
+
+def test_a_mask_command_that_fails_leaves_the_target_as_it_was(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    first, second = pair(tmp_path)
+    Masks({"other.weight": torch.ones(2, 2, dtype=torch.bool)}).save(second)
+    target, model = tmp_path / "target", tmp_path / "model"
+    target.write_text("precious")
+    save_weights(model, {"fc.weight": torch.rand(4, 4)})
+    for arguments, message in (
+        (["merge", first, second], "'fc.weight' is only in one of them"),
+        (["apply", str(model), first], "'fc.weight' has a mask of [4, 8] for a weight of [4, 4]"),
+        (["apply", str(model), first, "--sparse"], "'fc.weight' has a mask of [4, 8]"),
+        (["convert", str(model)], "no mask inside"),
+        (["convert", first, "--form", "torch-prune"], "needs --weights MODEL"),
+        (["convert", first, "--weights", str(model)], "no other form takes it"),
+    ):
+        assert message in error(capsys, "masks", *arguments, "-o", str(target))
+        assert target.read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "model", "target"]
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -24,6 +24,7 @@ ORDER = [
     "selection",
     "statistics",
     "masking",
+    "mask_patterns",
     "holding",
     "foreign_masks",
     "mask_files",
