@@ -1,5 +1,9 @@
 """What several test modules need: a run from a configuration."""
 
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when it is first imported; no test downloads anything
+
 import pytest
 import torch
 

@@ -1,9 +1,6 @@
 """Masks held by the adapters while the real trainers train small models."""
 
 import copy
-import os
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import: nothing is downloaded, models come from configurations
 
 import lightning.pytorch as pl
 import pytest
