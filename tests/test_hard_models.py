@@ -218,6 +218,42 @@ def test_projections_that_cannot_be_observed_are_refused_and_the_rest_is_pruned(
     assert list(masks.tensors) == ["linear1.weight", "linear2.weight"]
 
 
+TRANSFORMER = """
+from torch import nn
+from prunekit.testing import ToyTask
+
+class Transformer(ToyTask):
+    name = "transformer"
+    aliases = {}
+
+    def build_model(self):
+        layer = nn.TransformerEncoderLayer(6, 2, 16, batch_first=True)
+        layer.linear1 = nn.utils.parametrizations.weight_norm(layer.linear1)
+        return layer
+
+    def activations(self, network):
+        return {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("criterion", "structure", "words"),
+    [
+        ("magnitude", "self_attn.*=0.5 linear2=0.5", ""),
+        ("correlation", "self_attn.in_proj=0.5", "layer 'self_attn.in_proj' computes inside MultiheadAttention"),
+        ("magnitude", "linear1=0.5", "layer 'linear1' computes its weight from other parameters"),
+    ],
+)
+def test_a_plan_for_layers_that_cannot_be_pruned_is_refused_before_training(
+    criterion, structure, words, tmp_path, capsys
+):
+    path = tmp_path / "task.py"
+    path.write_text(TRANSFORMER)
+    arguments = ["plan", "--task", f"{path}:Transformer", "--criterion", criterion, "--structure", structure]
+    assert (main(arguments) == 0) == (not words)
+    assert words in capsys.readouterr().err
+
+
 def test_a_layer_that_no_batch_reaches_is_named():
     model = nn.ModuleDict({"used": nn.Linear(4, 4), "unused": nn.Linear(4, 4)})
     with pytest.raises(ConfigError, match="layer 'unused' was called by no batch"):

@@ -125,6 +125,16 @@ class TestHuggingFace:
         for one, other in zip(model.parameters(), resumed.parameters(), strict=True):
             assert torch.equal(one, other)
 
+    def test_tied_weights_are_pruned_saved_and_read_as_one(self, model, train, tmp_path):
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
+        masks = prunekit.select(model, density={"lm_head": 0.25})
+        train(model, hugging_face.HoldMasks(masks), save_strategy="steps", save_steps=6)
+        saved = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "trainer" / "checkpoint-6")
+        assert saved.lm_head.weight is saved.model.embed_tokens.weight
+        assert torch.equal(saved.lm_head.weight, model.lm_head.weight)
+        assert torch.equal(saved.lm_head.weight != 0, masks.tensors["lm_head.weight"])
+
     def test_a_dense_checkpoint_is_made_sparse_also_where_it_was_the_best(self, model, train, tmp_path):
         dense = copy.deepcopy(model)
         train(dense, save_strategy="steps", save_steps=2, max_steps=2)
