@@ -96,13 +96,13 @@ def test_the_embedded_sets_share_nobody_and_change_with_the_data_seed_alone() ->
 
 
 @pytest.mark.usefixtures("few_faces")
-def test_a_few_steps_lower_the_loss() -> None:
+def test_a_few_epochs_lower_the_loss() -> None:
     torch.manual_seed(0)
-    task = DeepID2Plus(**SMALL)
+    task = DeepID2Plus(**SMALL, dropout=0, learning_rate=0.02)
     model = task.build_model()
     optimizer = task.optimizer(model)
     losses = []
-    for epoch in range(3):
+    for epoch in range(5):
         batches = task.batches("train", epoch, Seeds(0))
         for index in range(len(batches)):
             loss = task.loss(model, batches[index])
@@ -110,7 +110,7 @@ def test_a_few_steps_lower_the_loss() -> None:
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             losses.append(loss.item())
-    assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
+    assert sum(losses[-12:]) < 0.9 * sum(losses[:12])
 
 
 def test_orl_can_be_learned_from(orl: Path) -> None:
