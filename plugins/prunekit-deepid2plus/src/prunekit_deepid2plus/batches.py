@@ -33,9 +33,9 @@ class Augmentation:
         brightness: greatest change of all values, where black to white is 2.
     """
 
-    shift: int = 3
-    contrast: float = 0.2
-    brightness: float = 0.2
+    shift: int = 4
+    contrast: float = 0.3
+    brightness: float = 0.3
 
     def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Mirror half of the uint8 images ``[samples, 3, rows, columns]``, shift and relight all; float32."""

@@ -92,6 +92,7 @@ class DeepID2Plus(Task):
         return Training(
             budget=preset.budget,
             retraining=preset.retraining,
+            retraining_rate=0.3,
             warmup=0.1,
             clip_norm=5.0,
             precision="bf16",
