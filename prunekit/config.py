@@ -42,6 +42,10 @@ class RunConfig:
         schedule: when to prune what.
         structure: "LAYER=DENSITY ..."; ``None``: the task's own.
         density: short for the structure "*=DENSITY"; not together with ``structure``.
+        masks: a mask file to start from; ``None``: all weights are kept at first.
+        freeze_masks: only re-train, in one stage, under these masks.
+        weights: a file with weights of the deployed network to start from; ``None``: the task's own.
+        sparse_model: whether the run writes its model as a sparse checkpoint.
         training: fields of ``tasks.Training`` that differ from the task's own.
         seed: the root seed, at least 0.
         device: "auto", "cpu", "cuda", "cuda:1".
@@ -57,6 +61,10 @@ class RunConfig:
     schedule: Choice = Choice("layerwise")
     structure: str | None = None
     density: float | None = None
+    masks: str | None = None
+    freeze_masks: bool = False
+    weights: str | None = None
+    sparse_model: bool = False
     training: Mapping[str, Any] = _NO_OPTIONS
     seed: int = 0
     device: str = "auto"
@@ -66,6 +74,8 @@ class RunConfig:
     def __attrs_post_init__(self) -> None:
         if self.structure is not None and self.density is not None:
             raise ConfigError(f"both structure {self.structure!r} and density {self.density:g} are given; keep one")
+        if self.freeze_masks and self.masks is None:
+            raise ConfigError("freeze_masks re-trains under given masks, but none are; give --masks FILE")
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}, expected a whole number of at least 0")
         if self.density is not None:
@@ -145,7 +155,7 @@ def to_toml(config: RunConfig) -> str:
         value = getattr(config, field.name)
         if isinstance(value, Choice):
             data[field.name] = {"name": value.name, **value.options}
-        elif value not in (None, (), {}):
+        elif value is not False and value not in (None, (), {}):
             data[field.name] = dict(value) if isinstance(value, Mapping) else value
     # Plain values must come before the first table.
     return tomli_w.dumps(_tables_last(_without_none(data)))

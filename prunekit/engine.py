@@ -89,8 +89,9 @@ def _stage_trainings(state: RunState, hook: pluggy.HookRelay, epoch_length: int)
 
 
 def _begin(state: RunState) -> None:
-    """Write what the run is, and the first weights where a stage goes back to them."""
+    """Take what is given, and write what the run is, and the first weights where a stage goes back to them."""
     folder = state.folder
+    state.take_given()
     folder.write_json(folder.environment, environment(state.config.seed, str(state.hardware)))
     folder.write_json(folder.plan, attrs.asdict(state.prepared.plan))
     write_atomically(folder.config, to_toml(state.config).encode())

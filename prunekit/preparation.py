@@ -14,11 +14,12 @@ from torch import nn
 from prunekit.config import RunConfig, merge_training
 from prunekit.criteria import Criterion
 from prunekit.errors import ConfigError
+from prunekit.given import Given, read_given
 from prunekit.hardware import pick_device
 from prunekit.layers import LayerShape, LayerView, check_layers, find_layers
 from prunekit.plugins import PluginManager, view_of
 from prunekit.registry import Registry
-from prunekit.schedules import Plan, PlanRequest, Schedule, check_plan
+from prunekit.schedules import Plan, PlanRequest, Schedule, Stage, check_plan
 from prunekit.seeds import Seeds
 from prunekit.structure import resolve_structure
 from prunekit.tasks import Task, Training, budget_of
@@ -39,6 +40,7 @@ class Prepared:
         plan: checked against the layers.
         make_criterion: returns a fresh criterion.
         build_model: returns a new model on the CPU; its weights depend on the root seed and the named use.
+        given: masks and weights to start from.
     """
 
     task: Task
@@ -51,6 +53,7 @@ class Prepared:
     plan: Plan
     make_criterion: Callable[[], Criterion]
     build_model: Callable[..., nn.Module]
+    given: Given
 
     @property
     def layers(self) -> tuple[LayerShape, ...]:
@@ -58,7 +61,9 @@ class Prepared:
         return tuple(view.shape(name) for name, view in self.views.items())
 
 
-def prepare(config: RunConfig, manager: PluginManager, registry: Registry, device: str = "cpu") -> Prepared:
+def prepare(
+    config: RunConfig, manager: PluginManager, registry: Registry, device: str = "cpu", *, resumed: bool = False
+) -> Prepared:
     """Make the task, its model and the plan, and check them.
 
     Args:
@@ -66,11 +71,14 @@ def prepare(config: RunConfig, manager: PluginManager, registry: Registry, devic
         manager: gives the views of the layers.
         registry: gives task, criterion and schedule.
         device: where the model's parameters are made; "meta" gives them no values.
+        resumed: the run has begun already and holds what it started from; given files are not read again.
 
     Raises:
+        CheckpointError: given weights that are not those of the network.
         ConfigError: an unknown name or option; a structure, a plan or a criterion that do not fit the
             network or each other.
         DataError: from the task.
+        MaskError: given masks that do not fit the network.
     """
     task = registry.make_task(config.task.name, config.task.options)
     make_criterion = partial(registry.make_criterion, config.criterion.name, config.criterion.options)
@@ -85,14 +93,18 @@ def prepare(config: RunConfig, manager: PluginManager, registry: Registry, devic
     network = task.deployed(model)
     views = find_layers(network, view_of(manager))
     structure = _structure(config, task, network, views)
-    plan = _plan(schedule, views, structure, training)
+    given = Given() if resumed else read_given(config, network, views)
+    plan = _plan(config, schedule, views, structure, training, given)
     for update in (update for stage in plan.stages for update in stage.updates):
         criterion = make_criterion()
         check_layers({name: views[name] for name in update.targets}, observed=bool(criterion.needs))
         criterion.check(update.scope or criterion.scope, update.pattern)
     parts = (f"task {config.task.name}", data, f"criterion {config.criterion.name}", f"schedule {config.schedule.name}")
-    headline = "; ".join(filter(None, parts))
-    return Prepared(task, headline, model, network, views, structure, training, plan, make_criterion, build_model)
+    files = (f"{name} {path}" for name, path in (("masks", config.masks), ("weights", config.weights)) if path)
+    headline = "; ".join(filter(None, (*parts, *files)))
+    return Prepared(
+        task, headline, model, network, views, structure, training, plan, make_criterion, build_model, given
+    )
 
 
 def _build(task: Task, seeds: Seeds, *use: str | int, device: str = "cpu") -> nn.Module:
@@ -108,6 +120,8 @@ def _structure(
     if not views:
         raise ConfigError(f"task {config.task.name!r}: its network {type(network).__name__} has no prunable layer")
     text = task.structure if config.asked_structure is None else config.asked_structure
+    if config.freeze_masks:
+        return ()
     if not text:
         raise ConfigError(f"task {config.task.name!r} has no structure of its own; give --structure or --density")
     others = dict(network.named_modules()).keys() - views.keys()
@@ -115,10 +129,17 @@ def _structure(
 
 
 def _plan(
-    schedule: Schedule, views: Mapping[str, LayerView], structure: Sequence[tuple[str, float]], training: Training
+    config: RunConfig,
+    schedule: Schedule,
+    views: Mapping[str, LayerView],
+    structure: Sequence[tuple[str, float]],
+    training: Training,
+    given: Given,
 ) -> Plan:
     shapes = [view.shape(name) for name, view in views.items()]
     dense, retraining = budget_of(training)
+    if config.freeze_masks:
+        return Plan((Stage("retrain", retraining),))
     plan = schedule.plan(PlanRequest(shapes, structure, dense, retraining))
-    check_plan(plan, shapes)
+    check_plan(plan, shapes, given.densities())
     return plan

@@ -15,7 +15,7 @@ import attrs
 
 from prunekit.errors import ConfigError, nearest
 from prunekit.layers import LayerShape
-from prunekit.selection import Pattern, Scope
+from prunekit.selection import Pattern, Scope, kept_count
 
 
 @attrs.frozen
@@ -143,8 +143,13 @@ class Schedule(abc.ABC):
         """Return the stages. Pure: the same request gives the same plan."""
 
 
-def check_plan(plan: Plan, layers: Sequence[LayerShape]) -> None:
+def check_plan(plan: Plan, layers: Sequence[LayerShape], given: Mapping[str, float] | None = None) -> None:
     """Refuse a plan that cannot be carried out.
+
+    Args:
+        plan: what a schedule made.
+        layers: the prunable layers.
+        given: layer -> density at the start, of those that have a mask then.
 
     Raises:
         ConfigError: no stage; an unknown layer; a density outside (0, 1]; points out of order or outside [0, 1]; a
@@ -152,8 +157,8 @@ def check_plan(plan: Plan, layers: Sequence[LayerShape]) -> None:
     """
     if not plan.stages:
         raise ConfigError("the plan has no stage; a schedule must return at least one")
-    known = {layer.name for layer in layers}
-    density = dict.fromkeys(known, 1.0)
+    known = {layer.name: layer.weights for layer in layers}
+    density = dict.fromkeys(known, 1.0) | dict(given or {})
     for stage in plan.stages:
         points = [update.at for update in stage.updates]
         if points != sorted(points) or any(not 0 <= at <= 1 for at in points):
@@ -164,7 +169,8 @@ def check_plan(plan: Plan, layers: Sequence[LayerShape]) -> None:
                 if name not in known:
                     raise ConfigError(f"stage {stage.name!r} names layer {name!r}{nearest(name, known)}")
                 check_density(target, f"stage {stage.name!r}, layer {name!r}")
-                if target > density[name] and update.grow is None:
+                rises = kept_count(target, known[name]) > kept_count(density[name], known[name])
+                if rises and update.grow is None:
                     raise ConfigError(
                         f"stage {stage.name!r}: density of {name!r} rises from {density[name]:g} to {target:g}, "
                         "but a dropped connection never comes back; give the update a Grow"

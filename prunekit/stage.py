@@ -90,7 +90,8 @@ class StageTraining:
 
     def _rate(self, step: int) -> float:
         settings = self.state.prepared.training
-        scale = settings.retraining_rate if self.index > 0 else 1.0
+        retrains = self.index > 0 or self.state.config.freeze_masks
+        scale = settings.retraining_rate if retrains else 1.0
         return scale * rate_factor(settings, step, self.steps)
 
     def _after(self, step: int, loop: Loop) -> None:

@@ -25,6 +25,7 @@ from prunekit.preparation import Prepared
 from prunekit.run_folder import RunFolder
 from prunekit.schedules import Start
 from prunekit.seeds import Seeds
+from prunekit.sparse_checkpoints import save_sparse, save_weights
 from prunekit.training import Loop
 
 
@@ -61,6 +62,16 @@ class RunState:
         """Wall time of the run, without the time between a stop and its resumption."""
         return time.perf_counter() - self.began
 
+    def take_given(self) -> None:
+        """Start from the given masks and weights, and keep them: what resumes the run needs their files no more."""
+        given = self.prepared.given
+        if not given:
+            return
+        if given.weights is not None:
+            self.prepared.network.load_state_dict(given.weights)
+        self.masks = {name: mask.to(self.hardware.device) for name, mask in given.masks.items()}
+        self.save_checkpoint(0, 0, None)
+
     def as_masks(self) -> Masks:
         """Return the masks by parameter name, with the facts that go into their file."""
         views = self.prepared.views
@@ -75,10 +86,13 @@ class RunState:
 
     def save_results(self) -> None:
         """Write the masks and the deployed network as they are now."""
+        masks, weights = self.as_masks(), self.prepared.network.state_dict()
         if self.masks:
-            self.as_masks().save(self.folder.masks)
-        network = {name: tensor.cpu().contiguous() for name, tensor in self.prepared.network.state_dict().items()}
-        write_atomically(self.folder.model, save(network))
+            masks.save(self.folder.masks)
+        if self.masks and self.config.sparse_model:
+            save_sparse(self.folder.model, weights, masks)
+        else:
+            save_weights(self.folder.model, weights)
 
     def save_checkpoint(self, stage: int, step: int, loop: Loop | None) -> Path:
         """Write a checkpoint after ``step`` steps of a stage; without a loop: before the stage begins."""

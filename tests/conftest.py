@@ -35,7 +35,7 @@ def toy_run(tmp_path):
         manager = make_manager(third_party=False)
         for number, plugin in enumerate(plugins):
             manager.add(plugin, Source(f"toy-{number}", "tests"))
-        prepared = prepare(config, manager, collect(manager))
+        prepared = prepare(config, manager, collect(manager), resumed=resume)
         folder = RunFolder(tmp_path / out)
         if not resume:
             folder.create(force=False)

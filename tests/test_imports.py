@@ -40,6 +40,7 @@ ORDER = [
     "registry",
     "structure",
     "config",
+    "given",
     "hardware",
     "preparation",
     "observing",

@@ -16,6 +16,10 @@ _OPTIONS = (
     click.option("--schedule", metavar="NAME", help="When to prune what."),
     click.option("--structure", metavar="TEXT", help="Layers and densities in order: 'f=1/256 5b=1/128'."),
     click.option("--density", metavar="NUMBER", help="One density for all layers, in (0, 1]."),
+    click.option("--masks", metavar="FILE", help="Start from the masks in FILE."),
+    click.option("--freeze-masks", is_flag=True, default=None, help="Only re-train under --masks, in one stage."),
+    click.option("--weights", metavar="FILE", help="Start from the deployed network's weights in FILE."),
+    click.option("--sparse-model", is_flag=True, default=None, help="Write the model as a sparse checkpoint."),
     click.option(
         "-o", "--option", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Set anything; repeatable."
     ),
@@ -40,7 +44,7 @@ def read_config(
     data: str | None,
     precision: str | None,
     no_plugins: tuple[str, ...],
-    **flags: str | None,
+    **flags: str | bool | None,
 ) -> "RunConfig":
     """Return the configuration that a recipe and the options of ``config_options`` ask for.
 

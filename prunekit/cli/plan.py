@@ -44,7 +44,8 @@ def _print_stages(prepared: "Prepared") -> None:
 
     weights = {layer.name: layer.weights for layer in prepared.layers}
     total = sum(weights.values())
-    kept = dict(weights)
+    given = {name: int(mask.sum()) for name, mask in prepared.given.masks.items()}
+    kept = weights | given
     numbers = ("stage", "weights left", "compression")
     columns = ("stage", "name", "training", "starts from", "densities", "weights left", "compression")
     table = make_table("Stages", *columns, numbers=numbers)

@@ -27,7 +27,7 @@ def run(resume: str | None, force: bool, **flags: Any) -> None:
     config = _resumed_config(resume, force, flags) if resume else read_config(**flags)
     folder = RunFolder(Path(resume) if resume else _out(config))
     manager = make_manager(config.no_plugins)
-    prepared = prepare(config, manager, collect(manager))
+    prepared = prepare(config, manager, collect(manager), resumed=resume is not None)
     if resume:
         folder.check_resumable()
     else:

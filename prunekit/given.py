@@ -1,0 +1,84 @@
+"""What a run starts from besides its seed: masks and weights in files that the user gives, read and checked.
+
+This module must not know plans or training.
+"""
+
+from collections.abc import Mapping
+
+import attrs
+from torch import Tensor, nn
+
+from prunekit.config import RunConfig
+from prunekit.errors import CheckpointError, MaskError
+from prunekit.layers import LayerView
+from prunekit.masking import match
+from prunekit.masks import load_masks
+from prunekit.sparse_checkpoints import load_weights
+from prunekit.tensor_files import some
+
+
+@attrs.frozen
+class Given:
+    """Masks and weights to start from.
+
+    Attributes:
+        masks: layer -> bool of the weight's shape, for the layers that have one.
+        weights: a state dict of the deployed network; ``None``: the task's own first weights.
+    """
+
+    masks: Mapping[str, Tensor] = attrs.field(factory=dict)
+    weights: Mapping[str, Tensor] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.masks) or self.weights is not None
+
+    def densities(self) -> dict[str, float]:
+        """Return kept / total of each layer that has a mask."""
+        return {name: int(mask.sum()) / mask.numel() for name, mask in self.masks.items()}
+
+
+def read_given(config: RunConfig, network: nn.Module, views: Mapping[str, LayerView]) -> Given:
+    """Read the files that a run is to start from.
+
+    Args:
+        config: names them, or none.
+        network: the deployed network; it may be on the device "meta".
+        views: its prunable layers.
+
+    Raises:
+        CheckpointError: weights that cannot be read, or are not those of the network: all differences.
+        MaskError: masks that cannot be read, or fit no prunable layer: all of them.
+    """
+    masks = {} if config.masks is None else _masks(config.masks, network, views)
+    weights = None if config.weights is None else load_weights(config.weights)
+    if weights is not None:
+        _check_weights(weights, network, config.weights)
+    return Given(masks, weights)
+
+
+def _masks(path: str, network: nn.Module, views: Mapping[str, LayerView]) -> dict[str, Tensor]:
+    masks = load_masks(path).tensors
+    try:
+        matched = match(masks, network)
+    except MaskError as error:
+        raise MaskError(f"{path}: {error}") from error
+    layers = {id(view.weight): name for name, view in views.items()}
+    if strange := [name for name, (parameter, _) in matched.items() if id(parameter) not in layers]:
+        raise MaskError(f"{path}: {some(strange)} are weights of no prunable layer; leave their masks out")
+    return {layers[id(parameter)]: mask for parameter, mask in matched.values()}
+
+
+def _check_weights(weights: Mapping[str, Tensor], network: nn.Module, path: str | None) -> None:
+    expected = network.state_dict()
+    problems = [f"{name} is missing" for name in expected if name not in weights]
+    problems += [f"{name} is not in the network" for name in weights if name not in expected]
+    problems += [
+        f"{name} is {list(weights[name].shape)}, in the network {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{path}: its weights are not those of the task's network: {some(problems)}; "
+            "give the model.safetensors of a run of this task"
+        )
