@@ -12,12 +12,12 @@ from typing import Any
 
 import attrs
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from prunekit.errors import CheckpointError
 from prunekit.files import write_atomically
+from prunekit.tensor_files import open_tensors, read_header
 
 _HEADER = "prunekit"
 _VERSION = 1
@@ -44,7 +44,9 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
-    """Write a checkpoint, then remove all but the newest ``keep``.
+    """Write a checkpoint, then remove all but it and the ``keep - 1`` before it.
+
+    Later ones are of a time that the run has gone back from: broken, or not to come like that again.
 
     Raises:
         CheckpointError: when it cannot be written; what was there stays.
@@ -70,8 +72,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path
     path = folder / f"stage-{checkpoint.stage:03d}-step-{checkpoint.step:08d}.safetensors"
     # One metadata key: safetensors writes several in no stable order.
     write_atomically(path, save(tensors, metadata={_HEADER: json.dumps(header, sort_keys=True)}))
-    for old in _checkpoint_files(folder)[:-keep]:
-        old.unlink(missing_ok=True)
+    files = _checkpoint_files(folder)
+    place = files.index(path)
+    for other in files[: max(0, place - keep + 1)] + files[place + 1 :]:
+        other.unlink(missing_ok=True)
     return path
 
 
@@ -82,27 +86,35 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: when the file is missing, cut short or not a checkpoint.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[_HEADER])
+        with open_tensors(path, CheckpointError) as file:
+            header = read_header(file, _HEADER, path, CheckpointError)
+            if header is None:
+                raise CheckpointError(f"checkpoint {path} cannot be read: it has no entry {_HEADER!r}; is it one?")
             flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
-        if header["version"] != _VERSION:
-            raise CheckpointError(
-                f"checkpoint {path} has format version {header['version']}, this prunekit reads {_VERSION}"
-            )
-        tensors: dict[str, dict[str, Tensor]] = {group: {} for group in [*header["groups"], "optimizer"]}
-        for key, tensor in flat.items():
-            group, _, name = key.partition("/")
-            tensors[group][name] = tensor
-        state = tensors.pop("optimizer")
-        optimizer = None
-        if header["optimizer"] is not None:
-            optimizer = {
-                "state": _join_state(state, header["optimizer"]["numbers"]),
-                "param_groups": header["optimizer"]["groups"],
-            }
-        return Checkpoint(header["stage"], header["step"], tensors, optimizer, header["facts"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        return _parse(header, flat, path)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _parse(header: Mapping[str, Any], flat: Mapping[str, Tensor], path: Path) -> Checkpoint:
+    if header["version"] != _VERSION:
+        raise CheckpointError(
+            f"checkpoint {path} has format version {header['version']}, this prunekit reads {_VERSION}"
+        )
+    if type(header["stage"]) is not int or type(header["step"]) is not int or not isinstance(header["facts"], dict):
+        raise CheckpointError(f"checkpoint {path} cannot be read: stage, step or facts are damaged")
+    tensors: dict[str, dict[str, Tensor]] = {group: {} for group in [*header["groups"], "optimizer"]}
+    for key, tensor in flat.items():
+        group, _, name = key.partition("/")
+        tensors[group][name] = tensor
+    state = tensors.pop("optimizer")
+    optimizer = None
+    if header["optimizer"] is not None:
+        optimizer = {
+            "state": _join_state(state, header["optimizer"]["numbers"]),
+            "param_groups": header["optimizer"]["groups"],
+        }
+    return Checkpoint(header["stage"], header["step"], tensors, optimizer, header["facts"])
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:

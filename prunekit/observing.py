@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.criteria import Criterion, Observation
-from prunekit.errors import ConfigError
+from prunekit.errors import ConfigError, DataError
 from prunekit.layers import LayerView
 
 Show = Callable[[], Iterator[None]]
@@ -56,10 +56,13 @@ def observe(
     """Show all batches to all criteria, again for as long as one of them asks for another pass.
 
     Raises:
-        ConfigError: when batches were shown, but a layer took no part in any of them.
+        ConfigError: when batches were shown, but a layer took no part in any of them; when there are none
+            for a second pass.
+        DataError: what a criterion cannot work with, naming the layer.
     """
     waiting = dict(criteria)
     while waiting:
+        number = -1
         watched = {name: layers[name] for name in waiting}
         unseen: set[str] = set()
         with _listening(network, watched, evidence.activation_of) as records:
@@ -67,8 +70,7 @@ def observe(
                 unseen = {name for name in (unseen if number else watched) if not records[name].outputs}
                 for name, view in watched.items():
                     for seen in _observations(view, records[name], with_activation=name in evidence.activation_of):
-                        with torch.no_grad():
-                            waiting[name].observe(seen)
+                        _take_in(waiting[name], name, seen)
                     records[name] = _Record()
         if unseen:
             raise ConfigError(
@@ -76,6 +78,18 @@ def observe(
                 "leave it out, or take a criterion that needs weights only, such as 'magnitude'"
             )
         waiting = {name: criterion for name, criterion in waiting.items() if criterion.end_pass()}
+        if waiting and number < 0:
+            raise ConfigError(
+                "the batches can be read only once, but the criterion works in several passes; give a list"
+            )
+
+
+def _take_in(criterion: Criterion, layer: str, seen: Observation) -> None:
+    try:
+        with torch.no_grad():
+            criterion.observe(seen)
+    except DataError as error:
+        raise DataError(f"layer {layer!r}: {error}") from error
 
 
 def summed_gradients(layers: Mapping[str, LayerView], show: Show) -> dict[str, Tensor]:

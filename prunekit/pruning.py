@@ -15,9 +15,9 @@ from prunekit.errors import ConfigError, PluginError
 from prunekit.events import LayerUpdate
 from prunekit.layers import LayerView
 from prunekit.observing import Evidence, observe, summed_gradients
-from prunekit.schedules import MaskUpdate
+from prunekit.schedules import MaskUpdate, check_target
 from prunekit.seeds import Seeds
-from prunekit.selection import Quota, keep_best, keep_best_global, kept_count
+from prunekit.selection import Quota, among, asked_count, keep_best, keep_best_global, kept_count
 
 
 @attrs.frozen
@@ -61,6 +61,8 @@ def choose_masks(
         PluginError: when a criterion returns scores or masks that are none.
     """
     targets = {name: layers[name] for name in update.targets}
+    for name, view in targets.items():
+        check_target(update, view.shape(name))
     criteria = {name: make_criterion() for name in targets}
     for criterion in criteria.values():
         criterion.check(update.scope or criterion.scope, update.pattern)
@@ -121,20 +123,17 @@ def _select(
     generators: Mapping[str, torch.Generator],
 ) -> dict[str, Tensor]:
     exchanged = update.grow.fraction if update.grow is not None else 0.0
-    counts = {}
-    for name in layers:
-        old = before[name]
-        total = scores[name].numel()
-        there = total if old is None else int(old.sum())
-        # A layer that is to grow keeps what it has; growth fills it up.
-        counts[name] = min(there, kept_count(update.targets[name] * (1 - exchanged), total))
+    there = {name: scores[name].numel() if (old := before[name]) is None else int(old.sum()) for name in layers}
+    counts = {
+        name: asked_count(update.targets[name] * (1 - exchanged), scores[name].numel(), update.pattern)
+        for name in layers
+    }
     scope = update.scope or next(iter(criteria.values())).scope
     if scope == "global":
-        ranked = {
-            name: score if (old := before[name]) is None else score.masked_fill(~old, -torch.inf)
-            for name, score in scores.items()
-        }
-        return keep_best_global(ranked, sum(counts.values()))
+        ranked = {name: among(score, before[name]) for name, score in scores.items()}
+        return keep_best_global(ranked, min(sum(counts.values()), sum(there.values())))
+    # A layer that is to grow keeps what it has; growth fills it up.
+    counts = {name: min(count, there[name]) for name, count in counts.items()}
     masks = {}
     for name, view in layers.items():
         quota = Quota(counts[name] / scores[name].numel(), view.fan_shape, scope, update.pattern, before[name])
@@ -186,6 +185,11 @@ def _describe(asked: float, mask: Tensor, scores: Tensor) -> LayerUpdate:
         asked=asked,
         kept=int(mask.sum()),
         weights=mask.numel(),
-        mean_kept_score=float(scores[mask].double().mean()) if mask.any() else 0.0,
-        mean_score=float(scores.double().mean()),
+        mean_kept_score=_finite_mean(scores[mask]),
+        mean_score=_finite_mean(scores),
     )
+
+
+def _finite_mean(scores: Tensor) -> float:
+    finite = scores[scores.isfinite()]
+    return float(finite.double().mean()) if finite.numel() else 0.0

@@ -82,6 +82,51 @@ def unit_counts(density: float, units: int, fan: int) -> Tensor:
     return share + (place < extra).to(torch.int64)
 
 
+def asked_count(density: float, total: int, pattern: Pattern | None = None) -> int:
+    """Return how many of ``total`` connections a density keeps: whole blocks, where the pattern has blocks."""
+    size = pattern.rows * pattern.columns if isinstance(pattern, Blocks) else 1
+    return kept_count(density, total // size) * size
+
+
+def pattern_problem(pattern: Pattern | None, density: float, outputs: int, fan_shape: tuple[int, ...]) -> str:
+    """Say why a pattern does not fit a layer or a density; "" if it does."""
+    if isinstance(pattern, NofM):
+        if not 0 < pattern.n <= pattern.m or fan_shape[0] % pattern.m:
+            return f"pattern {pattern.n}:{pattern.m} does not divide {fan_shape[0]} input channels"
+        if not math.isclose(density, pattern.n / pattern.m):
+            return f"pattern {pattern.n}:{pattern.m} is density {pattern.n / pattern.m:g}, asked was {density:g}"
+    if isinstance(pattern, Blocks):
+        fan = math.prod(fan_shape)
+        if min(pattern.rows, pattern.columns) < 1 or outputs % pattern.rows or fan % pattern.columns:
+            return f"blocks of {pattern.rows} x {pattern.columns} do not divide a layer of {outputs} x {fan}"
+    return ""
+
+
+def unit_shares(quota: Quota, units: int, fan: int) -> Tensor:
+    """Return how many connections each unit keeps under a quota: int64 ``[units]``.
+
+    As ``unit_counts``, but no unit is asked for more than it has left; others give the rest.
+
+    Raises:
+        MaskError: when all units together have fewer left than are to be kept.
+    """
+    counts = unit_counts(quota.density, units, fan)
+    if quota.candidates is None:
+        return counts
+    room = quota.candidates.reshape(units, fan).sum(1).cpu()
+    if int(counts.sum()) > int(room.sum()):
+        raise MaskError(
+            f"density {quota.density:g} asks for {int(counts.sum())} connections, but only {int(room.sum())} are left"
+        )
+    missing = int((counts - room).clamp(min=0).sum())
+    counts = counts.minimum(room)
+    while missing:
+        spare = (room > counts).nonzero().squeeze(1)[:missing]
+        counts[spare] += 1
+        missing -= len(spare)
+    return counts
+
+
 def top_counts(scores: Tensor, counts: Tensor) -> Tensor:
     """Mark the ``counts[u]`` largest entries of each row, the earlier one where scores are equal.
 
@@ -112,8 +157,10 @@ def keep_best(scores: Tensor, quota: Quota) -> Tensor:
         MaskError: when the pattern does not fit the layer or the density, or when fewer connections
             are left than are to be kept.
     """
-    if quota.candidates is not None:
-        scores = scores.masked_fill(~quota.candidates, -math.inf)
+    problem = pattern_problem(quota.pattern, quota.density, scores.shape[1], quota.fan_shape)
+    if problem:
+        raise MaskError(problem)
+    scores = among(scores, quota.candidates)
     if isinstance(quota.pattern, NofM):
         mask = _keep_n_of_m(scores, quota.pattern, quota)
     elif isinstance(quota.pattern, Blocks):
@@ -128,22 +175,21 @@ def keep_best(scores: Tensor, quota: Quota) -> Tensor:
     return mask
 
 
+def among(scores: Tensor, candidates: Tensor | None) -> Tensor:
+    """Rank what is no candidate below everything else, also below candidates that score ``-inf``."""
+    if candidates is None:
+        return scores
+    return scores.clamp(min=torch.finfo(scores.dtype).min).masked_fill(~candidates, -math.inf)
+
+
 def _keep_rows(scores: Tensor, quota: Quota) -> Tensor:
     rows = scores.flatten(0, 1) if quota.scope == "unit" else scores.reshape(1, -1)
-    counts = unit_counts(quota.density, *rows.shape)
-    return top_counts(rows, counts).reshape(scores.shape)
+    return top_counts(rows, unit_shares(quota, *rows.shape)).reshape(scores.shape)
 
 
 def _keep_n_of_m(scores: Tensor, pattern: NofM, quota: Quota) -> Tensor:
-    channels = quota.fan_shape[0]
-    if channels % pattern.m or not 0 < pattern.n <= pattern.m:
-        raise MaskError(f"pattern {pattern.n}:{pattern.m} does not divide {channels} input channels")
-    if not math.isclose(quota.density, pattern.n / pattern.m):
-        raise MaskError(
-            f"pattern {pattern.n}:{pattern.m} is density {pattern.n / pattern.m:g}, asked was {quota.density:g}"
-        )
     # Neighbours along the input channels: kernel taps move to the front.
-    by_channel = scores.reshape(*scores.shape[:2], channels, -1).transpose(-1, -2)
+    by_channel = scores.reshape(*scores.shape[:2], quota.fan_shape[0], -1).transpose(-1, -2)
     groups = by_channel.reshape(-1, pattern.m)
     mask = top_counts(groups, torch.full((len(groups),), pattern.n)).reshape(by_channel.shape)
     return mask.transpose(-1, -2).reshape(scores.shape)
@@ -152,12 +198,11 @@ def _keep_n_of_m(scores: Tensor, pattern: NofM, quota: Quota) -> Tensor:
 def _keep_blocks(scores: Tensor, pattern: Blocks, quota: Quota) -> Tensor:
     groups, out, fan = scores.shape
     rows, columns = pattern.rows, pattern.columns
-    if rows < 1 or columns < 1 or out % rows or fan % columns:
-        raise MaskError(f"blocks of {rows} x {columns} do not divide a layer of {out} x {fan}")
-    tiles = scores.reshape(groups, out // rows, rows, fan // columns, columns)
-    mask = _keep_rows(tiles.sum((2, 4)), quota)
-    spread = mask[:, :, None, :, None].expand(tiles.shape)
-    return spread.reshape(scores.shape)
+    cut = (groups, out // rows, rows, fan // columns, columns)
+    whole = None if quota.candidates is None else quota.candidates.reshape(cut).all(4).all(2)
+    # In float64 the sum of a block of the lowest scores is still above -inf.
+    mask = _keep_rows(among(scores.reshape(cut).double().sum((2, 4)), whole), attrs.evolve(quota, candidates=whole))
+    return mask[:, :, None, :, None].expand(cut).reshape(scores.shape)
 
 
 def keep_best_global(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:

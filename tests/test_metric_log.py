@@ -63,3 +63,18 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl cannot be written"):
         MetricLog().prunekit_run_started(started(tmp_path))
+
+
+def test_lines_that_are_none_of_ours_do_not_stop_a_resumed_run(tmp_path):
+    fill(MetricLog(), tmp_path)
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'5\n\xff\xfe\n{"event": "epoch_finished"}\n')
+    MetricLog().prunekit_run_started(started(tmp_path, (2, 0)))
+    assert lines(tmp_path) == WHOLE
+
+
+def test_what_is_no_number_is_null(tmp_path):
+    log = MetricLog()
+    log.prunekit_run_started(started(tmp_path))
+    log.prunekit_epoch_finished(events.EpochFinished(0, 1, 5, 5, float("nan"), 0.1, 1.0))
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] is None

@@ -5,15 +5,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from prunekit.builtin.correlation import Correlation
 from prunekit.builtin.magnitude import Magnitude
 from prunekit.criteria import Criterion
-from prunekit.errors import ConfigError, PluginError
+from prunekit.errors import ConfigError, DataError, PluginError
 from prunekit.layers import find_layers
 from prunekit.observing import Evidence
 from prunekit.pruning import choose_masks
 from prunekit.schedules import Grow, MaskUpdate
 from prunekit.seeds import Seeds
-from prunekit.selection import kept_count
+from prunekit.selection import Blocks, NofM, kept_count
 
 NOTHING = Evidence(None)
 
@@ -187,3 +188,114 @@ def test_an_inplace_activation_does_not_spoil_the_outputs():
 
     choose(model, MaskUpdate(0.0, {"0": 0.5}), criterion=make, evidence=Evidence(None, show, {"0": "1"}))
     assert torch.equal(made[0].seen[0].outputs, model[0](batch))
+
+
+@pytest.mark.parametrize("scope", ["unit", "layer", "global"])
+@pytest.mark.parametrize("first_scope", ["unit", "layer", "global"])
+def test_one_update_after_another_keeps_the_exact_count_in_any_scope(first_scope, scope):
+    model = network()
+    masks = {}
+    for step, density in enumerate([0.5, 0.4, 0.3, 0.07]):
+        update = MaskUpdate(0.0, {"0": density, "2": density}, scope=first_scope if step == 0 else scope)
+        chosen = choose(model, update, masks)
+        kept = {name: int(mask.sum()) for name, mask in chosen.masks.items()}
+        assert sum(kept.values()) == kept_count(density, 120) + kept_count(density, 60)
+        assert all(not (chosen.masks[name] & ~mask).any() for name, mask in masks.items())
+        masks = chosen.masks
+
+
+@pytest.mark.parametrize("scope", ["unit", "layer"])
+@pytest.mark.parametrize("criterion", [Magnitude, lambda: Correlation(mode="highest"), Correlation])
+def test_growth_with_a_decaying_exchange_goes_on_in_any_scope(scope, criterion):
+    if scope == "layer" and criterion is Correlation:
+        scope = "unit"  # halves are those of a unit
+    model, masks = network(), {}
+    batches = [torch.randn(40, 12), torch.randn(30, 12)]
+
+    def show():
+        for batch in batches:
+            with torch.no_grad():
+                model(batch)
+            yield
+
+    evidence = Evidence(show, gradients_of(model, batches))
+    for fraction in (0.0, 0.3, 0.2, 0.1, 0.02):
+        for by in ("gradient", "random"):
+            update = MaskUpdate(0.0, {"0": 0.21}, scope=scope, grow=Grow(by, fraction))
+            masks = choose(model, update, masks, criterion, evidence).masks
+            assert int(masks["0"].sum()) == kept_count(0.21, 120)
+    for density in (0.3, 0.55, 1.0):
+        update = MaskUpdate(0.0, {"0": density}, scope=scope, grow=Grow("random"))
+        grown = choose(model, update, masks, criterion, evidence).masks
+        assert int(grown["0"].sum()) == kept_count(density, 120)
+        assert not (masks["0"] & ~grown["0"]).any()
+        masks = grown
+
+
+@attrs.define
+class Lowest(Criterion):
+    name = "lowest"
+
+    def score(self, weight, generator):
+        return torch.full_like(weight, -torch.inf)
+
+
+@pytest.mark.parametrize("scope", ["unit", "layer", "global"])
+def test_a_candidate_with_the_lowest_score_still_comes_before_what_is_gone(scope):
+    mask = torch.rand(10, 12, generator=torch.Generator().manual_seed(0)) < 0.5
+    update = MaskUpdate(0.0, {"0": 0.3}, scope=scope)
+    chosen = choose(network(), update, {"0": mask}, Lowest)
+    assert int(chosen.masks["0"].sum()) == 36
+    assert not (chosen.masks["0"] & ~mask).any()
+    assert chosen.layers["0"].mean_score == 0.0
+
+
+def test_blocks_keep_whole_blocks_at_any_density_and_again_under_their_own_mask():
+    model = network()
+    first = choose(model, MaskUpdate(0.0, {"0": 0.5}, pattern=Blocks(2, 3))).masks
+    second = choose(model, MaskUpdate(0.0, {"0": 0.33}, pattern=Blocks(2, 3)), first).masks
+    assert int(first["0"].sum()) == 10 * 6
+    assert int(second["0"].sum()) == 7 * 6
+    tiles = second["0"].reshape(5, 2, 4, 3).permute(0, 2, 1, 3).reshape(20, 6)
+    assert set(tiles.sum(1).tolist()) == {0, 6}
+    assert not (second["0"] & ~first["0"]).any()
+
+
+@pytest.mark.parametrize(
+    ("update", "words"),
+    [
+        (MaskUpdate(0.0, {"0": 1e-9}), "layer '0': density 1e-09 keeps none of its 120 weights"),
+        (MaskUpdate(0.0, {"0": 0.5}, pattern=NofM(2, 5)), "layer '0': pattern 2:5 does not divide 12 input channels"),
+        (MaskUpdate(0.0, {"0": 0.3}, pattern=NofM(2, 4)), "layer '0': pattern 2:4 is density 0.5, asked was 0.3"),
+        (MaskUpdate(0.0, {"0": 0.3}, pattern=Blocks(4, 4)), "layer '0': blocks of 4 x 4 do not divide"),
+    ],
+)
+def test_a_density_or_pattern_that_does_not_fit_names_the_layer(update, words):
+    with pytest.raises(ConfigError, match=words):
+        choose(network(), update)
+
+
+def test_batches_that_can_be_read_once_are_refused_for_a_second_pass():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+    batches = iter([torch.randn(4, 1, 5, 5)])
+
+    def show():
+        for batch in batches:
+            with torch.no_grad():
+                model(batch)
+            yield
+
+    with pytest.raises(ConfigError, match="can be read only once"):
+        choose(model, MaskUpdate(0.0, {"0": 0.5}), criterion=lambda: Correlation(memory=0), evidence=Evidence(show))
+
+
+def test_data_a_criterion_cannot_use_names_the_layer():
+    model = network()
+
+    def show():
+        with torch.no_grad():
+            model(torch.full((4, 12), torch.nan))
+        yield
+
+    with pytest.raises(DataError, match="layer '0': "):
+        choose(model, MaskUpdate(0.0, {"0": 0.5}), criterion=Correlation, evidence=Evidence(show))

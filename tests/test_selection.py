@@ -84,8 +84,10 @@ def test_too_few_candidates_are_an_error():
     candidates = torch.zeros(1, 2, 4, dtype=torch.bool)
     candidates[0, 0] = True
     assert keep_best(torch.ones(1, 2, 4), Quota(0.5, (4,), "layer", candidates=candidates)).sum() == 4
-    with pytest.raises(MaskError, match="asks for 4 connections, but only 2"):
-        keep_best(torch.ones(1, 2, 4), Quota(0.5, (4,), "unit", candidates=candidates))
+    # A unit that has too few left hands its share on.
+    assert keep_best(torch.ones(1, 2, 4), Quota(0.5, (4,), "unit", candidates=candidates))[0].sum(1).tolist() == [4, 0]
+    with pytest.raises(MaskError, match="asks for 6 connections, but only 4 are left"):
+        keep_best(torch.ones(1, 2, 4), Quota(0.75, (4,), "unit", candidates=candidates))
 
 
 @settings(deadline=None, max_examples=30)

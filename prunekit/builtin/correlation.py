@@ -16,7 +16,7 @@ from prunekit.errors import ConfigError, DataError, MaskError
 from prunekit.layers import LayerView
 from prunekit.markers import hookimpl
 from prunekit.options import option
-from prunekit.selection import Pattern, Quota, Scope, keep_best, unit_counts
+from prunekit.selection import Pattern, Quota, Scope, keep_best, unit_shares
 from prunekit.statistics import CorrelationSums
 
 # Unfolded inputs are made in parts of this many bytes: small enough for memory to be reused at once.
@@ -148,7 +148,7 @@ class Correlation(Criterion):
         if self.mode == "random":
             return keep_best(torch.rand(scores.shape, generator=generator).to(scores.device), quota)
         signed = torch.copysign(scores, self._summed().to(scores.device)).float().flatten(0, 1)
-        counts = unit_counts(quota.density, *signed.shape).to(scores.device)
+        counts = unit_shares(quota, *signed.shape).to(scores.device)
         candidates = None if quota.candidates is None else quota.candidates.flatten(0, 1)
         return keep_halves(signed, counts, self.strength, candidates, generator).reshape(scores.shape)
 

@@ -5,6 +5,7 @@ from its notifications and nothing else.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import attrs
 
 from prunekit import events
 from prunekit.errors import CheckpointError
+from prunekit.files import write_atomically
 from prunekit.markers import hookimpl
 
 _FILE = "metrics.jsonl"
@@ -30,8 +32,9 @@ class MetricLog:
         if event.resumed_at is None:
             self._write("", "w")
         elif self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            self._write("".join(line for line in lines if _is_before(line, *event.resumed_at)), "w")
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            kept = "".join(line for line in lines if _is_before(line, *event.resumed_at))
+            write_atomically(self.path, kept.encode())
 
     @hookimpl
     def prunekit_masks_updated(self, event: events.MasksUpdated) -> None:
@@ -50,7 +53,7 @@ class MetricLog:
         self._log("stage_finished", {"stage": facts.pop("index"), **facts, "compression": event.compression})
 
     def _log(self, event: str, facts: dict[str, Any]) -> None:
-        self._write(json.dumps({"event": event, **facts}) + "\n", "a")
+        self._write(json.dumps(_without_nan({"event": event, **facts})) + "\n", "a")
 
     def _write(self, text: str, mode: str) -> None:
         assert self.path is not None, "a notification came before run_started"
@@ -62,12 +65,19 @@ class MetricLog:
 
 
 def _is_before(line: str, stage: int, step: int) -> bool:
-    """Say whether a line stands before a checkpoint; one cut off by a crash does not."""
+    """Say whether a line stands before a checkpoint; one cut off by a crash, or none of ours, does not."""
     try:
         entry = json.loads(line)
-    except ValueError:
+        if entry["event"] == "stage_finished" or entry["stage"] != stage:
+            return bool(entry["stage"] < stage)
+        # A mask update at the checkpoint's step is carried out once more.
+        return bool(entry["step"] < step or (entry["step"] == step and entry["event"] == "epoch_finished"))
+    except (ValueError, TypeError, KeyError):
         return False
-    if entry["event"] == "stage_finished" or entry["stage"] != stage:
-        return bool(entry["stage"] < stage)
-    # A mask update at the checkpoint's step is carried out once more.
-    return bool(entry["step"] < step or (entry["step"] == step and entry["event"] == "epoch_finished"))
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN and no infinity; they become null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
