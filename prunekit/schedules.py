@@ -15,7 +15,7 @@ import attrs
 
 from prunekit.errors import ConfigError, nearest
 from prunekit.layers import LayerShape
-from prunekit.selection import Pattern, Scope, kept_count
+from prunekit.selection import Pattern, Scope, asked_count, kept_count, pattern_problem
 
 
 @attrs.frozen
@@ -153,10 +153,12 @@ def check_plan(plan: Plan, layers: Sequence[LayerShape], given: Mapping[str, flo
 
     Raises:
         ConfigError: no stage; an unknown layer; a density outside (0, 1]; points out of order or outside [0, 1]; a
-            density that rises without growth; growth together with global ranking or a pattern.
+            density that rises without growth or keeps nothing; growth together with global ranking or a pattern;
+            a pattern that does not fit a layer.
     """
     if not plan.stages:
         raise ConfigError("the plan has no stage; a schedule must return at least one")
+    shapes = {layer.name: layer for layer in layers}
     known = {layer.name: layer.weights for layer in layers}
     density = dict.fromkeys(known, 1.0) | dict(given or {})
     for stage in plan.stages:
@@ -169,6 +171,7 @@ def check_plan(plan: Plan, layers: Sequence[LayerShape], given: Mapping[str, flo
                 if name not in known:
                     raise ConfigError(f"stage {stage.name!r} names layer {name!r}{nearest(name, known)}")
                 check_density(target, f"stage {stage.name!r}, layer {name!r}")
+                check_target(update, shapes[name])
                 rises = kept_count(target, known[name]) > kept_count(density[name], known[name])
                 if rises and update.grow is None:
                     raise ConfigError(
@@ -176,6 +179,20 @@ def check_plan(plan: Plan, layers: Sequence[LayerShape], given: Mapping[str, flo
                         "but a dropped connection never comes back; give the update a Grow"
                     )
                 density[name] = target
+
+
+def check_target(update: MaskUpdate, layer: LayerShape) -> None:
+    """Refuse a density that keeps nothing of a layer, or a pattern that does not fit it.
+
+    Raises:
+        ConfigError: naming the layer.
+    """
+    density = update.targets[layer.name]
+    problem = pattern_problem(update.pattern, density, layer.outputs, layer.fan_shape)
+    if not problem and asked_count(density, layer.weights, update.pattern) == 0:
+        problem = f"density {density:g} keeps none of its {layer.weights:,} weights"
+    if problem:
+        raise ConfigError(f"layer {layer.name!r}: {problem}")
 
 
 def _check_growth(update: MaskUpdate, stage: str) -> None:
