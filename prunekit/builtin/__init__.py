@@ -2,6 +2,7 @@
 
 PLUGINS = (
     "prunekit.builtin.layer_views",
+    "prunekit.builtin.transformers_layers",
     "prunekit.builtin.magnitude",
     "prunekit.builtin.random_choice",
     "prunekit.builtin.correlation",
