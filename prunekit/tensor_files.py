@@ -15,6 +15,8 @@ from prunekit.errors import PrunekitError
 
 HEADER_LIMIT = 16 * 2**20  # fifty thousand masks need about 10 MiB; parsed, a hostile header takes ten times its size
 _FAULTS = (SafetensorError, OSError, RuntimeError, ValueError, OverflowError)
+_BYTES_PER_COMMA = 6  # of a tensor at least eight; a shape of a million sizes has two, and takes twenty times that
+_MORE_VALUES = 100_000
 # Each container of JSON takes 30 times its two characters; what we write has two for each tensor.
 _CONTAINERS_PER_TENSOR = 3
 _MORE_CONTAINERS = 100_000
@@ -37,8 +39,11 @@ def open_tensors(path: Path, refusal: type[PrunekitError]) -> Iterator[Any]:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
+            commas = file.read(length).count(b",") if length <= HEADER_LIMIT else 0
         if length > HEADER_LIMIT:
             raise refusal(f"{path}: claims a header of {length} bytes, expected at most {HEADER_LIMIT}; get it again")
+        if commas > length / _BYTES_PER_COMMA + _MORE_VALUES:
+            raise refusal(f"{path}: has a header of {commas} values, too many for tensors; get it again")
         with safe_open(path, framework="pt") as tensors:
             yield tensors
     except FileNotFoundError as error:
