@@ -26,7 +26,13 @@ from prunekit.training import Loop, epoch_steps
 
 
 def run(
-    config: RunConfig, prepared: Prepared, hook: pluggy.HookRelay, folder: RunFolder, *, resume: bool = False
+    config: RunConfig,
+    prepared: Prepared,
+    hook: pluggy.HookRelay,
+    folder: RunFolder,
+    *,
+    resume: bool = False,
+    force: bool = False,
 ) -> events.RunFinished:
     """Carry out a plan and leave masks, model, metrics and checkpoints in the run folder.
 
@@ -34,8 +40,9 @@ def run(
         config: what the user asked for.
         prepared: task, model, layers and plan, all checked.
         hook: notified of everything that happens.
-        folder: made, and writable.
+        folder: where to write.
         resume: go on from the newest good checkpoint in the folder.
+        force: write over a run that is in the folder.
 
     Raises:
         PrunekitError: a loss that is no number, a full disk, a checkpoint that does not fit.
@@ -44,17 +51,19 @@ def run(
     hardware.place(prepared.model)
     state = RunState(config, prepared, folder, hardware)
     try:
-        return _run(state, hook, resume=resume)
+        return _run(state, hook, resume=resume, force=force)
     except BaseException as error:
         hook.prunekit_run_stopped(event=events.RunStopped(folder.path, f"{type(error).__name__}: {error}"))
         raise
 
 
-def _run(state: RunState, hook: pluggy.HookRelay, *, resume: bool) -> events.RunFinished:
+def _run(state: RunState, hook: pluggy.HookRelay, *, resume: bool, force: bool) -> events.RunFinished:
     prepared, folder = state.prepared, state.folder
     batches = len(prepared.task.batches("train", 0, state.seeds))
     epoch_length = epoch_steps(batches, prepared.training.accumulate)
     stages = _stage_trainings(state, hook, epoch_length)
+    if not resume:
+        folder.create(force=force)
     checkpoint, notes = state.restore() if resume else (None, ())
     if checkpoint is None:
         _begin(state)
@@ -114,6 +123,7 @@ def _run_stage(training: StageTraining, checkpoint: Checkpoint | None) -> None:
         state.restore_loop(checkpoint, loop)
     with state.as_masks().hold(state.prepared.network, loop.optimizer) as held:
         training.train(loop, held, first)
+    state.check_finite(f"at the end of stage {stage.name!r}")
     state.finished.append(_measure(state, index, stage, time.perf_counter() - began))
     state.save_results()
     state.save_checkpoint(index + 1, 0, None)

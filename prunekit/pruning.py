@@ -26,11 +26,13 @@ class Chosen:
 
     Attributes:
         masks: layer -> mask of the weight's shape.
+        pruned: the same before growth: what is in ``masks`` but not here starts from zero.
         repaired: layer -> weight to go on with, for layers whose kept weights the criterion changed.
         layers: layer -> what became of it.
     """
 
     masks: Mapping[str, Tensor]
+    pruned: Mapping[str, Tensor]
     repaired: Mapping[str, Tensor]
     layers: Mapping[str, LayerUpdate]
 
@@ -72,10 +74,12 @@ def choose_masks(
     scores = {name: _scores(criteria[name], name, view, generators[name]) for name, view in targets.items()}
     masks = _select(update, targets, criteria, scores, before, generators)
     repaired = {name: _repair(criteria[name], view, masks[name]) for name, view in targets.items()}
+    pruned = masks
     if update.grow is not None:
         masks = _grow(update, targets, masks, evidence, generators)
     return Chosen(
         {name: view.from_matrix(masks[name]) for name, view in targets.items()},
+        {name: view.from_matrix(pruned[name]) for name, view in targets.items()},
         {name: weight for name, weight in repaired.items() if weight is not None},
         {name: _describe(update.targets[name], masks[name], scores[name]) for name in targets},
     )

@@ -61,34 +61,51 @@ class RunFolder:
         """What ``--resume`` reads."""
         return self.path / "checkpoints"
 
-    def create(self, *, force: bool) -> None:
-        """Make the folder, ready to write.
+    @property
+    def _results(self) -> tuple[Path, ...]:
+        return (self.config, self.plan, self.environment, self.metrics, self.masks, self.model)
+
+    def check(self, *, force: bool) -> None:
+        """See that a new run can be written here, and change nothing.
 
         Raises:
-            CheckpointError: when a run is there already and ``force`` is not given, or nothing can be
-                written.
+            CheckpointError: when results, of a run or of somebody else, are there and ``force`` is not given, or
+                nothing can be written.
         """
-        if self.config.exists() or any(self.checkpoints.glob("*")):
-            if not force:
-                raise CheckpointError(
-                    f"{self.path} holds a run already; go on with it (--resume {self.path}), "
-                    "write over it (--force) or choose another --out"
-                )
-            make_writable_folder(self.path)
-            self._clear()
         make_writable_folder(self.path)
+        there = [path.name for path in self._results if path.exists()]
+        if any(self.checkpoints.glob("*")):
+            there.append(self.checkpoints.name)
+        if there and not force:
+            raise CheckpointError(
+                f"{self.path} holds a run already ({', '.join(there)}); go on with it (--resume {self.path}), "
+                "write over it (--force) or choose another --out"
+            )
+
+    def create(self, *, force: bool) -> None:
+        """Make the folder ready; with ``force`` an old run in it is gone.
+
+        Raises:
+            CheckpointError: as ``check``.
+        """
+        self.check(force=force)
+        self._clear()
         make_writable_folder(self.checkpoints)
 
     def check_resumable(self) -> None:
         """Raise ``CheckpointError`` unless a run was begun here and the folder can be written."""
-        if not self.config.is_file():
+        try:
+            begun = self.config.is_file()
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be read: {error.strerror}; name a run folder") from error
+        if not begun:
             raise CheckpointError(f"{self.path} holds no run to resume (there is no {self.config.name} in it)")
         make_writable_folder(self.checkpoints)
 
     def _clear(self) -> None:
         """Remove what a run writes, and nothing else."""
         try:
-            for path in (self.config, self.plan, self.environment, self.metrics, self.masks, self.model):
+            for path in self._results:
                 path.unlink(missing_ok=True)
             if self.checkpoints.exists():
                 shutil.rmtree(self.checkpoints)
@@ -134,8 +151,10 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str | None:
     """Return the commit of the checkout that prunekit runs from, marked where it was changed."""
-    here = Path(prunekit.__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
+    root = Path(prunekit.__file__).parents[1]
+    if not (root / ".git").exists():  # installed, perhaps below somebody else's checkout
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603 - fixed words
     except (OSError, subprocess.TimeoutExpired):

@@ -107,6 +107,7 @@ class StageTraining:
         if rewinds:
             self.state.keep_weights(self.rewind_points[step])
         if saves:
+            self.state.check_finite(f"after step {step} of stage {self.stage.name!r}")
             self.state.save_checkpoint(self.index, step, loop)
 
     def _read_losses(self, step: int, loop: Loop) -> None:
@@ -162,8 +163,12 @@ class StageTraining:
         with torch.no_grad():
             for name, weight in chosen.repaired.items():
                 prepared.views[name].weight.copy_(weight)
-        state.masks |= chosen.masks
-        if held is not None:
-            held.update(state.as_masks())
+        # What is dropped and grown in one update starts from zero like everything that grows.
+        for masks in (chosen.pruned, chosen.masks) if update.grow is not None else (chosen.masks,):
+            state.masks |= masks
+            if held is not None:
+                held.update(state.as_masks())
+            else:
+                state.as_masks().apply(prepared.network)
         event = events.MasksUpdated(self.index, step, chosen.layers, time.perf_counter() - began)
         self.hook.prunekit_masks_updated(event=event)

@@ -10,14 +10,14 @@ from typing import Any
 
 import attrs
 import cattrs
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from prunekit.checkpoint import Checkpoint, newest_checkpoint, random_state, save_checkpoint, set_random_state
 from prunekit.config import RunConfig
-from prunekit.errors import CheckpointError
+from prunekit.errors import CheckpointError, TrainingError
 from prunekit.events import StageFinished
-from prunekit.files import write_atomically
 from prunekit.hardware import Hardware
 from prunekit.layers import parameter_name
 from prunekit.masks import Masks
@@ -84,6 +84,19 @@ class RunState:
         }
         return Masks({parameter_name(name, views[name]): mask for name, mask in self.masks.items()}, info)
 
+    def check_finite(self, when: str) -> None:
+        """Refuse to go on, or to save, with weights that are no numbers.
+
+        Raises:
+            TrainingError: naming the tensor, and what to try.
+        """
+        for name, tensor in self.prepared.model.state_dict().items():
+            if not bool(tensor.isfinite().all()):
+                raise TrainingError(
+                    f"{when} {name!r} is not finite; checkpoints so far stay in {self.folder.checkpoints}; "
+                    "try a lower rate, more warm-up or clipping (-o training.warmup=0.1 -o training.clip_norm=5)"
+                )
+
     def save_results(self) -> None:
         """Write the masks and the deployed network as they are now."""
         masks, weights = self.as_masks(), self.prepared.network.state_dict()
@@ -135,14 +148,16 @@ class RunState:
     def restore_loop(checkpoint: Checkpoint, loop: Loop) -> None:
         """Bring back optimiser, scaler and random generators in the middle of a stage."""
         assert checkpoint.optimizer is not None
-        loop.optimizer.load_state_dict(dict(checkpoint.optimizer))
-        loop.scaler.load_state_dict(checkpoint.facts["scaler"])
-        set_random_state(checkpoint.tensors["random"])
+        try:
+            loop.optimizer.load_state_dict(dict(checkpoint.optimizer))
+            loop.scaler.load_state_dict(checkpoint.facts["scaler"])
+            set_random_state(checkpoint.tensors["random"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"the checkpoint does not fit the optimiser of the task: {error}") from error
 
     def keep_weights(self, start: Start) -> None:
         """Write the weights that a later stage is to start from."""
-        model = {name: tensor.cpu().contiguous() for name, tensor in self.prepared.model.state_dict().items()}
-        write_atomically(self._weights_file(start), save(model))
+        save_weights(self._weights_file(start), self.prepared.model.state_dict())
 
     def start_weights(self, start: Start, stage: int) -> None:
         """Give the model the weights that a stage starts from."""
@@ -150,10 +165,17 @@ class RunState:
         if start.kind == "fresh":
             source: Mapping[str, Tensor] = self.prepared.build_model("initial weights", stage).state_dict()
         elif start.kind in {"initial", "step"}:
-            source = load_file(self._weights_file(start))
+            source = self._kept_weights(start)
         else:
             return
         model.load_state_dict(source)
+
+    def _kept_weights(self, start: Start) -> dict[str, Tensor]:
+        path = self._weights_file(start)
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"the weights to start from, {path}, cannot be read: {error}") from error
 
     def _weights_file(self, start: Start) -> Path:
         return self.folder.checkpoints / f"weights-{start.kind}-{start.step:08d}.safetensors"

@@ -37,8 +37,6 @@ def toy_run(tmp_path):
             manager.add(plugin, Source(f"toy-{number}", "tests"))
         prepared = prepare(config, manager, collect(manager), resumed=resume)
         folder = RunFolder(tmp_path / out)
-        if not resume:
-            folder.create(force=False)
         return run(config, prepared, manager.hook, folder, resume=resume), prepared, folder
 
     return go

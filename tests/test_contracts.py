@@ -14,6 +14,7 @@ from prunekit.masks import load_masks
 from prunekit.options import option
 from prunekit.schedules import Grow, MaskUpdate, Plan, Schedule, Stage, Start
 from prunekit.seeds import Seeds
+from prunekit.testing import ToyNetwork
 
 
 @attrs.define
@@ -218,3 +219,37 @@ def test_a_rewinding_schedule_restores_the_weights_of_a_step_to_the_last_bit(toy
 def test_rewinding_to_a_step_that_never_comes_is_refused_before_training(toy_run):
     with pytest.raises(ConfigError, match="starts from step 999, but the stages before it take 40"):
         toy_run({**RECIPE, "schedule": {"name": "rewinding", "step": 999}}, [Toys()])
+
+
+@attrs.frozen
+class Exchanging(Schedule):
+    """Drops half of the kept at once and lets all of them come back, in the middle of a stage."""
+
+    name = "exchanging"
+
+    def plan(self, request):
+        targets = dict(request.structure)
+        grow = MaskUpdate(0.5, dict.fromkeys(targets, 1.0), grow=Grow("random", 0.5))
+        return Plan((Stage("exchanging", request.training, (grow,)),))
+
+
+def test_what_is_dropped_and_grown_in_one_update_starts_from_zero(toy_run):
+    seen = []
+
+    class Watcher:
+        @hookimpl
+        def prunekit_schedules(self):
+            return [Exchanging]
+
+        @hookimpl
+        def prunekit_layer_view(self, module):
+            if isinstance(module, ToyNetwork):
+                seen.append(module)
+
+        @hookimpl
+        def prunekit_masks_updated(self, event):
+            seen.append(int((seen[0].hidden.weight == 0).sum()))
+
+    recipe = {"structure": "hidden=1/2", "training": {"budget": "10 steps"}, "schedule": {"name": "exchanging"}}
+    toy_run(recipe, [Watcher()])
+    assert seen[-1] == 576

@@ -6,10 +6,13 @@ import torch
 from safetensors.torch import load_file
 
 from prunekit.cli.run_table import print_result
-from prunekit.errors import CheckpointError, TrainingError
+from prunekit.config import build_config
+from prunekit.engine import run
+from prunekit.errors import CheckpointError, DataError, TrainingError
 from prunekit.layers import parameter_name
 from prunekit.markers import hookimpl
 from prunekit.masks import load_masks
+from prunekit.plugins import make_manager
 from prunekit.testing import ToyNetwork, ToyTask
 
 RECIPE = {
@@ -184,3 +187,75 @@ def test_statistics_see_neither_dropout_nor_training_mode_and_leave_no_hook_behi
     _, prepared, _ = toy_run({**RECIPE, "task": {"name": "dropout"}}, [Tasks()])
     assert all(not module._forward_hooks for module in prepared.network.modules())
     assert all(not parameter._post_accumulate_grad_hooks for parameter in prepared.network.parameters())
+
+
+class Tied(ToyNetwork):
+    """Two layers that are one weight."""
+
+    def __init__(self, classes=4):
+        super().__init__(classes)
+        self.more = torch.nn.Linear(16, 16)
+        self.again = torch.nn.Linear(16, 16)
+        self.again.weight = self.more.weight
+
+    def forward(self, images):
+        maps = self.relu_b(self.conv_b(self.relu_a(self.conv_a(images))))
+        hidden = self.relu_hidden(self.hidden(maps.flatten(1)))
+        return self.classifier(self.again(self.more(hidden).relu()).relu())
+
+
+@attrs.frozen
+class TiedTask(ToyTask):
+    """The toy task with tied weights."""
+
+    name = "tied"
+
+    def build_model(self):
+        return Tied(self.classes)
+
+
+@attrs.frozen
+class WildTask(ToyTask):
+    """The toy task at a rate that blows up within the one step it takes."""
+
+    name = "wild"
+
+    def optimizer(self, model):
+        return torch.optim.SGD(model.parameters(), lr=1e38, momentum=0.9, weight_decay=1e-2)
+
+
+class MoreTasks:
+    @hookimpl
+    def prunekit_tasks(self):
+        return [TiedTask, WildTask]
+
+
+def test_tied_weights_are_one_weight_in_run_masks_model_and_resume(toy_run):
+    recipe = {**RECIPE, "task": {"name": "tied"}, "structure": "more=1/4"}
+    _, prepared, folder = toy_run(recipe, [MoreTasks()])
+    mask = load_masks(folder.masks).tensors["more.weight"]
+    saved = load_file(folder.model)
+    assert torch.equal(saved["more.weight"], saved["again.weight"])
+    assert not saved["more.weight"][~mask].any()
+    assert prepared.network.again.weight is prepared.network.more.weight
+    assert len(toy_run(recipe, [MoreTasks()], resume=True)[0].stages) == 2
+
+
+def test_weights_that_blew_up_are_neither_saved_nor_evaluated(toy_run, tmp_path):
+    training = {"budget": "3 steps", "retraining": "3 steps", "check_every": 1}
+    with pytest.raises(TrainingError, match=r"(not finite|the loss is (nan|inf))"):
+        toy_run({**RECIPE, "task": {"name": "wild"}, "training": training}, [MoreTasks()])
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_what_is_wrong_before_the_first_step_leaves_an_old_run_alone(toy_run):
+    _, prepared, folder = toy_run(RECIPE)
+    before = folder.model.read_bytes()
+    wrong = attrs.evolve(prepared, training=attrs.evolve(prepared.training, accumulate=1000))
+    with pytest.raises(DataError, match="too few for one step of 1000"):
+        run(
+            build_config({"task": {"name": "prunekit.testing:ToyTask"}}), wrong, make_manager().hook, folder, force=True
+        )
+    assert folder.model.read_bytes() == before
+    assert any(folder.checkpoints.iterdir())

@@ -58,7 +58,7 @@ ORDER = [
 
 # What a third party may import, so what built-in plugins and the plugins of this repository may.
 OPEN = {"markers", "errors", "options", "seeds", "layers", "selection", "statistics", "criteria", "schedules"}
-OPEN |= {"tasks", "events", "masks", "testing"}
+OPEN |= {"tasks", "events", "masks", "testing", "files"}
 
 
 def nodes(tree: ast.AST) -> Iterator[ast.AST]:

@@ -15,8 +15,24 @@ def test_an_existing_run_is_refused_with_the_three_ways_out(tmp_path):
     folder.create(force=False)
     folder.create(force=False)  # nothing was run yet
     folder.config.write_text("")
-    with pytest.raises(CheckpointError, match=r"holds a run already; go on with it \(--resume .*--force.*--out"):
+    with pytest.raises(
+        CheckpointError, match=r"holds a run already \(config.toml\); go on with it \(--resume .*--force.*--out"
+    ):
         folder.create(force=False)
+
+
+def test_a_file_of_somebody_else_under_a_name_of_ours_is_not_written_over(tmp_path):
+    (tmp_path / "model.safetensors").write_text("precious")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        RunFolder(tmp_path).create(force=False)
+    assert (tmp_path / "model.safetensors").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a/" + "x" * 300])
+def test_a_name_that_is_too_long_is_refused_in_one_line(tmp_path, name):
+    for refuse in (RunFolder(tmp_path / name).check_resumable, lambda: RunFolder(tmp_path / name).check(force=True)):
+        with pytest.raises(CheckpointError, match=r"File name too long|holds no run"):
+            refuse()
 
 
 def test_force_removes_the_files_of_the_run_and_no_others(tmp_path):

@@ -31,8 +31,8 @@ def run(resume: str | None, force: bool, **flags: Any) -> None:
     if resume:
         folder.check_resumable()
     else:
-        folder.create(force=force)
-    finished = run_engine(config, prepared, manager.hook, folder, resume=resume is not None)
+        folder.check(force=force)
+    finished = run_engine(config, prepared, manager.hook, folder, resume=resume is not None, force=force)
     print_result(finished)
     print_files(folder)
 
