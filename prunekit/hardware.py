@@ -16,6 +16,8 @@ from prunekit.tasks import Training
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _IMAGE_DIMENSIONS = 4
+# What torch can train on here; its other device names print warnings or need modules of their own.
+_DEVICE_TYPES = {"cpu", "cuda", "mps", "xpu"}
 
 
 def pick_device(name: str) -> torch.device:
@@ -26,14 +28,20 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind = name.partition(":")[0]
+    if kind == "meta":
+        raise ConfigError("device 'meta' holds no numbers, so nothing can be trained on it; use auto, cpu or cuda")
+    there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    refusal = ConfigError(f"device {name!r} cannot be used here; expected auto or one of {', '.join(there)}")
+    if kind not in _DEVICE_TYPES:
+        raise refusal
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-        raise ConfigError(f"device {name!r} cannot be used here; expected auto or one of {', '.join(there)}") from error
-    if device.type == "meta":
-        raise ConfigError("device 'meta' holds no numbers, so nothing can be trained on it; use auto, cpu or cuda")
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        raise refusal from error
+    if kind == "cpu" and device.index:  # torch takes any number for the one there is
+        raise refusal
     return device
 
 

@@ -6,7 +6,9 @@ from prunekit.hardware import Hardware, pick_device
 from prunekit.tasks import Training
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta", "cpu:x"])
+@pytest.mark.parametrize(
+    "name", ["", "gpu", "cuda:99", "meta", "cpu:x", "cpu:9", "hpu", "privateuseone", "mkldnn", "vulkan"]
+)
 def test_a_device_that_is_not_there_is_named_with_those_that_are(name):
     with pytest.raises(ConfigError, match=rf"device '{name}'.*cpu"):
         pick_device(name)
