@@ -4,7 +4,7 @@ It must not know the engine.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor, nn
@@ -17,17 +17,17 @@ from prunekit.observing import Evidence
 from prunekit.plugins import make_manager, view_of
 from prunekit.pruning import choose_masks
 from prunekit.registry import collect
-from prunekit.schedules import MaskUpdate
+from prunekit.schedules import MaskUpdate, check_density
 from prunekit.seeds import Seeds
 from prunekit.selection import Pattern, Scope
-from prunekit.structure import resolve_structure
+from prunekit.structure import resolve_densities
 
 
 def select(
     model: nn.Module,
     criterion: str | Callable[[], Criterion] = "magnitude",
     *,
-    density: float | Mapping[str, float],
+    density: SupportsFloat | Mapping[str, SupportsFloat],
     scope: Scope | None = None,
     pattern: Pattern | None = None,
     batches: Iterable[Any] | None = None,
@@ -36,7 +36,7 @@ def select(
     activations: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> Masks:
-    """Choose which connections of a model to keep; the model itself stays as it is.
+    """Choose which connections of a model to keep; the model itself stays as it is, its ``.grad`` too.
 
     Args:
         model: any module with linear layers, convolutions or attention, or layers that a plugin knows.
@@ -69,12 +69,14 @@ def select(
         raise ConfigError(f"{type(model).__name__} has no layer that can be pruned")
     wanted = density if isinstance(density, Mapping) else {"*": density}
     others = dict(model.named_modules()).keys() - layers.keys()
-    text = " ".join(f"{name}={value!r}" for name, value in wanted.items())
-    targets = dict(resolve_structure(text, list(layers), {}, others))
+    densities = [(name, _number(value, name)) for name, value in wanted.items()]
+    targets = dict(resolve_densities(densities, list(layers), {}, others))
+    if not targets:
+        raise ConfigError("density names no layer; give one number for all, or for example {'conv*': 0.5}")
     _check(make(), {name: layers[name] for name in targets})
 
     def show(run: Callable[[Any], None]) -> Callable[[], Iterator[None]] | None:
-        return None if batches is None else lambda: _show(model, batches, run)
+        return None if batches is None else lambda: _show(batches, run)
 
     def run_forward(batch: Any) -> None:
         with torch.no_grad():
@@ -82,22 +84,35 @@ def select(
 
     def run_backward(batch: Any) -> None:
         assert loss is not None
-        model.zero_grad(set_to_none=True)
+        for parameter in gradients:
+            parameter.grad = None
         with torch.enable_grad():
             # torch's stubs leave backward untyped.
             loss(model, batch).backward()  # type: ignore[no-untyped-call]
 
     evidence = Evidence(show(run_forward), show(run_backward) if loss else None, activations or {})
     training = {module: module.training for module in model.modules()}
+    gradients = {parameter: parameter.grad for parameter in model.parameters()} if loss else {}
     model.eval()
     try:
         chosen = choose_masks(model, layers, MaskUpdate(0.0, targets, scope, pattern), {}, make, evidence, Seeds(seed))
     finally:
         for module, mode in training.items():
             module.training = mode
+        for parameter, gradient in gradients.items():
+            parameter.grad = gradient
     keys = {name: parameter_name(name, layers[name]) for name in targets}
     info = {"criterion": make().name, "seed": seed, "asked": {keys[name]: targets[name] for name in targets}}
     return Masks({keys[name]: mask for name, mask in chosen.masks.items()}, info)
+
+
+def _number(density: SupportsFloat, name: str) -> float:
+    try:
+        number = float(density)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # torch: more than one element
+        raise ConfigError(f"density of {name!r} is {density!r}, expected a number in (0, 1]") from error
+    check_density(number, f"layer {name!r}")
+    return number
 
 
 def _check(criterion: Criterion, layers: Mapping[str, LayerView]) -> None:
@@ -111,8 +126,7 @@ def _forward(model: nn.Module, batch: Any) -> Any:
     return model(batch[0] if isinstance(batch, tuple | list) else batch)
 
 
-def _show(model: nn.Module, batches: Iterable[Any], run: Callable[[Any], None]) -> Iterator[None]:
+def _show(batches: Iterable[Any], run: Callable[[Any], None]) -> Iterator[None]:
     for batch in batches:
         run(batch)
         yield
-    model.zero_grad(set_to_none=True)

@@ -71,10 +71,30 @@ def resolve_structure(
     Raises:
         ConfigError: an entry that is not understood, an unknown or a not prunable layer, a layer named twice.
     """
+    return resolve_densities(parse_structure(text), layers, aliases, others)
+
+
+def resolve_densities(
+    densities: Iterable[tuple[str, float]],
+    layers: Sequence[str],
+    aliases: Mapping[str, str] | None = None,
+    others: Iterable[str] = (),
+) -> tuple[tuple[str, float], ...]:
+    """Replace names, aliases and globs by the layers they mean; like ``resolve_structure``, of what is read already.
+
+    Args:
+        densities: (pattern, density) in order.
+        layers: the prunable layers, from input to output.
+        aliases: the task's short names, alias -> layer.
+        others: modules of the network that have no view, for a better message.
+
+    Raises:
+        ConfigError: an unknown or a not prunable layer, or one named twice.
+    """
     aliases = aliases or {}
     without_view = set(others)
     chosen: dict[str, tuple[str, float]] = {}
-    for pattern, density in parse_structure(text):
+    for pattern, density in densities:
         module = aliases.get(pattern, pattern)
         if module not in layers and module in without_view:
             inside = any(layer.startswith(f"{module}.") for layer in layers)

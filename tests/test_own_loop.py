@@ -1,3 +1,7 @@
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -45,6 +49,13 @@ def test_a_criterion_that_observes_takes_batches(network):
         prunekit.select(network, "correlation", density=0.5)
 
 
+@pytest.mark.parametrize("density", [Fraction(1, 4), Decimal("0.25"), torch.tensor(0.25), np.float64(0.25), 1])
+def test_a_density_may_be_any_kind_of_number(network, density):
+    asked = {key: float(density) for key in ("conv_a.weight", "conv_b.weight", "hidden.weight", "classifier.weight")}
+    assert prunekit.select(network, density=density).densities() == asked
+    assert prunekit.select(network, density={"hidden": density}).densities() == {"hidden.weight": float(density)}
+
+
 class Gradient(prunekit.Criterion):
     name = "gradient"
     needs = frozenset({"gradients"})
@@ -65,6 +76,20 @@ def test_a_criterion_made_by_a_callable_sees_gradients_of_the_loss(network):
     kept = masks.tensors["hidden.weight"].flatten()
     assert expected[kept].min() >= expected[~kept].max()
     assert network.hidden.weight.grad is None
+
+
+@pytest.mark.parametrize("criterion", [Gradient, "correlation"])
+def test_gradients_that_are_there_stay_there(network, criterion):
+    def loss(model, batch):
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    fresh = prunekit.select(network, criterion, density={"hidden": 0.5}, batches=BATCHES[:2], loss=loss)
+    (3 * loss(network, BATCHES[2])).backward()
+    before = {name: (parameter.grad, parameter.grad.clone()) for name, parameter in network.named_parameters()}
+    assert prunekit.select(network, criterion, density={"hidden": 0.5}, batches=BATCHES[:2], loss=loss) == fresh
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is before[name][0]
+        assert torch.equal(parameter.grad, before[name][1])
 
 
 def test_a_pattern_and_a_global_scope_are_met(network):
@@ -88,6 +113,9 @@ def test_the_zeros_stay_in_a_plain_loop(network):
     ("model", "arguments", "words"),
     [
         (nn.ReLU(), {"density": 0.5}, "ReLU has no layer"),
+        (nn.Linear(2, 2), {"density": "much"}, "density of '\\*' is 'much', expected a number"),
+        (nn.Linear(2, 2), {"density": torch.ones(2)}, "expected a number"),
+        (nn.Linear(2, 2), {"density": {}}, "density names no layer"),
         (nn.Linear(2, 2), {"density": 50}, "for 50 percent write 0.5"),
         (nn.Sequential(nn.Linear(2, 2)), {"density": {"1": 0.5}}, "'1'"),
         (nn.Linear(2, 2), {"density": 0.5, "criterion": "magnitud"}, "did you mean 'magnitude'"),

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunekit.errors import ConfigError
-from prunekit.structure import parse_structure, resolve_structure
+from prunekit.structure import parse_structure, resolve_densities, resolve_structure
 
 LAYERS = ["conv1", "conv2", "features.f", "head"]
 
@@ -15,6 +15,13 @@ def test_fractions_and_decimals_keep_the_order_written() -> None:
         ("conv*", 1.0),
         ("head", 0.25),
     )
+
+
+def test_densities_that_are_read_already_need_no_text() -> None:
+    names = ["a b", "c=d"]
+    assert resolve_densities([("c=d", 0.5), ("a b", 1.0)], names) == (("c=d", 0.5), ("a b", 1.0))
+    with pytest.raises(ConfigError, match="named twice"):
+        resolve_densities([("a b", 0.5), ("a*", 1.0)], names)
 
 
 def test_spaces_around_the_equals_sign_do_no_harm() -> None:
