@@ -8,7 +8,7 @@ defaults and help. This module knows classes and values; it must not know plugin
 import inspect
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ def convert_options(cls: type, options: Mapping[str, Any], section: str, owner: 
         if name not in known:
             raise ConfigError(f"{owner} has no option {name!r}{nearest(name, known)}")
         try:
-            converted[name] = _CONVERTER.structure(value, known[name].type)
+            converted[name] = _convert(value, known[name].type)
         except _NOT_CONVERTED as error:
             where = f"{section}.{name}".lstrip(".")
             raise ConfigError(f"{where} is {value!r}, expected {known[name].expected}") from error
@@ -131,8 +131,19 @@ def construct(cls: type, options: Mapping[str, Any], section: str, owner: str) -
     try:
         return cls(**converted)
     except ValueError as error:
-        named = str(error).split(" ", 1)[0] in converted
-        raise ConfigError(f"{section}.{error}" if named else f"{owner}: {error}") from error
+        problem = " ".join(str(error).split())
+        named = problem.partition(" ")[0] in converted
+        raise ConfigError(f"{section}.{problem}" if named else f"{owner}: {problem}") from error
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    if _is_list(kind) and isinstance(value, str | Mapping):  # their letters or keys would become the entries
+        raise TypeError(value)
+    return _CONVERTER.structure(value, kind)
+
+
+def _is_list(kind: Any) -> bool:
+    return (typing.get_origin(kind) or kind) in {list, tuple, set, frozenset, Sequence}
 
 
 def _to_bool(value: Any, _: Any) -> bool:
@@ -169,6 +180,13 @@ def _to_text(value: Any, _: Any) -> str:
     return str(value)
 
 
+def _to_path(value: Any, _: Any) -> Path:
+    text = _to_text(value, str)
+    if not text:  # Path("") is the current folder, which nobody asked for
+        raise ValueError(value)
+    return Path(text)
+
+
 def _to_none(value: Any, _: Any) -> None:
     if value is not None and value != "none":  # TOML has no null
         raise ValueError(value)
@@ -183,7 +201,7 @@ def _to_union(value: Any, kind: Any) -> Any:
     members = typing.get_args(kind)
     for member in sorted(members, key=lambda member: (member is str, member is not types.NoneType)):
         try:
-            return _CONVERTER.structure(value, member)
+            return _convert(value, member)
         except _NOT_CONVERTED:
             continue
     raise ValueError(value)
@@ -195,7 +213,7 @@ def _make_converter() -> cattrs.Converter:
     converter.register_structure_hook(int, _to_int)
     converter.register_structure_hook(float, _to_float)
     converter.register_structure_hook(str, _to_text)
-    converter.register_structure_hook(Path, lambda value, _: Path(_to_text(value, str)))
+    converter.register_structure_hook(Path, _to_path)
     converter.register_structure_hook(types.NoneType, _to_none)
     converter.register_structure_hook_func(_is_union, _to_union)
     return converter
@@ -220,4 +238,7 @@ def _in_words(kind: Any) -> str:
         return "one of " + ", ".join(map(str, typing.get_args(kind)))
     if kind is Any:
         return "anything"
+    if _is_list(kind):
+        numbers = {*typing.get_args(kind)} & {int, float}
+        return "a list, for example " + ("[1, 2]" if numbers else '["a", "b"]')
     return _WORDS.get(kind) or (kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind))

@@ -4,6 +4,7 @@ Criteria, schedules and tasks are attrs classes; what their constructor takes is
 with ``-o section.key=value`` or in a recipe, and what ``prunekit show`` prints.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ def option(
         high: the greatest value allowed.
 
     Returns:
-        An ``attrs`` field. A value outside raises ``ValueError`` when the object is made; the
+        An ``attrs`` field. A value outside, an infinite one and NaN raise ``ValueError`` when the object is made; the
         registry turns that into a ``ConfigError`` naming the option.
     """
 
@@ -37,6 +38,8 @@ def option(
             return
         if choices is not None and value not in choices:
             raise ValueError(f"{field.name} is {value!r}, expected one of {', '.join(map(str, choices))}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{field.name} is {value!r}, expected a finite number")
         if (low is not None and not value >= low) or (high is not None and not value <= high):
             upper = "" if high is None else f" and at most {high}"
             lower = "" if low is None else f" at least {low}"
