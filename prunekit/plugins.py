@@ -147,7 +147,7 @@ def _load(manager: PluginManager, points: list[metadata.EntryPoint], *, taken: b
     source = _source(first)
     try:
         plugin = _made(first.load())
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise source.error(f"failed to load: {type(error).__name__}: {error}") from error
     manager.add(plugin, source)
 

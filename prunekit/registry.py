@@ -4,6 +4,7 @@ A class that cannot work is refused here, with the plugin and package that gave 
 middle of a run. This module must not know recipes, commands or training.
 """
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -32,10 +33,7 @@ _HOOKS: Mapping[Kind, str] = {
     "task": "prunekit_tasks",
 }
 # Where to get what the documentation speaks of but this package does not contain.
-_INSTALL = {
-    "deepid2plus": "install it with 'pip install prunekit-deepid2plus', or from the repository with "
-    "'pip install ./plugins/prunekit-deepid2plus'"
-}
+_INSTALL = {"deepid2plus": "install it from the repository with 'pip install ./plugins/prunekit-deepid2plus'"}
 
 
 @attrs.frozen
@@ -189,8 +187,9 @@ def _import_entry(kind: Kind, name: str) -> Entry[Any]:
     where, _, attribute = name.rpartition(":")
     try:
         module = _import_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
-    except Exception as error:
-        raise ConfigError(f"{kind} {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        problem = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"{kind} {name!r} cannot be imported: {problem}") from error
     cls = getattr(module, attribute, None)
     if cls is None:
         raise ConfigError(f"{kind} {name!r}: {where} has no {attribute!r}{nearest(attribute, vars(module))}")
@@ -201,11 +200,22 @@ def _import_entry(kind: Kind, name: str) -> Entry[Any]:
 
 
 def _import_file(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.is_file():
+    """Run a file once, under a name that no other module has: a task.py must not take the place of another task."""
+    if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
+    whole = str(path.resolve())
+    name = f"_prunekit_file_{hashlib.sha256(whole.encode(errors='surrogateescape')).hexdigest()[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, whole)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # As an ordinary import does: pickling for worker processes and typing look modules up here.
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module

@@ -102,7 +102,7 @@ def test_plan_draws_nothing_from_the_global_generator() -> None:
     [
         (["show", "criterion", "corelation"], "no criterion 'corelation' (did you mean 'correlation'?)"),
         (["list", "--no-plugin", "magnitud"], "did you mean 'magnitude'"),
-        (["plan"], "pip install prunekit-deepid2plus"),
+        (["plan"], "pip install ./plugins/prunekit-deepid2plus"),
         (["plan", *TOY, "--schedule", "oneshot"], "did you mean 'one-shot'"),
         (["plan", *TOY, "--criterion", "rnd"], "no criterion 'rnd'"),
         (["plan", *TOY, "-o", "criterion.strenth=1"], "no option 'strenth' (did you mean 'strength'?)"),

@@ -1,4 +1,6 @@
 import importlib.metadata
+import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -354,7 +356,9 @@ def test_an_unknown_name_says_the_nearest() -> None:
 
 
 def test_the_reference_task_says_how_to_install_it() -> None:
-    with pytest.raises(ConfigError, match=r"'deepid2plus' is not installed.*pip install prunekit-deepid2plus"):
+    with pytest.raises(
+        ConfigError, match=r"'deepid2plus' is not installed.*pip install ./plugins/prunekit-deepid2plus"
+    ):
         registry_of(Sum).make_task("deepid2plus")
 
 
@@ -366,6 +370,63 @@ def test_a_task_can_be_named_by_file_and_class(tmp_path: Path) -> None:
     path = tmp_path / "own_task.py"
     path.write_text("from prunekit.testing import ToyTask\nclass Own(ToyTask):\n    name = 'own'\n", encoding="utf-8")
     assert registry_of().make_task(f"{path}:Own").name == "own"
+
+
+def test_a_file_runs_once_and_takes_the_place_of_no_other_module(tmp_path: Path) -> None:
+    first, second = tmp_path / "json.py", tmp_path / "other" / "json.py"
+    second.parent.mkdir()
+    for path in (first, second):
+        path.write_text("from prunekit.testing import ToyTask\nclass Own(ToyTask):\n    name = 'own'\n")
+    registry = registry_of()
+    classes = {registry.entry("task", f"{path}:Own").cls for path in (first, first, second)}
+    assert len(classes) == 2
+    assert registry.entry("task", f"{tmp_path}/other/../json.py:Own").cls in classes
+    assert sys.modules["json"] is json
+    assert all(sys.modules[cls.__module__].Own is cls for cls in classes)
+
+
+@pytest.mark.parametrize("line", ["import sys; sys.exit(3)", "raise ValueError('two\\nlines')", "def"])
+def test_a_file_that_stops_when_it_is_imported_is_one_line_each_time(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "broken.py"
+    path.write_text(line)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"^task '.*broken.py:Task' cannot be imported: \w+: .*$") as caught:
+            registry_of().make_task(f"{path}:Task")
+        assert "\n" not in str(caught.value)
+
+
+def test_text_is_no_list_and_an_empty_text_no_path() -> None:
+    @attrs.define
+    class Listing(Sum):
+        name = "listing"
+        words: tuple[str, ...] = ()
+        numbers: list[int] | None = None
+        path: Path | None = None
+
+    make = registry_of(Listing).make_criterion
+    made: Any = make("listing", {"words": ["abc"], "numbers": ["1", 2], "path": "a"})
+    assert (made.words, made.numbers, made.path) == (("abc",), [1, 2], Path("a"))
+    for options, message in (
+        ({"words": "abc"}, 'criterion.words is \'abc\', expected a list, for example ["a", "b"]'),
+        ({"words": {"abc": 1}}, "criterion.words is {'abc': 1}, expected a list"),
+        ({"numbers": "12"}, "criterion.numbers is '12', expected a list, for example [1, 2] or none"),
+        ({"path": ""}, "criterion.path is '', expected a path or none"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            make("listing", options)
+        assert message in str(caught.value)
+
+
+def test_what_a_class_refuses_in_several_lines_becomes_one() -> None:
+    @attrs.define
+    class Refusing(Sum):
+        name = "refusing"
+
+        def __attrs_post_init__(self) -> None:
+            raise ValueError("two\n  lines")
+
+    with pytest.raises(ConfigError, match=r"^criterion 'refusing': two lines$"):
+        registry_of(Refusing).make_criterion("refusing")
 
 
 @pytest.mark.parametrize(
