@@ -13,11 +13,12 @@ class Row:
 
     Attributes:
         what: what was measured.
-        ours: seconds, median.
+        ours: our figure, of times the median.
         peer: against what.
-        theirs: seconds, median.
-        target: of the ratio ours / theirs, or of our seconds where ``absolute``.
-        absolute: whether the target is in seconds.
+        theirs: their figure.
+        target: of the ratio ours / theirs, or of our figure where ``absolute``.
+        absolute: whether the target is in the unit.
+        unit: of both figures; times are in ms.
     """
 
     what: str
@@ -26,6 +27,7 @@ class Row:
     theirs: float
     target: float
     absolute: bool = False
+    unit: str = "ms"
 
     @property
     def ratio(self) -> float:
@@ -39,12 +41,12 @@ class Row:
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, float]:
-    """Return the median seconds of each call; they take turns, so that a drift of the machine hits all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    """Return the median ms of each call; they take turns, so that a drift of the machine hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(warmup + repeats):
         for name, call in calls.items():
             began = time.perf_counter()
             call()
             if turn >= warmup:
-                seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+                times[name].append((time.perf_counter() - began) * 1e3)
+    return {name: statistics.median(values) for name, values in times.items()}

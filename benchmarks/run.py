@@ -1,23 +1,34 @@
 """All benchmarks, one table: what, ours, peer, ratio, target, met or not. Run it on a quiet machine."""
 
+import os
 import platform
 
+import mask_file
+import memory
 import startup
 import torch
+import training_step
 from rich.console import Console
 from rich.table import Table
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print, with the load of the machine, since a busy one makes times worthless."""
     torch.set_num_threads(min(2, torch.get_num_threads()))
-    threads = torch.get_num_threads()
+    threads, load = torch.get_num_threads(), os.getloadavg()[0]
     title = f"{platform.machine()}, {threads} threads, Python {platform.python_version()}, torch {torch.__version__}"
+    title = f"{title}, load {load:.1f} before"
     table = Table("what", "ours", "peer", "theirs", "ratio", "target", "met", title=title, title_justify="left")
-    for module in (startup,):
+    for module in (startup, training_step, memory, mask_file):
         for row in module.rows():
-            target = f"{row.target * 1e3:g} ms" if row.absolute else f"{row.target:g}"
-            figures = (f"{row.ours * 1e3:.4g} ms", row.peer, f"{row.theirs * 1e3:.4g} ms", f"{row.ratio:.3g}", target)
+            target = f"{row.target:g} {row.unit}" if row.absolute else f"{row.target:g}"
+            figures = (
+                f"{row.ours:.4g} {row.unit}",
+                row.peer,
+                f"{row.theirs:.4g} {row.unit}",
+                f"{row.ratio:.3g}",
+                target,
+            )
             table.add_row(row.what, *figures, "yes" if row.met else "no")
     Console(width=max(Console().width, 110)).print(table)
 
