@@ -72,6 +72,11 @@ class RunConfig:
     no_plugins: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:
+        for field in attrs.fields(RunConfig):
+            _check_text(getattr(self, field.name), field.name)
+        for key in ("masks", "weights", "out"):
+            if getattr(self, key) == "":
+                raise ConfigError(f"{key} is empty, expected a path; leave it out where none is meant")
         if self.structure is not None and self.density is not None:
             raise ConfigError(f"both structure {self.structure!r} and density {self.density:g} are given; keep one")
         if self.freeze_masks and self.masks is None:
@@ -88,6 +93,25 @@ class RunConfig:
     def asked_structure(self) -> str | None:
         """The structure that the user asked for in either way; ``None``: the task's own."""
         return self.structure if self.density is None else f"*={self.density!r}"
+
+
+def _check_text(value: Any, where: str) -> None:
+    """Refuse what no recipe can hold: file names that are no UTF-8 reach Python as text that cannot be written."""
+    if isinstance(value, Choice):
+        _check_text({"name": value.name, **value.options}, where)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_text(item, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_text(item, where)
+    elif isinstance(value, str) and not is_utf8(value):
+        raise ConfigError(f"{where} is {value!r}, which is no UTF-8 text; rename the file or folder")
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether a text can be written to a file; what the shell gave in another encoding cannot."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def merge_training(defaults: Training, overrides: Mapping[str, Any]) -> Training:
@@ -203,7 +227,8 @@ def _rename(data: dict[str, Any], section: str, name: str) -> None:
 def _table(data: dict[str, Any], section: str) -> dict[str, Any]:
     table: Any = data.setdefault(section, {})
     if not isinstance(table, dict):
-        raise ConfigError(f"{section} is {table!r}, expected a section [{section}]")
+        example = 'budget = "600 steps"' if section == "training" else f'name = "{getattr(RunConfig(), section).name}"'
+        raise ConfigError(f"{section} is {table!r}, expected a section [{section}]; write {section}.{example}")
     return table
 
 
@@ -231,6 +256,9 @@ def _to_config(data: Mapping[str, Any]) -> RunConfig:
             values[section] = _to_choice(section, _table(dict(data), section))
     if "training" in data:
         values["training"] = convert_options(Training, _table(dict(data), "training"), "training", "section [training]")
+    if isinstance(data.get("structure"), Mapping):
+        example = " ".join(f"{layer}={density}" for layer, density in data["structure"].items()) or "conv*=0.5"
+        raise ConfigError(f'structure is a section, expected text; write structure = "{example}"')
     plain = {key: value for key, value in data.items() if key not in (*_CHOICES, "training")}
     values |= convert_options(RunConfig, plain, "", "the recipe")
     return RunConfig(**values)

@@ -105,7 +105,16 @@ def test_a_value_is_toml_where_nothing_is_lost_else_text(value: str, read: objec
         (["criterion.=1"], "is not understood"),
         (["seed=one"], "seed is 'one', expected a whole number"),
         (["seed=-1"], "seed is -1, expected a whole number of at least 0"),
-        (["task=other"], "task is 'other', expected a section [task]"),
+        (["task=other"], "task is 'other', expected a section [task]; write task.name = \"deepid2plus\""),
+        (["training=5"], 'expected a section [training]; write training.budget = "600 steps"'),
+        (["structure={hidden = 0.5, f = 1}"], 'structure is a section, expected text; write structure = "hidden=0.5'),
+        (["no_plugins=abc"], 'no_plugins is \'abc\', expected a list, for example ["a", "b"]'),
+        (["out="], "out is empty, expected a path"),
+        (["masks="], "masks is empty, expected a path"),
+        (["weights="], "weights is empty, expected a path"),
+        (["out=a\udcff"], "out is 'a\\udcff', which is no UTF-8 text"),
+        (["task.data=\udcff"], "task.data is '\\udcff', which is no UTF-8 text"),
+        (["no_plugins=['\udcff']"], "no UTF-8 text"),
         (["density=0"], "density: density 0 is outside (0, 1]"),
         (["density=50"], "for 50 percent write 0.5"),
         (["structure=f=2"], "density 2 is outside"),
@@ -147,6 +156,7 @@ def test_a_recipe_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | 
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+PATHS = TEXTS.filter(bool)
 VALUES = st.one_of(TEXTS, st.integers(-(2**62), 2**62), st.booleans(), st.floats(allow_nan=False))
 OPTIONS = st.dictionaries(TEXTS.filter(lambda key: key != "name"), st.one_of(VALUES, st.lists(VALUES, max_size=3)))
 CONFIGS = st.builds(
@@ -154,13 +164,13 @@ CONFIGS = st.builds(
     task=st.builds(Choice, TEXTS, OPTIONS),
     criterion=st.builds(Choice, TEXTS, OPTIONS),
     density=st.one_of(st.none(), st.floats(1e-9, 1)),
-    masks=TEXTS,
+    masks=PATHS,
     freeze_masks=st.booleans(),
-    weights=st.one_of(st.none(), TEXTS),
+    weights=st.one_of(st.none(), PATHS),
     sparse_model=st.booleans(),
     training=st.fixed_dictionaries({}, optional={"clip_norm": st.one_of(st.none(), st.floats(0, 9))}),
     seed=st.integers(0, 2**62),
-    out=st.one_of(st.none(), TEXTS),
+    out=st.one_of(st.none(), PATHS),
     no_plugins=st.lists(TEXTS, max_size=2).map(tuple),
 )
 

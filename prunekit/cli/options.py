@@ -52,8 +52,12 @@ def read_config(
         ConfigError: the recipe or an option is wrong.
     """
     from prunekit.config import build_config, read_recipe
+    from prunekit.errors import ConfigError
 
+    for name, value in {"recipe": recipe, "--data": data, "--out": flags.get("out")}.items():
+        if value == "":
+            raise ConfigError(f"{name} is empty, expected a path; leave it out where none is meant")
     short = {"task.data": data, "training.precision": precision}
     spelled = tuple(f"{path}={value}" for path, value in short.items() if value is not None)
-    content = read_recipe(recipe) if recipe else {}
+    content = read_recipe(recipe) if recipe is not None else {}
     return build_config(content, flags | {"no_plugins": list(no_plugins) or None}, spelled + overrides)

@@ -24,11 +24,11 @@ def run(resume: str | None, force: bool, **flags: Any) -> None:
     from prunekit.registry import collect
     from prunekit.run_folder import RunFolder
 
-    config = _resumed_config(resume, force, flags) if resume else read_config(**flags)
-    folder = RunFolder(Path(resume) if resume else _out(config))
+    config = _resumed_config(resume, force, flags) if resume is not None else read_config(**flags)
+    folder = RunFolder(_out(config) if resume is None else Path(resume))
     manager = make_manager(config.no_plugins)
     prepared = prepare(config, manager, collect(manager), resumed=resume is not None)
-    if resume:
+    if resume is not None:
         folder.check_resumable()
     else:
         folder.check(force=force)
@@ -39,11 +39,14 @@ def run(resume: str | None, force: bool, **flags: Any) -> None:
 
 def _resumed_config(resume: str, force: bool, flags: dict[str, Any]) -> "RunConfig":
     """Return the configuration of the run in a folder; a changed one would not be that run any more."""
-    from prunekit.config import build_config, read_recipe
+    from prunekit.config import build_config, is_utf8, read_recipe
     from prunekit.errors import ConfigError
     from prunekit.run_folder import RunFolder
 
-    given = [name for name, value in {**flags, "force": force}.items() if value and name != "no_plugins"]
+    if not resume or not is_utf8(resume):
+        raise ConfigError(f"--resume is {resume!r}, expected the folder of a run, with a name in UTF-8")
+    everything = {**flags, "force": force}.items()
+    given = [name for name, value in everything if value not in (None, False, ()) and name != "no_plugins"]
     if given:
         raise ConfigError(f"--resume goes on with the run as it was; leave out: {', '.join(given)}")
     folder = RunFolder(Path(resume))
@@ -55,7 +58,7 @@ def _resumed_config(resume: str, force: bool, flags: dict[str, Any]) -> "RunConf
 def _out(config: "RunConfig") -> Path:
     from prunekit.run_folder import free_folder
 
-    if config.out:
+    if config.out is not None:
         return Path(config.out)
     task = config.task.name.rpartition(":")[2]
     return free_folder(Path("runs"), f"{task}-{config.criterion.name}-seed{config.seed}")
