@@ -142,10 +142,41 @@ def test_unreadable_images_are_all_counted_named_and_skipped_on_request(tmp_path
     (tmp_path / "p2" / "2.png").write_bytes(b"")
     message = refusal(tmp_path)
     assert "3 images" in message
+    assert "(the first: no image that Pillow knows" in message
+    assert "-o task.skip_unreadable=true" in message
     assert all(name in message for name in ("p0/0.png", "p1/1.png", "p2/2.png", "skip_unreadable=true"))
     data = read_folder(tmp_path, SIZE, Seeds(0), skip_unreadable=True)
     assert len(data.train) + len(data.calibration) + len(data.test) == 45
     assert "3 images missing or unreadable" in str(data)
+
+
+def test_what_is_no_image_of_a_person_is_counted_and_suffixes_are_not_needed(tmp_path: Path) -> None:
+    make_people(tmp_path, {f"p{n}": 6 for n in range(8)})
+    (tmp_path / "p0" / "0.png").rename(tmp_path / "p0" / "zero")
+    (tmp_path / "p1" / "notes").write_text("no image")
+    (tmp_path / "p1" / "face.xyz").write_text("no image")
+    save(tmp_path / "p2" / "old" / "0.png", 3)
+    (tmp_path / "a_link").symlink_to(tmp_path / "p3")
+    data = read_folder(tmp_path, SIZE, Seeds(0))
+    assert len(data.train) + len(data.calibration) + len(data.test) == 48
+    assert str(data).endswith(
+        "; ignored: 2 files that are no images, 1 images one folder too deep, 1 links to folders of the same people"
+    )
+
+
+def test_a_folder_whose_name_is_too_long_is_one_line(tmp_path: Path) -> None:
+    assert "cannot be read: File name too long" in refusal(tmp_path / ("a" * 300))
+
+
+def test_an_image_is_turned_as_its_exif_says(tmp_path: Path) -> None:
+    image = Image.new("L", (28, 24), 0)
+    image.paste(200, (0, 0, 14, 24))  # the left half becomes the upper one
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "face.png", exif=exif)
+    face = read_image(tmp_path / "face.png", SIZE)
+    assert (face[:, :14] == 200).all()
+    assert (face[:, 14:] == 0).all()
 
 
 def test_only_unreadable_images_are_refused_even_when_skipped(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ class FaceData:
         test: people that neither of the others has.
         pairs: pairs of test images.
         left_out: images that were expected but are missing or unreadable.
+        ignored: what else was found and not used, in words.
     """
 
     train: Faces
@@ -73,6 +74,7 @@ class FaceData:
     test: Faces
     pairs: Pairs
     left_out: int = 0
+    ignored: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return (
@@ -80,6 +82,7 @@ class FaceData:
             f"calibration {len(self.calibration):,} images; "
             f"test {self.test.person_count:,} people, {len(self.pairs.same):,} pairs"
             + (f"; {self.left_out:,} image{'s' * (self.left_out > 1)} missing or unreadable" if self.left_out else "")
+            + (f"; ignored: {', '.join(self.ignored)}" if self.ignored else "")
         )
 
 

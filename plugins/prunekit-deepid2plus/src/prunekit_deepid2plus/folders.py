@@ -10,7 +10,7 @@ from pathlib import Path
 
 import attrs
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from prunekit.errors import DataError
@@ -46,9 +46,14 @@ def read_folder(
     Raises:
         DataError: the folder is missing or empty, has too few people with two images, or an image is unreadable.
     """
-    files = _images_of(folder)
-    if lfw.is_lfw(folder):
-        return _read_lfw(folder, files, size, test_folds, skip_unreadable=skip_unreadable)
+    try:
+        files, ignored = _images_of(folder)
+        with_protocol = lfw.is_lfw(folder)
+    except OSError as error:
+        raise DataError(f"data folder {folder} cannot be read: {error.strerror}: {error.filename}") from error
+    if with_protocol:
+        data = _read_lfw(folder, files, size, test_folds, skip_unreadable=skip_unreadable)
+        return attrs.evolve(data, ignored=ignored)
     if test_folds:
         raise DataError(
             f"test_folds needs LFW's people.txt and pairs.txt, which {folder} has not; leave test_folds out"
@@ -62,27 +67,55 @@ def read_folder(
     images, kept = _decode(paths, size, skip_unreadable=skip_unreadable)
     faces = Faces(images, renumbered(people[kept]))
     try:
-        return attrs.evolve(split_people(faces, seeds), left_out=len(paths) - len(faces))
+        return attrs.evolve(split_people(faces, seeds), left_out=len(paths) - len(faces), ignored=ignored)
     except DataError as error:
         raise DataError(f"{folder}: {error}") from error
 
 
-def _images_of(folder: Path) -> dict[str, list[Path]]:
-    """Return person -> images, both in the order of their names."""
+def _images_of(folder: Path) -> tuple[dict[str, list[Path]], tuple[str, ...]]:
+    """Return person -> images, both in the order of their names, and what is there besides, in words."""
     if not folder.exists():
         raise DataError(f"data folder {folder} does not exist; give a folder with one folder per person")
     if not folder.is_dir():
         raise DataError(f"data folder {folder} is a file; give a folder with one folder per person")
-    suffixes = Image.registered_extensions().keys()
-    people = {}
-    for person in sorted(path for path in folder.iterdir() if path.is_dir()):
-        images = sorted(path for path in person.iterdir() if path.suffix.lower() in suffixes)
+    folders = sorted(path for path in folder.iterdir() if path.is_dir())
+    people: dict[str, list[Path]] = {}
+    others = nested = 0
+    seen: set[Path] = set()
+    # A link to a person's folder is the same person again, and must not be verified against it.
+    for person in sorted(folders, key=Path.is_symlink):
+        if person.resolve() in seen:
+            continue
+        seen.add(person.resolve())
+        inside = sorted(person.iterdir())
+        deeper = [path for path in inside if path.is_dir()]
+        images = [path for path in inside if path not in deeper and _is_image(path)]
+        others += len(inside) - len(deeper) - len(images)
+        nested += sum(_is_image(path) for part in deeper for path in part.iterdir() if path.is_file())
         if images:
             people[person.name] = images
+    counts = {
+        "files that are no images": others,
+        "images one folder too deep": nested,
+        "links to folders of the same people": len(folders) - len(seen),
+    }
+    ignored = tuple(f"{count:,} {what}" for what, count in counts.items() if count)
     if not people:
-        found = "no image in its folders" if any(path.is_dir() for path in folder.iterdir()) else "no folder in it"
-        raise DataError(f"data folder {folder} has {found}; expected one folder of images per person")
-    return people
+        found = "no image in its folders" if folders else "no folder in it"
+        besides = f" (but {', '.join(ignored)})" if ignored else ""
+        raise DataError(f"data folder {folder} has {found}{besides}; expected one folder of images per person")
+    return dict(sorted(people.items())), ignored
+
+
+def _is_image(path: Path) -> bool:
+    """Return whether a file is to be read: by its suffix, or where it has none, by what is in it."""
+    if path.suffix:
+        return path.suffix.lower() in Image.registered_extensions()
+    try:
+        with Image.open(path):
+            return True
+    except Exception:  # noqa: BLE001 - as in decoding: whatever Pillow raises, it is no image
+        return False
 
 
 def _read_lfw(
@@ -148,31 +181,39 @@ def _decode(paths: Sequence[Path], size: tuple[int, int], *, skip_unreadable: bo
     """Return uint8 ``[images, 3, rows, columns]`` of what could be read, and which could, bool ``[paths]``."""
     images = torch.empty(len(paths), 3, *size, dtype=torch.uint8)
 
-    def decode(number: int) -> bool:
+    def decode(number: int) -> str:
+        """Return why an image cannot be read, "" if it can."""
         # Pillow's plugins raise many kinds of error on damaged files; whichever it is, the image is unreadable.
         try:
             images[number] = read_image(paths[number], size)
-        except Exception:  # noqa: BLE001
-            return False
-        return True
+        except UnidentifiedImageError:
+            return "no image that Pillow knows, or a damaged one"
+        except Exception as error:  # noqa: BLE001
+            return " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
+        return ""
 
     with ThreadPoolExecutor(THREADS) as pool:
-        kept = torch.tensor(list(pool.map(decode, range(len(paths)))))
-    bad = [str(path) for path, good in zip(paths, kept.tolist(), strict=True) if not good]
+        reasons = list(pool.map(decode, range(len(paths))))
+    kept = torch.tensor([not reason for reason in reasons])
+    bad = [str(path) for path, reason in zip(paths, reasons, strict=True) if reason]
     if bad and not skip_unreadable:
-        raise DataError(f"{_named(bad)} cannot be read; mend or remove, or set skip_unreadable=true to leave out")
+        first = next(filter(None, reasons))
+        raise DataError(
+            f"{_named(bad)} cannot be read (the first: {first}); mend or remove, "
+            "or leave out with -o task.skip_unreadable=true"
+        )
     return (images if not bad else images[kept]), kept
 
 
 def read_image(path: Path, size: tuple[int, int]) -> Tensor:
-    """Read one image as uint8 RGB ``[3, rows, columns]``, cropped in its centre to the aspect, then resized.
+    """Read one image as uint8 RGB ``[3, rows, columns]``, turned as EXIF says, cropped to the aspect, then resized.
 
     Raises:
         Exception: of whatever kind Pillow raises on a file that is no image, or truncated.
     """
     rows, columns = size
     with Image.open(path) as image:
-        face = ImageOps.fit(image.convert("RGB"), (columns, rows), Image.Resampling.BILINEAR)
+        face = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (columns, rows), Image.Resampling.BILINEAR)
     return torch.frombuffer(bytearray(face.tobytes()), dtype=torch.uint8).view(rows, columns, 3).permute(2, 0, 1)
 
 
