@@ -1,6 +1,5 @@
 """The errors a user can cause and mend. Everything else is a bug and keeps its traceback."""
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -39,6 +38,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
         name: what the user wrote.
         known: what would have been accepted.
     """
+    import difflib  # only errors need it, and help is not to wait for it
+
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
     if close:

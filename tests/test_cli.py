@@ -4,7 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prunekit.cli import cli, main
+from prunekit.cli import main
+from prunekit.cli.list_plugins import list_plugins
 from prunekit.cli.tables import make_table, print_table
 from prunekit.masks import Masks, load_masks
 from prunekit.plugins import make_manager
@@ -152,7 +153,7 @@ def test_an_interrupt_ends_with_130(capsys: pytest.CaptureFixture[str], monkeypa
     def interrupt(**_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.commands["list"], "callback", interrupt)
+    monkeypatch.setattr(list_plugins, "callback", interrupt)
     assert main(["list"]) == 130
     assert "error: interrupted" in capsys.readouterr().err
 
@@ -161,7 +162,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(**_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli.commands["list"], "callback", fail)
+    monkeypatch.setattr(list_plugins, "callback", fail)
     with pytest.raises(ZeroDivisionError):
         main(["list"])
 

@@ -6,28 +6,48 @@ wait for torch.
 """
 
 from collections.abc import Sequence
+from importlib import import_module
 
 import click
 
-from prunekit.cli.list_plugins import list_plugins
-from prunekit.cli.masks import masks
-from prunekit.cli.plan import plan
-from prunekit.cli.run import run
-from prunekit.cli.show import show
 from prunekit.errors import PrunekitError
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+# name -> module and function, and the line that help shows; a command's module loads when it is called.
+COMMANDS = {
+    "list": ("list_plugins", "list_plugins", "List criteria, schedules and tasks."),
+    "masks": ("masks", "masks", "Show, compare, combine and apply mask files."),
+    "plan": ("plan", "plan", "Print layers and stages of a run; train nothing."),
+    "run": ("run", "run", "Train, prune, re-train; save masks and weights."),
+    "show": ("show", "show", "Show one of them: text, options, source."),
+}
+
+
+class _Commands(click.Group):
+    """The commands, none of which is imported before it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, function, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(f"prunekit.cli.{module}"), function)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="prunekit")
 def cli() -> None:
     """Prune neural networks with criteria, schedules and tasks that are plugins."""
-
-
-for command in (run, plan, list_plugins, show, masks):
-    cli.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

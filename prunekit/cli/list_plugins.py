@@ -3,7 +3,7 @@
 import click
 
 
-@click.command("list", short_help="List criteria, schedules and tasks.")
+@click.command("list")
 @click.option("--no-plugin", "no_plugins", multiple=True, metavar="NAME", help="Do without a plugin; repeatable.")
 def list_plugins(no_plugins: tuple[str, ...]) -> None:
     """List criteria, schedules and tasks, and the packages that they come from."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from prunekit.schedules import MaskUpdate
 
 
-@click.command(short_help="Print layers and stages of a run; train nothing.")
+@click.command()
 @config_options
 def plan(**flags: Any) -> None:
     """Print the layers, stages, densities and weights of a run, without training."""

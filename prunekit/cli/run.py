@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from prunekit.config import RunConfig
 
 
-@click.command(short_help="Train, prune, re-train; save masks and weights.")
+@click.command()
 @config_options
 @click.option("--resume", metavar="FOLDER", help="Go on with the run in FOLDER; with no other option but --no-plugin.")
 @click.option("--force", is_flag=True, help="Write over the run that is in the run folder.")

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from prunekit.registry import Entry
 
 
-@click.command(short_help="Show one of them: text, options, source.")
+@click.command()
 @click.argument("kind", type=click.Choice(["criterion", "schedule", "task"]))
 @click.argument("name")
 @click.option("--no-plugin", "no_plugins", multiple=True, metavar="NAME", help="Do without a plugin; repeatable.")
