@@ -44,6 +44,7 @@ class RunConfig:
         density: short for the structure "*=DENSITY"; not together with ``structure``.
         masks: a mask file to start from; ``None``: all weights are kept at first.
         freeze_masks: only re-train, in one stage, under these masks.
+        dense: train through the plan's stages, but change no mask: the control of a pruned run.
         weights: a file with weights of the deployed network to start from; ``None``: the task's own.
         sparse_model: whether the run writes its model as a sparse checkpoint.
         training: fields of ``tasks.Training`` that differ from the task's own.
@@ -63,6 +64,7 @@ class RunConfig:
     density: float | None = None
     masks: str | None = None
     freeze_masks: bool = False
+    dense: bool = False
     weights: str | None = None
     sparse_model: bool = False
     training: Mapping[str, Any] = _NO_OPTIONS
@@ -81,6 +83,8 @@ class RunConfig:
             raise ConfigError(f"both structure {self.structure!r} and density {self.density:g} are given; keep one")
         if self.freeze_masks and self.masks is None:
             raise ConfigError("freeze_masks re-trains under given masks, but none are; give --masks FILE")
+        if self.freeze_masks and self.dense:
+            raise ConfigError("dense prunes nothing and freeze_masks re-trains under given masks; keep one of them")
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}, expected a whole number of at least 0")
         if self.density is not None:
@@ -253,7 +257,7 @@ def _to_config(data: Mapping[str, Any]) -> RunConfig:
     values: dict[str, Any] = {}
     for section in _CHOICES:
         if section in data:
-            values[section] = _to_choice(section, _table(dict(data), section))
+            values[section] = to_choice(section, _table(dict(data), section))
     if "training" in data:
         values["training"] = convert_options(Training, _table(dict(data), "training"), "training", "section [training]")
     if isinstance(data.get("structure"), Mapping):
@@ -264,7 +268,16 @@ def _to_config(data: Mapping[str, Any]) -> RunConfig:
     return RunConfig(**values)
 
 
-def _to_choice(section: str, table: Mapping[str, Any]) -> Choice:
+def to_choice(section: str, table: Mapping[str, Any]) -> Choice:
+    """Read one plugin with its options from a table of a recipe.
+
+    Args:
+        section: "task", "criterion" or "schedule".
+        table: "name" and options; without a name, the section's default.
+
+    Raises:
+        ConfigError: a name that is no text.
+    """
     default: Choice = getattr(RunConfig(), section)
     name = table.get("name", default.name)
     if not isinstance(name, str):

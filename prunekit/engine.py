@@ -33,6 +33,8 @@ def run(
     *,
     resume: bool = False,
     force: bool = False,
+    source: RunFolder | None = None,
+    last: int | None = None,
 ) -> events.RunFinished:
     """Carry out a plan and leave masks, model, metrics and checkpoints in the run folder.
 
@@ -43,6 +45,9 @@ def run(
         folder: where to write.
         resume: go on from the newest good checkpoint in the folder.
         force: write over a run that is in the folder.
+        source: a run whose finished stages are those that this one begins with: they are taken over, and what
+            follows gives the bytes that it would give without.
+        last: carry out only so many stages of the plan; ``None``: all.
 
     Raises:
         PrunekitError: a loss that is no number, a full disk, a checkpoint that does not fit.
@@ -51,28 +56,34 @@ def run(
     hardware.place(prepared.model)
     state = RunState(config, prepared, folder, hardware)
     try:
-        return _run(state, hook, resume=resume, force=force)
+        return _run(state, hook, resume=resume, force=force, source=source, last=last)
     except BaseException as error:
         hook.prunekit_run_stopped(event=events.RunStopped(folder.path, f"{type(error).__name__}: {error}"))
         raise
 
 
-def _run(state: RunState, hook: pluggy.HookRelay, *, resume: bool, force: bool) -> events.RunFinished:
+def _run(
+    state: RunState, hook: pluggy.HookRelay, *, resume: bool, force: bool, source: RunFolder | None, last: int | None
+) -> events.RunFinished:
     prepared, folder = state.prepared, state.folder
     batches = len(prepared.task.batches("train", 0, state.seeds))
     epoch_length = epoch_steps(batches, prepared.training.accumulate)
     stages = _stage_trainings(state, hook, epoch_length)
     if not resume:
         folder.create(force=force)
-    checkpoint, notes = state.restore() if resume else (None, ())
+        if source is not None:
+            folder.adopt(source)
+    checkpoint, notes = state.restore() if resume or source is not None else (None, ())
     if checkpoint is None:
         _begin(state)
+    elif not resume:
+        _describe(state)
     weights = sum(view.weight.numel() for view in prepared.views.values())
     headline = f"{prepared.headline}; {weights:,} prunable weights; {state.hardware}"
     at = None if checkpoint is None else (checkpoint.stage, checkpoint.step)
     steps = tuple(training.steps for training in stages)
     hook.prunekit_run_started(event=events.RunStarted(folder.path, headline, prepared.plan, steps, at, notes))
-    for training in stages[checkpoint.stage if checkpoint else 0 :]:
+    for training in stages[checkpoint.stage if checkpoint else 0 : last]:
         in_middle = checkpoint if checkpoint and checkpoint.optimizer and checkpoint.stage == training.index else None
         _run_stage(training, in_middle)
     done = events.RunFinished(folder.path, tuple(state.finished), state.seconds)
@@ -99,13 +110,18 @@ def _stage_trainings(state: RunState, hook: pluggy.HookRelay, epoch_length: int)
 
 def _begin(state: RunState) -> None:
     """Take what is given, and write what the run is, and the first weights where a stage goes back to them."""
-    folder = state.folder
     state.take_given()
+    if any(stage.start.kind == "initial" for stage in state.prepared.plan.stages):
+        state.keep_weights(Start("initial"))
+    _describe(state)
+
+
+def _describe(state: RunState) -> None:
+    """Write what the run is; its recipe last, since a folder that has one can be resumed."""
+    folder = state.folder
     folder.write_json(folder.environment, environment(state.config.seed, str(state.hardware)))
     folder.write_json(folder.plan, attrs.asdict(state.prepared.plan))
     write_atomically(folder.config, to_toml(state.config).encode())
-    if any(stage.start.kind == "initial" for stage in state.prepared.plan.stages):
-        state.keep_weights(Start("initial"))
 
 
 def _run_stage(training: StageTraining, checkpoint: Checkpoint | None) -> None:

@@ -31,6 +31,7 @@ class Prepared:
 
     Attributes:
         task: set up.
+        data: one line that says what its data is.
         headline: one line: task, network, data, criterion, schedule.
         model: what is trained.
         network: the part of it that is pruned, counted and saved.
@@ -44,6 +45,7 @@ class Prepared:
     """
 
     task: Task
+    data: str
     headline: str
     model: nn.Module
     network: nn.Module
@@ -62,7 +64,13 @@ class Prepared:
 
 
 def prepare(
-    config: RunConfig, manager: PluginManager, registry: Registry, device: str = "cpu", *, resumed: bool = False
+    config: RunConfig,
+    manager: PluginManager,
+    registry: Registry,
+    device: str = "cpu",
+    *,
+    resumed: bool = False,
+    like: Prepared | None = None,
 ) -> Prepared:
     """Make the task, its model and the plan, and check them.
 
@@ -72,6 +80,7 @@ def prepare(
         registry: gives task, criterion and schedule.
         device: where the model's parameters are made; "meta" gives them no values.
         resumed: the run has begun already and holds what it started from; given files are not read again.
+        like: an earlier run of the same task and seed: its data is not read again.
 
     Raises:
         CheckpointError: given weights that are not those of the network.
@@ -80,14 +89,14 @@ def prepare(
         DataError: from the task.
         MaskError: given masks that do not fit the network.
     """
-    task = registry.make_task(config.task.name, config.task.options)
+    task = like.task if like else registry.make_task(config.task.name, config.task.options)
     make_criterion = partial(registry.make_criterion, config.criterion.name, config.criterion.options)
     make_criterion()  # a wrong option, or device, is better known before the data is read
     pick_device(config.device)
     schedule = registry.make_schedule(config.schedule.name, config.schedule.options)
     training = merge_training(task.training(), config.training)
     seeds = Seeds(config.seed)
-    data = task.setup(seeds)
+    data = like.data if like else task.setup(seeds)
     build_model = partial(_build, task, seeds)
     model = build_model("initial weights", device=device)
     network = task.deployed(model)
@@ -103,7 +112,7 @@ def prepare(
     files = (f"{name} {path}" for name, path in (("masks", config.masks), ("weights", config.weights)) if path)
     headline = "; ".join(filter(None, (*parts, *files)))
     return Prepared(
-        task, headline, model, network, views, structure, training, plan, make_criterion, build_model, given
+        task, data, headline, model, network, views, structure, training, plan, make_criterion, build_model, given
     )
 
 
@@ -142,4 +151,4 @@ def _plan(
         return Plan((Stage("retrain", retraining),))
     plan = schedule.plan(PlanRequest(shapes, structure, dense, retraining))
     check_plan(plan, shapes, given.densities())
-    return plan
+    return Plan(tuple(attrs.evolve(stage, updates=()) for stage in plan.stages)) if config.dense else plan

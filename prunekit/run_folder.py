@@ -92,6 +92,20 @@ class RunFolder:
         self._clear()
         make_writable_folder(self.checkpoints)
 
+    def adopt(self, source: "RunFolder") -> None:
+        """Copy from another run what it would be resumed from: checkpoints, weights to go back to, the metric log.
+
+        Raises:
+            CheckpointError: when something cannot be read or written.
+        """
+        for path in (*sorted(source.checkpoints.glob("*.safetensors")), source.metrics):
+            target = (self.path if path == source.metrics else self.checkpoints) / path.name
+            try:
+                content = path.read_bytes() if path.exists() else b""
+            except OSError as error:
+                raise CheckpointError(f"{path} of the run to go on from cannot be read: {error.strerror}") from error
+            write_atomically(target, content)
+
     def check_resumable(self) -> None:
         """Raise ``CheckpointError`` unless a run was begun here and the folder can be written."""
         try:

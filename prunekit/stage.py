@@ -90,7 +90,8 @@ class StageTraining:
 
     def _rate(self, step: int) -> float:
         settings = self.state.prepared.training
-        retrains = self.index > 0 or self.state.config.freeze_masks
+        # What starts from new or from early weights is trained, not re-trained.
+        retrains = (self.index > 0 or self.state.config.freeze_masks) and self.stage.start.kind == "previous"
         scale = settings.retraining_rate if retrains else 1.0
         return scale * rate_factor(settings, step, self.steps)
 

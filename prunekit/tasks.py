@@ -43,7 +43,9 @@ class Training:
     retraining: str = option("5 epochs", "length of each stage after it")
     decay: str = option("cosine", "fall of the learning rate within a stage", choices=("cosine", "linear", "constant"))
     warmup: float = option(0.0, "fraction of a stage in which the learning rate rises linearly", low=0, high=1)
-    retraining_rate: float = option(1.0, "factor on the learning rates after the first stage", low=0)
+    retraining_rate: float = option(
+        1.0, "factor on the learning rates of stages that go on from trained weights", low=0
+    )
     accumulate: int = option(1, "batches whose gradients are averaged into one optimiser step", low=1)
     clip_norm: float | None = option(None, "greatest norm of the whole gradient", low=0)
     precision: str = option("fp32", "arithmetic of forward and backward", choices=("fp32", "bf16", "fp16"))

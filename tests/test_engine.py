@@ -12,7 +12,10 @@ from prunekit.errors import CheckpointError, DataError, TrainingError
 from prunekit.layers import parameter_name
 from prunekit.markers import hookimpl
 from prunekit.masks import load_masks
-from prunekit.plugins import make_manager
+from prunekit.plugins import Source, make_manager
+from prunekit.preparation import prepare
+from prunekit.registry import collect
+from prunekit.run_folder import RunFolder
 from prunekit.testing import ToyNetwork, ToyTask
 
 RECIPE = {
@@ -259,3 +262,58 @@ def test_what_is_wrong_before_the_first_step_leaves_an_old_run_alone(toy_run):
         )
     assert folder.model.read_bytes() == before
     assert any(folder.checkpoints.iterdir())
+
+
+def test_a_run_that_goes_on_from_another_gives_the_bytes_that_it_gives_alone(toy_run, tmp_path):
+    recipe = {**RECIPE, "task": {"name": "dropout"}}
+    whole, _, alone = toy_run(recipe, [Tasks()], out="whole")
+    for last in (1, 2):
+        config = build_config({**recipe, "out": None})
+        manager = make_manager(third_party=False)
+        manager.add(Tasks(), Source("tasks", "tests"))
+        prepared = prepare(config, manager, collect(manager))
+        source = RunFolder(tmp_path / "part-1") if last > 1 else None
+        run(config, prepared, manager.hook, RunFolder(tmp_path / f"part-{last}"), source=source, last=last)
+    finished, _, part = toy_run(recipe, [Tasks()], out="part-2", resume=True)
+    assert part.model.read_bytes() == alone.model.read_bytes()
+    assert part.masks.read_bytes() == alone.masks.read_bytes()
+    assert metrics_of(part) == metrics_of(alone)
+    assert [stage.evaluation for stage in finished.stages] == [stage.evaluation for stage in whole.stages]
+
+
+def test_the_dense_control_trains_through_the_same_stages_and_prunes_nothing(toy_run):
+    pruned, _, _ = toy_run(RECIPE, out="pruned")
+    control, _, folder = toy_run({**RECIPE, "dense": True}, out="control")
+    assert [stage.name for stage in control.stages] == [stage.name for stage in pruned.stages]
+    assert control.stages[0].evaluation == pruned.stages[0].evaluation
+    assert {stage.compression for stage in control.stages} == {1.0}
+    assert not folder.masks.exists()
+
+
+def test_training_from_scratch_begins_at_the_full_rate_under_the_final_masks(toy_run):
+    class Rates:
+        """Notes the learning rate at the end of each epoch."""
+
+        def __init__(self):
+            self.of_stage = {}
+
+        @hookimpl
+        def prunekit_epoch_finished(self, event):
+            self.of_stage.setdefault(event.stage, event.learning_rate)
+
+    rates = Rates()
+    recipe = {**RECIPE, "schedule": {"name": "layerwise", "scratch": "same"}}
+    recipe["training"] = {"budget": "1 epochs", "retraining": "1 epochs", "decay": "constant", "retraining_rate": 0.1}
+    finished, _, folder = toy_run(recipe, [rates])
+    assert [stage.name for stage in finished.stages] == [
+        "dense",
+        "hidden",
+        "conv_b",
+        "scratch 0",
+        "scratch 1",
+        "scratch 2",
+    ]
+    assert list(rates.of_stage.values()) == pytest.approx([0.05, 0.005, 0.005, 0.05, 0.005, 0.005])
+    saved, masks = load_file(folder.model), load_masks(folder.masks).tensors
+    assert all(torch.equal(saved[name] != 0, mask) for name, mask in masks.items())
+    assert finished.stages[-1].kept == finished.stages[2].kept

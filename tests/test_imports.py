@@ -52,6 +52,11 @@ ORDER = [
     "state",
     "stage",
     "engine",
+    "kept_correlation",
+    "intervals",
+    "grid",
+    "sweep",
+    "summary",
     "testing",
     "cli",
 ]

@@ -1,4 +1,7 @@
+import pytest
+
 from prunekit.builtin.layerwise import Layerwise
+from prunekit.errors import ConfigError
 from prunekit.layers import LayerShape
 from prunekit.schedules import Budget, PlanRequest
 from prunekit.testing import check_schedule
@@ -26,3 +29,21 @@ def test_after_the_dense_stage_each_layer_has_a_stage_in_the_order_written() -> 
 def test_every_stage_starts_from_the_weights_of_the_one_before() -> None:
     assert {stage.start.kind for stage in Layerwise().plan(REQUEST).stages} == {"previous"}
     assert all(update.at == 0 for stage in Layerwise().plan(REQUEST).stages for update in stage.updates)
+
+
+@pytest.mark.parametrize(
+    ("scratch", "epochs"), [("none", []), ("retraining", [5, 5]), ("same", [9, 5, 5]), ("long", [9 + 5 + 5])]
+)
+def test_scratch_trains_the_final_masks_anew_for_the_steps_it_is_named_after(scratch, epochs) -> None:
+    check_schedule(Layerwise, scratch=scratch)
+    stages = Layerwise(scratch=scratch).plan(REQUEST).stages
+    assert stages[:3] == Layerwise().plan(REQUEST).stages
+    assert [stage.budget.amount for stage in stages[3:]] == epochs
+    assert [stage.start.kind for stage in stages[3:]] == ["fresh", "previous", "previous"][: len(epochs)]
+    assert not any(stage.updates for stage in stages[3:])
+
+
+def test_one_long_schedule_cannot_add_steps_to_epochs() -> None:
+    request = PlanRequest(LAYERS, REQUEST.structure, Budget(90, "steps"), Budget(5, "epochs"))
+    with pytest.raises(ConfigError, match="training takes 90 steps and re-training 5 epochs"):
+        Layerwise(scratch="long").plan(request)

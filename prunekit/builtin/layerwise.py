@@ -1,22 +1,34 @@
 """The schedule "layerwise": one layer after the other, re-training in between (section 3 of the paper)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import attrs
 
+from prunekit.errors import ConfigError
 from prunekit.markers import hookimpl
 from prunekit.options import option
-from prunekit.schedules import MaskUpdate, Plan, PlanRequest, Schedule, Stage
+from prunekit.schedules import Budget, MaskUpdate, Plan, PlanRequest, Schedule, Stage, Start
 from prunekit.selection import Scope
 
 
 @attrs.frozen
 class Layerwise(Schedule):
-    """Prune layer after layer in the order of the structure, each from the weights before (Sun et al., 2016)."""
+    """Prune layer after layer in the order of the structure, each from the weights before (Sun et al., 2016).
+
+    With ``scratch`` the masks that this ends with are then trained anew, from weights drawn afresh, as the control
+    of starting from the denser model:
+
+    - "retraining": for as many steps as the pruned network was re-trained, stage by stage;
+    - "same": for all steps, the dense ones included, with the same stages and rates;
+    - "long": for all steps, as one stage with one fall of the learning rate.
+    """
 
     name = "layerwise"
 
     scope: Scope | None = option(None, "what competes; none: what the criterion prefers", choices=("unit", "layer"))
+    scratch: str = option(
+        "none", "train the final masks anew, for how long", choices=("none", "retraining", "same", "long")
+    )
 
     def plan(self, request: PlanRequest) -> Plan:
         """Return a dense stage and one for each layer of the structure; earlier masks stay as they are."""
@@ -24,7 +36,24 @@ class Layerwise(Schedule):
             Stage(layer, request.retraining, (MaskUpdate(0.0, {layer: density}, scope=self.scope),))
             for layer, density in request.structure
         )
-        return Plan((Stage("dense", request.training), *pruned))
+        return Plan((Stage("dense", request.training), *pruned, *self._anew(request)))
+
+    def _anew(self, request: PlanRequest) -> Iterator[Stage]:
+        dense, retraining, count = request.training, request.retraining, len(request.structure)
+        if self.scratch == "none":
+            return
+        budgets = [retraining] * count
+        if self.scratch == "same":
+            budgets = [dense, *budgets]
+        elif self.scratch == "long":
+            if dense.unit != retraining.unit:
+                raise ConfigError(
+                    f"schedule.scratch is 'long', but training takes {dense} and re-training {retraining}; "
+                    "give both in steps or both in epochs"
+                )
+            budgets = [Budget(dense.amount + count * retraining.amount, dense.unit)]
+        for number, budget in enumerate(budgets):
+            yield Stage(f"scratch {number}", budget, start=Start() if number else Start("fresh"))
 
 
 @hookimpl

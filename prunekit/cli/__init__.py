@@ -23,6 +23,7 @@ COMMANDS = {
     "plan": ("plan", "plan", "Print layers and stages of a run; train nothing."),
     "run": ("run", "run", "Train, prune, re-train; save masks and weights."),
     "show": ("show", "show", "Show one of them: text, options, source."),
+    "sweep": ("sweep", "sweep", "Run a grid over seeds; print means and paired differences."),
 }
 
 

@@ -18,6 +18,7 @@ _OPTIONS = (
     click.option("--density", metavar="NUMBER", help="One density for all layers, in (0, 1]."),
     click.option("--masks", metavar="FILE", help="Start from the masks in FILE."),
     click.option("--freeze-masks", is_flag=True, default=None, help="Only re-train under --masks, in one stage."),
+    click.option("--dense", is_flag=True, default=None, help="Train through all stages, prune nothing: the control."),
     click.option("--weights", metavar="FILE", help="Start from the deployed network's weights in FILE."),
     click.option("--sparse-model", is_flag=True, default=None, help="Write the model as a sparse checkpoint."),
     click.option(

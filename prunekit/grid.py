@@ -1,0 +1,230 @@
+"""What a sweep asks for: a recipe with a section [sweep] becomes cells, and cells become runs that share ancestors.
+
+A cell is one figure of the table: a structure, a criterion and a schedule. Each of its stages, for one seed, is a run
+of its own that begins where the run of the stages before ended; stages that two cells have in common are one run.
+This module plans; it must not train, and reads no data beyond what the task checks in its ``setup``.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import attrs
+import cattrs
+
+from prunekit.config import Choice, RunConfig, build_config, to_choice
+from prunekit.construct import convert_options
+from prunekit.errors import ConfigError
+from prunekit.hardware import pick_device
+from prunekit.plugins import PluginManager
+from prunekit.preparation import Prepared, prepare
+from prunekit.registry import Registry
+from prunekit.schedules import Plan, Stage
+
+_AXES = {"criteria": "criterion", "schedules": "schedule"}
+_DIGITS = 10  # of a digest: enough for a trillion runs in one folder
+_LONGEST_NAME = 60
+
+
+@attrs.frozen
+class Sweep:
+    """A grid over structures, criteria and schedules; the first of each is what the others are compared with.
+
+    Attributes:
+        base: what all cells have in common.
+        structures: "LAYER=DENSITY ..." each.
+        criteria: names with options.
+        schedules: names with options.
+        metrics: the figures to compare, the most telling one first.
+        kept_correlation: also measure the mean absolute correlation of the connections that the last pruning kept.
+    """
+
+    base: RunConfig
+    structures: tuple[str, ...]
+    criteria: tuple[Choice, ...]
+    schedules: tuple[Choice, ...]
+    metrics: tuple[str, ...]
+    kept_correlation: bool
+
+
+@attrs.frozen
+class _Section:
+    """The plain keys of [sweep]."""
+
+    structures: list[str] | None = None
+    metrics: list[str] | None = None
+    kept_correlation: bool = False
+
+
+def read_sweep(
+    recipe: Mapping[str, Any], flags: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
+) -> Sweep:
+    """Read a recipe with a section [sweep]; an axis that it leaves out has the recipe's own single value.
+
+    Args:
+        recipe: as ``config.read_recipe`` returns it.
+        flags: as for ``config.build_config``.
+        overrides: likewise.
+
+    Raises:
+        ConfigError: no section [sweep], an unknown key, an empty or repeated entry, or what a run would refuse.
+    """
+    section = recipe.get("sweep")
+    if not isinstance(section, Mapping):
+        raise ConfigError("the recipe has no section [sweep], expected one with structures, criteria or schedules")
+    base = build_config({key: value for key, value in recipe.items() if key != "sweep"}, flags, overrides)
+    plain = {key: value for key, value in section.items() if key not in _AXES}
+    settings = _Section(**convert_options(_Section, plain, "sweep", "section [sweep]"))
+    if base.freeze_masks or base.dense:
+        raise ConfigError("a sweep prunes and makes its own dense controls; leave out freeze_masks and dense")
+    structures = settings.structures or [base.asked_structure or ""]
+    sweep = Sweep(
+        base,
+        tuple(structures),
+        _choices(section, "criteria", base.criterion),
+        _choices(section, "schedules", base.schedule),
+        tuple(settings.metrics or ()),
+        settings.kept_correlation,
+    )
+    for axis in ("structures", "criteria", "schedules", "metrics"):
+        values = getattr(sweep, axis)
+        if any(value in values[:index] for index, value in enumerate(values)):
+            raise ConfigError(f"sweep.{axis} names one of its entries twice: {', '.join(map(_label, values))}")
+    return sweep
+
+
+def _choices(section: Mapping[str, Any], axis: str, default: Choice) -> tuple[Choice, ...]:
+    entries = section.get(axis, [])
+    if not isinstance(entries, list):
+        raise ConfigError(f"sweep.{axis} is {entries!r}, expected a list of names or of tables with a name")
+    tables = [{"name": entry} if isinstance(entry, str) else entry for entry in entries]
+    for table in tables:
+        if not isinstance(table, Mapping) or "name" not in table:
+            raise ConfigError(f'sweep.{axis} has an entry {table!r}, expected "NAME" or {{name = "NAME", ...}}')
+    return tuple(to_choice(_AXES[axis], table) for table in tables) or (default,)
+
+
+def _label(value: str | Choice) -> str:
+    if isinstance(value, str):
+        return value
+    options = ", ".join(f"{key}={option}" for key, option in value.options.items())
+    return f"{value.name} ({options})" if options else value.name
+
+
+@attrs.frozen
+class Cell:
+    """One row of the table.
+
+    Attributes:
+        kind: "dense" (not pruned, not trained on), "control" (not pruned, trained on for as many steps), "pruned".
+        structure: as the recipe has it; "" for the dense network.
+        criterion: with options, for reading; "" where nothing is pruned.
+        schedule: likewise.
+        config: what to run; its seed is the first.
+        plan: its stages.
+    """
+
+    kind: str
+    structure: str
+    criterion: str
+    schedule: str
+    config: RunConfig
+    plan: Plan
+
+    def __str__(self) -> str:
+        parts = (self.kind if self.kind != "pruned" else "", self.structure, self.criterion, self.schedule)
+        return "; ".join(filter(None, parts))
+
+
+@attrs.frozen
+class Node:
+    """One stage of one seed, and the stages before it.
+
+    Attributes:
+        name: of its folder; different for runs that differ in anything that counts.
+        parent: the name of the run that it goes on from; ``None`` for a first stage.
+        config: a run that has these stages.
+        last: how many stages these are.
+        layers: those that the last of them prunes.
+    """
+
+    name: str
+    parent: str | None
+    config: RunConfig
+    last: int
+    layers: tuple[str, ...]
+
+
+def make_cells(sweep: Sweep, manager: PluginManager, registry: Registry) -> list[Cell]:
+    """Return the cells of a grid, each checked like a run; controls stand behind the cells of their structure.
+
+    Raises:
+        PrunekitError: whatever a run would refuse before it trains.
+    """
+    cells: list[Cell] = []
+    like: Prepared | None = None
+
+    def add(kind: str, structure: str, criterion: Choice, schedule: Choice, stages: int | None = None) -> None:
+        nonlocal like
+        config = attrs.evolve(
+            sweep.base,
+            structure=structure or None,
+            density=None if structure else sweep.base.density,
+            criterion=criterion,
+            schedule=schedule,
+            dense=kind != "pruned",
+        )
+        like = prepare(config, manager, registry, device="meta", like=like)
+        plan = Plan(like.plan.stages[:stages])
+        labels = (_label(criterion), _label(schedule)) if kind == "pruned" else ("", "")
+        shown = "" if kind == "dense" else structure or like.task.structure
+        cells.append(Cell(kind, shown, *labels, config, plan))
+
+    first_criterion, first_schedule = sweep.criteria[0], sweep.schedules[0]
+    add("dense", sweep.structures[0], first_criterion, first_schedule, stages=1)
+    for structure in sweep.structures:
+        for schedule in sweep.schedules:
+            for criterion in sweep.criteria:
+                add("pruned", structure, criterion, schedule)
+        add("control", structure, first_criterion, first_schedule)
+    return cells
+
+
+def chain(cell: Cell, seed: int) -> Iterator[Node]:
+    """Yield the runs that lead to a cell, from its first stage to its last, for one seed."""
+    config = attrs.evolve(cell.config, seed=seed)
+    parent: str | None = None
+    for last in range(1, len(cell.plan.stages) + 1):
+        stages = cell.plan.stages[:last]
+        name = _name(config, stages, _rewinds(cell.plan, last))
+        layers = tuple(layer for update in stages[-1].updates for layer in update.targets)
+        yield Node(name, parent, config, last, layers)
+        parent = name
+
+
+def _rewinds(plan: Plan, last: int) -> list[Any]:
+    """Return what later stages want kept of the stages before: a run that did not keep it cannot serve them."""
+    starts = {stage.start for stage in plan.stages[last:] if stage.start.kind in {"initial", "step"}}
+    return sorted(cattrs.unstructure(starts), key=repr)
+
+
+def _name(config: RunConfig, stages: Sequence[Stage], rewinds: list[Any]) -> str:
+    training = {key: value for key, value in config.training.items() if key not in {"budget", "retraining"}}
+    if all(stage.start.kind != "previous" for stage in stages[1:]):
+        training.pop("retraining_rate", None)
+    facts = {
+        "task": cattrs.unstructure(config.task),
+        # A criterion that has chosen nothing yet changes nothing.
+        "criterion": cattrs.unstructure(config.criterion) if any(stage.updates for stage in stages) else None,
+        "training": training,
+        "given": [config.masks, config.weights],
+        "seed": config.seed,
+        "device": pick_device(config.device).type,
+        "stages": [cattrs.unstructure(attrs.evolve(stage, name="")) for stage in stages],
+        "rewinds": rewinds,
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+    words = "+".join(f"{stage.name}" if stage.updates or not index else "on" for index, stage in enumerate(stages))
+    safe = "".join(letter if letter.isalnum() or letter in "+-_." else "-" for letter in words)
+    return f"seed{config.seed}-{safe[:_LONGEST_NAME]}-{digest[:_DIGITS]}"
