@@ -1,13 +1,14 @@
 """What a sweep asks for: a recipe with a section [sweep] becomes cells, and cells become runs that share ancestors.
 
-A cell is one figure of the table: a structure, a criterion and a schedule. Each of its stages, for one seed, is a run
-of its own that begins where the run of the stages before ended; stages that two cells have in common are one run.
-This module plans; it must not train, and reads no data beyond what the task checks in its ``setup``.
+A cell is one row of the table: a structure, a criterion, a schedule and training settings. Each of its stages, for one
+seed, is a run of its own that begins where the run of the stages before ended; stages that two cells have in common
+are one run. This module plans; it must not train, and reads no data beyond what the task checks in its ``setup``.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import attrs
@@ -29,13 +30,14 @@ _LONGEST_NAME = 60
 
 @attrs.frozen
 class Sweep:
-    """A grid over structures, criteria and schedules; the first of each is what the others are compared with.
+    """A grid over structures, criteria, schedules, training; the first of each is what the others are compared with.
 
     Attributes:
         base: what all cells have in common.
         structures: "LAYER=DENSITY ..." each.
         criteria: names with options.
         schedules: names with options.
+        training: settings that differ from those of ``base``.
         metrics: the figures to compare, the most telling one first.
         kept_correlation: also measure the mean absolute correlation of the connections that the last pruning kept.
     """
@@ -44,6 +46,7 @@ class Sweep:
     structures: tuple[str, ...]
     criteria: tuple[Choice, ...]
     schedules: tuple[Choice, ...]
+    training: tuple[Mapping[str, Any], ...]
     metrics: tuple[str, ...]
     kept_correlation: bool
 
@@ -53,6 +56,7 @@ class _Section:
     """The plain keys of [sweep]."""
 
     structures: list[str] | None = None
+    training: list[dict[str, Any]] | None = None
     metrics: list[str] | None = None
     kept_correlation: bool = False
 
@@ -84,10 +88,11 @@ def read_sweep(
         tuple(structures),
         _choices(section, "criteria", base.criterion),
         _choices(section, "schedules", base.schedule),
+        tuple(settings.training or ({},)),
         tuple(settings.metrics or ()),
         settings.kept_correlation,
     )
-    for axis in ("structures", "criteria", "schedules", "metrics"):
+    for axis in ("structures", "criteria", "schedules", "training", "metrics"):
         values = getattr(sweep, axis)
         if any(value in values[:index] for index, value in enumerate(values)):
             raise ConfigError(f"sweep.{axis} names one of its entries twice: {', '.join(map(_label, values))}")
@@ -105,11 +110,14 @@ def _choices(section: Mapping[str, Any], axis: str, default: Choice) -> tuple[Ch
     return tuple(to_choice(_AXES[axis], table) for table in tables) or (default,)
 
 
-def _label(value: str | Choice) -> str:
+def _label(value: str | Choice | Mapping[str, Any]) -> str:
     if isinstance(value, str):
         return value
-    options = ", ".join(f"{key}={option}" for key, option in value.options.items())
-    return f"{value.name} ({options})" if options else value.name
+    settings = value.options if isinstance(value, Choice) else value
+    text = ", ".join(f"{key}={setting}" for key, setting in settings.items())
+    if isinstance(value, Choice):
+        return f"{value.name} ({text})" if text else value.name
+    return text
 
 
 @attrs.frozen
@@ -121,6 +129,7 @@ class Cell:
         structure: as the recipe has it; "" for the dense network.
         criterion: with options, for reading; "" where nothing is pruned.
         schedule: likewise.
+        training: settings that differ from the recipe's; "" for none.
         config: what to run; its seed is the first.
         plan: its stages.
     """
@@ -129,11 +138,13 @@ class Cell:
     structure: str
     criterion: str
     schedule: str
+    training: str
     config: RunConfig
     plan: Plan
 
     def __str__(self) -> str:
-        parts = (self.kind if self.kind != "pruned" else "", self.structure, self.criterion, self.schedule)
+        kind = "" if self.kind == "pruned" else self.kind
+        parts = (kind, self.structure, self.criterion, self.schedule, self.training)
         return "; ".join(filter(None, parts))
 
 
@@ -165,7 +176,9 @@ def make_cells(sweep: Sweep, manager: PluginManager, registry: Registry) -> list
     cells: list[Cell] = []
     like: Prepared | None = None
 
-    def add(kind: str, structure: str, criterion: Choice, schedule: Choice, stages: int | None = None) -> None:
+    def add(
+        kind: str, structure: str, training: Mapping[str, Any], schedule: Choice, criterion: Choice, last: int | None
+    ) -> None:
         nonlocal like
         config = attrs.evolve(
             sweep.base,
@@ -173,21 +186,21 @@ def make_cells(sweep: Sweep, manager: PluginManager, registry: Registry) -> list
             density=None if structure else sweep.base.density,
             criterion=criterion,
             schedule=schedule,
+            training={**sweep.base.training, **training},
             dense=kind != "pruned",
         )
         like = prepare(config, manager, registry, device="meta", like=like)
-        plan = Plan(like.plan.stages[:stages])
+        plan = Plan(like.plan.stages[:last])
         labels = (_label(criterion), _label(schedule)) if kind == "pruned" else ("", "")
         shown = "" if kind == "dense" else structure or like.task.structure
-        cells.append(Cell(kind, shown, *labels, config, plan))
+        cells.append(Cell(kind, shown, *labels, _label(training), config, plan))
 
-    first_criterion, first_schedule = sweep.criteria[0], sweep.schedules[0]
-    add("dense", sweep.structures[0], first_criterion, first_schedule, stages=1)
-    for structure in sweep.structures:
-        for schedule in sweep.schedules:
-            for criterion in sweep.criteria:
-                add("pruned", structure, criterion, schedule)
-        add("control", structure, first_criterion, first_schedule)
+    firsts = sweep.schedules[0], sweep.criteria[0]
+    add("dense", sweep.structures[0], sweep.training[0], *firsts, 1)
+    for structure, training in product(sweep.structures, sweep.training):
+        for schedule, criterion in product(sweep.schedules, sweep.criteria):
+            add("pruned", structure, training, schedule, criterion, None)
+        add("control", structure, training, *firsts, None)
     return cells
 
 

@@ -12,6 +12,7 @@ import cattrs
 from prunekit.errors import ConfigError, nearest
 from prunekit.grid import Cell, Sweep, chain
 from prunekit.intervals import CONFIDENCE, Mean, mean_of
+from prunekit.structure import parse_structure
 from prunekit.sweep import Outcome
 
 
@@ -24,6 +25,7 @@ class Row:
         structure: of the recipe.
         criterion: with options; "" where nothing is pruned.
         schedule: likewise.
+        training: settings that differ from the recipe's.
         stages: stages of training.
         kept: weights left.
         weights: prunable weights.
@@ -37,6 +39,7 @@ class Row:
     structure: str
     criterion: str
     schedule: str
+    training: str
     stages: int
     kept: int
     weights: int
@@ -128,6 +131,7 @@ def _row(cell: Cell, seeds: Sequence[int], outcomes: Mapping[str, Outcome]) -> R
         cell.structure,
         cell.criterion,
         cell.schedule,
+        cell.training,
         len(cell.plan.stages),
         last[0].kept,
         last[0].weights,
@@ -149,22 +153,28 @@ def _difference(first: Row, second: Row, metric: str) -> Mean:
 
 def _questions(cells: Sequence[Cell]) -> Iterator[tuple[str, int, int]]:
     """Yield (question, first cell, second cell) for all that the grid was made to answer."""
-    dense = next(index for index, cell in enumerate(cells) if cell.kind == "dense")
-    for index, cell in enumerate(cells):
+    dense, lead = cells[0], next(cell for cell in cells if cell.kind == "pruned")
+    for cell in cells:
         if cell.kind != "pruned":
             continue
-        here = [number for number, other in enumerate(cells) if other.structure == cell.structure]
-        control = next(number for number in here if cells[number].kind == "control")
-        yield "pruned - dense, trained on for as many steps", index, control
-        if cell.schedule == next(other.schedule for other in cells if other.kind == "pruned"):
-            yield "pruned - dense, not trained on", index, dense
-        same = [number for number in here if cells[number].kind == "pruned"]
-        first = next(number for number in same if cells[number].schedule == cell.schedule)
-        if first != index:
-            yield f"{cells[first].criterion} - {cell.criterion}", first, index
-        first = next(number for number in same if cells[number].criterion == cell.criterion)
-        if first != index:
-            yield f"{cells[first].schedule} - {cell.schedule}", first, index
+        for other in cells:
+            if other.kind == "control" and (other.structure, other.training) == (cell.structure, cell.training):
+                yield "pruned - dense, trained on for as many steps", cells.index(cell), cells.index(other)
+        if (cell.schedule, cell.training) == (lead.schedule, lead.training):
+            yield "pruned - dense, not trained on", cells.index(cell), cells.index(dense)
+        for axis in ("criterion", "schedule", "training", "structure"):
+            first = next(other for other in cells if other.kind == "pruned" and _differs_only_in(axis, other, cell))
+            if first is not cell:
+                names = (getattr(either, axis) or "as the recipe" for either in (first, cell))
+                yield " - ".join(names), cells.index(first), cells.index(cell)
+
+
+def _differs_only_in(axis: str, first: Cell, second: Cell) -> bool:
+    """Say whether two cells are the same but for one axis; of structures, whether only their order differs."""
+    others = {"criterion", "schedule", "training", "structure"} - {axis}
+    if any(getattr(first, other) != getattr(second, other) for other in others):
+        return False
+    return axis != "structure" or set(parse_structure(first.structure)) == set(parse_structure(second.structure))
 
 
 def to_json(summary: Summary) -> Any:
@@ -185,13 +195,16 @@ def figures_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
     """Return head and lines of the table of cells."""
     measured = any(row.correlation_after for row in summary.rows)
     more = ["kept correlation before", "after re-training"] if measured else []
-    head = ["network", "criterion", "schedule", "weights left", *summary.metrics, *more]
+    varied = any(row.training for row in summary.rows)
+    settings = ["training"] if varied else []
+    head = ["network", "criterion", "schedule", *settings, "weights left", *summary.metrics, *more]
     lines = []
     for row in summary.rows:
         name = {"dense": "dense", "control": f"dense, trained on as for {row.structure}"}.get(row.kind, row.structure)
         figures = [_plus_minus(row.metrics[metric]) for metric in summary.metrics]
         correlations = [_plus_minus(row.correlation_before), _plus_minus(row.correlation_after)] if measured else []
-        lines.append([name, row.criterion, row.schedule, f"{row.compression:.3f}", *figures, *correlations])
+        labels = [name, row.criterion, row.schedule, *([row.training] if varied else [])]
+        lines.append([*labels, f"{row.compression:.3f}", *figures, *correlations])
     return head, lines
 
 
@@ -203,7 +216,8 @@ def differences_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
     lines = []
     for comparison in summary.comparisons:
         row = summary.rows[max(comparison.first, comparison.second, key=lambda index: summary.rows[index].kind)]
-        line = [row.structure, f"{row.criterion}, {row.schedule}", comparison.question]
+        of = ", ".join(filter(None, (row.criterion, row.schedule, row.training)))
+        line = [row.structure, of, comparison.question]
         for metric in summary.metrics:
             mean = comparison.differences[metric]
             line += [_interval(mean), f"{mean.above} of {mean.count}", mean.verdict]

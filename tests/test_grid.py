@@ -108,3 +108,17 @@ def test_the_control_of_a_structure_trains_through_the_stages_of_the_first_sched
 def test_a_wrong_grid_is_one_line_before_anything_runs(recipe, message):
     with pytest.raises(ConfigError, match=message):
         cells_of(recipe)
+
+
+def test_training_settings_are_an_axis_with_controls_of_their_own():
+    recipe = with_sweep(structures=["hidden=1/4"], criteria=["magnitude"], training=[{}, {"retraining": "9 steps"}])
+    assert list(map(str, cells_of(recipe))) == [
+        "dense",
+        "hidden=1/4; magnitude; layerwise",
+        "control; hidden=1/4",
+        "hidden=1/4; magnitude; layerwise; retraining=9 steps",
+        "control; hidden=1/4; retraining=9 steps",
+    ]
+    _, one, control, other, other_control = map(names, cells_of(recipe))
+    assert one[0] == other[0]
+    assert len({one[1], control[1], other[1], other_control[1]}) == 4

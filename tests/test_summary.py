@@ -107,3 +107,23 @@ def test_a_metric_that_the_task_does_not_give_is_refused():
     recipe = {**RECIPE, "sweep": {**RECIPE["sweep"], "metrics": ["acuracy"]}}
     with pytest.raises(ConfigError, match=r"'acuracy', which the task does not give \(did you mean 'accuracy'"):
         check_metrics(read_sweep(recipe), Outcome({"accuracy": 1.0}, 1, 1, 1.0))
+
+
+def test_entries_of_training_and_orders_of_a_structure_are_compared():
+    recipe = {
+        **RECIPE,
+        "sweep": {
+            "structures": ["hidden=1/4 b=1/2", "b=1/2 hidden=1/4", "hidden=1/4 b=1/4"],
+            "criteria": ["random"],
+            "training": [{}, {"retraining_rate": 0.5}],
+        },
+    }
+    manager = make_manager(third_party=False)
+    sweep = read_sweep(recipe)
+    cells = make_cells(sweep, manager, collect(manager))
+    outcomes = {node.name: Outcome({"accuracy": 0.5}, 1, 1, 1.0) for cell in cells for node in chain(cell, 0)}
+    asked = [comparison.question for comparison in summarise(sweep, cells, (0,), outcomes).comparisons]
+    assert asked.count("as the recipe - retraining_rate=0.5") == 3
+    assert asked.count("hidden=1/4 b=1/2 - b=1/2 hidden=1/4") == 2
+    assert not any(question.endswith("- hidden=1/4 b=1/4") for question in asked)
+    assert asked.count("pruned - dense, trained on for as many steps") == 6
