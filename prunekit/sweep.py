@@ -6,12 +6,15 @@ was interrupted takes up what is there. It must not know what the figures are co
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
+from signal import SIG_IGN, SIGINT, signal
+from threading import current_thread, main_thread
 
 import attrs
 import cattrs
@@ -116,7 +119,8 @@ def carry_out(
                 for node in [node for node in waiting if node.parent is None or node.parent in outcomes][: len(free)]:
                     waiting.remove(node)
                     device = free.pop(0)
-                    running[pool.submit(_run_node, node, work, device)] = node, device
+                    with _interrupts_for_us_alone():
+                        running[pool.submit(_run_node, node, work, device)] = node, device
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     node, device = running.pop(future)
                     outcomes[node.name] = _outcome(future, node)
@@ -124,8 +128,23 @@ def carry_out(
                     announce(node, outcomes[node.name], len(waiting) + len(running))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in active_children():
+                process.terminate()  # its folder is as after a crash: the next sweep takes it up
             raise
     return outcomes
+
+
+@contextmanager
+def _interrupts_for_us_alone() -> Iterator[None]:
+    """Let processes that are started meanwhile ignore Ctrl-C: it is ours to end them, without their tracebacks."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    before = signal(SIGINT, SIG_IGN)
+    try:
+        yield
+    finally:
+        signal(SIGINT, before)
 
 
 def _outcome(future: "Future[Outcome]", node: Node) -> Outcome:

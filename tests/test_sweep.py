@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 
 import attrs
 import pytest
@@ -148,3 +149,16 @@ def test_work_shares_out_the_cores_of_this_machine(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert Work.here(tmp_path, "auto", None, kept_correlation=False).devices == ("cuda:0", "cuda:1")
     assert Work.here(tmp_path, "auto", 3, kept_correlation=False).devices == ("cuda:0", "cuda:1", "cuda:0")
+
+
+def test_an_interrupted_sweep_leaves_no_process_behind_and_is_taken_up(tmp_path, monkeypatch):
+    def interrupted(*_args, **_options):
+        raise KeyboardInterrupt
+
+    _, nodes = plan({**RECIPE, "sweep": {"structures": ["hidden=1/4"], "criteria": ["magnitude"]}})
+    work = Work(tmp_path / "runs", 1, 1, ("cpu",))
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("prunekit.sweep.wait", interrupted)
+        carry_out(nodes, work)
+    assert not multiprocessing.active_children()
+    assert len(carry_out(nodes, work)) == 3
