@@ -130,6 +130,7 @@ def carry_out(
             pool.shutdown(wait=False, cancel_futures=True)
             for process in active_children():
                 process.terminate()  # its folder is as after a crash: the next sweep takes it up
+                process.join()
             raise
     return outcomes
 

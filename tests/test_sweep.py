@@ -157,8 +157,9 @@ def test_an_interrupted_sweep_leaves_no_process_behind_and_is_taken_up(tmp_path,
 
     _, nodes = plan({**RECIPE, "sweep": {"structures": ["hidden=1/4"], "criteria": ["magnitude"]}})
     work = Work(tmp_path / "runs", 1, 1, ("cpu",))
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("prunekit.sweep.wait", interrupted)
+    monkeypatch.setattr("prunekit.sweep.wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         carry_out(nodes, work)
+    monkeypatch.undo()
     assert not multiprocessing.active_children()
     assert len(carry_out(nodes, work)) == 3
