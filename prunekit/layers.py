@@ -340,8 +340,8 @@ def _way_back(view: LayerView) -> str:
 def resolve(pattern: str, names: Iterable[str], aliases: Mapping[str, str] | None = None) -> list[str]:
     """Return the layers that a user means, in the order of the network.
 
-    A pattern is a full name, an alias of the task, the unambiguous end of a dotted name ("f" for
-    "features.f"), or a glob ("conv*").
+    A pattern is a full name, an alias of the task (which may stand for a glob), the unambiguous end of a dotted
+    name ("f" for "features.f"), or a glob ("conv*").
 
     Raises:
         ConfigError: when nothing, or more than one layer where one is meant, answers to it.
@@ -350,8 +350,11 @@ def resolve(pattern: str, names: Iterable[str], aliases: Mapping[str, str] | Non
     aliases = aliases or {}
     if pattern in known:
         return [pattern]
-    if aliases.get(pattern) in known:
-        return [aliases[pattern]]
+    if pattern in aliases:
+        meant = aliases[pattern]
+        found = [meant] if meant in known else [name for name in known if fnmatchcase(name, meant)]
+        if found:
+            return found
     ends = [name for name in known if name.endswith("." + pattern)]
     if len(ends) == 1:
         return ends

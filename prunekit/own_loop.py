@@ -70,7 +70,8 @@ def select(
     wanted = density if isinstance(density, Mapping) else {"*": density}
     others = dict(model.named_modules()).keys() - layers.keys()
     densities = [(name, _number(value, name)) for name, value in wanted.items()]
-    targets = dict(resolve_densities(densities, list(layers), {}, others))
+    entries = resolve_densities(densities, list(layers), {}, others)
+    targets = {layer: value for entry in entries for layer, value in entry.targets.items()}
     if not targets:
         raise ConfigError("density names no layer; give one number for all, or for example {'conv*': 0.5}")
     _check(make(), {name: layers[name] for name in targets})

@@ -19,7 +19,7 @@ from prunekit.hardware import pick_device
 from prunekit.layers import LayerShape, LayerView, check_layers, find_layers
 from prunekit.plugins import PluginManager, view_of
 from prunekit.registry import Registry
-from prunekit.schedules import Plan, PlanRequest, Schedule, Stage, check_plan
+from prunekit.schedules import Entry, Plan, PlanRequest, Schedule, Stage, check_plan
 from prunekit.seeds import Seeds
 from prunekit.structure import resolve_structure
 from prunekit.tasks import Task, Training, budget_of
@@ -36,7 +36,7 @@ class Prepared:
         model: what is trained.
         network: the part of it that is pruned, counted and saved.
         views: the prunable layers by name, from input to output.
-        structure: (layer, density) in the order of pruning.
+        structure: what is pruned, in that order.
         training: the task's settings with the user's overrides.
         plan: checked against the layers.
         make_criterion: returns a fresh criterion.
@@ -50,7 +50,7 @@ class Prepared:
     model: nn.Module
     network: nn.Module
     views: dict[str, LayerView]
-    structure: tuple[tuple[str, float], ...]
+    structure: tuple[Entry, ...]
     training: Training
     plan: Plan
     make_criterion: Callable[[], Criterion]
@@ -123,9 +123,7 @@ def _build(task: Task, seeds: Seeds, *use: str | int, device: str = "cpu") -> nn
         return task.build_model()
 
 
-def _structure(
-    config: RunConfig, task: Task, network: nn.Module, views: Mapping[str, LayerView]
-) -> tuple[tuple[str, float], ...]:
+def _structure(config: RunConfig, task: Task, network: nn.Module, views: Mapping[str, LayerView]) -> tuple[Entry, ...]:
     if not views:
         raise ConfigError(f"task {config.task.name!r}: its network {type(network).__name__} has no prunable layer")
     text = task.structure if config.asked_structure is None else config.asked_structure
@@ -141,7 +139,7 @@ def _plan(
     config: RunConfig,
     schedule: Schedule,
     views: Mapping[str, LayerView],
-    structure: Sequence[tuple[str, float]],
+    structure: Sequence[Entry],
     training: Training,
     given: Given,
 ) -> Plan:

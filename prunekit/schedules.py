@@ -117,20 +117,38 @@ class Plan:
 
 
 @attrs.frozen
+class Entry:
+    """One step of a structure: what is pruned together where a schedule goes layer by layer.
+
+    Attributes:
+        name: the layer's name; where an alias means a layer in each of several networks, that alias.
+        targets: layer name -> density.
+    """
+
+    name: str
+    targets: Mapping[str, float]
+
+
+@attrs.frozen
 class PlanRequest:
     """What a schedule plans for.
 
     Attributes:
         layers: the prunable layers, from input to output.
-        structure: (layer, density) in the order the user wrote them; names are resolved.
+        entries: what to prune, in the order the user wrote it; names are resolved.
         training: the budget of dense training.
         retraining: the budget of each stage after it.
     """
 
     layers: Sequence[LayerShape]
-    structure: Sequence[tuple[str, float]]
+    entries: Sequence[Entry]
     training: Budget
     retraining: Budget
+
+    @property
+    def structure(self) -> tuple[tuple[str, float], ...]:
+        """(Layer, density) of all entries, in their order, for schedules that do not care what goes together."""
+        return tuple(target for entry in self.entries for target in entry.targets.items())
 
 
 class Schedule(abc.ABC):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from prunekit.errors import ConfigError
 from prunekit.layers import resolve
-from prunekit.schedules import check_density
+from prunekit.schedules import Entry, check_density
 
 _EXAMPLE = "expected for example 'f=1/256 5b=1/128' or 'conv*=0.5'"
 
@@ -56,17 +56,18 @@ def resolve_structure(
     layers: Sequence[str],
     aliases: Mapping[str, str] | None = None,
     others: Iterable[str] = (),
-) -> tuple[tuple[str, float], ...]:
+) -> tuple[Entry, ...]:
     """Read a structure and replace names, aliases and globs by the layers they mean.
 
     Args:
         text: see ``parse_structure``.
         layers: the prunable layers, from input to output.
-        aliases: the task's short names, alias -> layer.
+        aliases: the task's short names, alias -> layer, or a glob: the same layer of several networks.
         others: modules of the network that have no view, for a better message.
 
     Returns:
-        (layer, density) in the order written; what a glob means, in the order of the network.
+        What to prune, in the order written. All that an alias means is one entry; each layer that a glob means
+        is one of its own, in the order of the network.
 
     Raises:
         ConfigError: an entry that is not understood, an unknown or a not prunable layer, a layer named twice.
@@ -79,13 +80,13 @@ def resolve_densities(
     layers: Sequence[str],
     aliases: Mapping[str, str] | None = None,
     others: Iterable[str] = (),
-) -> tuple[tuple[str, float], ...]:
+) -> tuple[Entry, ...]:
     """Replace names, aliases and globs by the layers they mean; like ``resolve_structure``, of what is read already.
 
     Args:
         densities: (pattern, density) in order.
         layers: the prunable layers, from input to output.
-        aliases: the task's short names, alias -> layer.
+        aliases: the task's short names, alias -> layer or glob.
         others: modules of the network that have no view, for a better message.
 
     Raises:
@@ -93,15 +94,21 @@ def resolve_densities(
     """
     aliases = aliases or {}
     without_view = set(others)
-    chosen: dict[str, tuple[str, float]] = {}
+    chosen: dict[str, str] = {}
+    entries: list[Entry] = []
     for pattern, density in densities:
         module = aliases.get(pattern, pattern)
         if module not in layers and module in without_view:
             inside = any(layer.startswith(f"{module}.") for layer in layers)
             hint = f"for all layers inside it write '{module}.*'" if inside else "no plugin gives a view of it"
             raise ConfigError(f"module {module!r} has no weights that can be pruned; {hint}")
-        for layer in resolve(pattern, layers, aliases):
+        found = resolve(pattern, layers, aliases)
+        for layer in found:
             if layer in chosen:
-                raise ConfigError(f"layer {layer!r} is named twice: by {chosen[layer][0]!r} and by {pattern!r}")
-            chosen[layer] = (pattern, density)
-    return tuple((layer, density) for layer, (_, density) in chosen.items())
+                raise ConfigError(f"layer {layer!r} is named twice: by {chosen[layer]!r} and by {pattern!r}")
+            chosen[layer] = pattern
+        if pattern in aliases and len(found) > 1:
+            entries.append(Entry(pattern, dict.fromkeys(found, density)))
+        else:
+            entries += [Entry(layer, {layer: density}) for layer in found]
+    return tuple(entries)

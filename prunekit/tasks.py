@@ -62,7 +62,8 @@ class Task(abc.ABC):
 
     Class attributes:
         name: what the user writes.
-        aliases: short layer names for ``--structure``, alias -> module name in the deployed network.
+        aliases: short layer names for ``--structure``, alias -> module name in the deployed network, or a glob
+            where that holds several networks: the same layer of each, which ``layerwise`` prunes in one stage.
         structure: the ``--structure`` used where the user gives none; "" if there is no sensible one.
     """
 

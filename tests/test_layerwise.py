@@ -3,11 +3,13 @@ import pytest
 from prunekit.builtin.layerwise import Layerwise
 from prunekit.errors import ConfigError
 from prunekit.layers import LayerShape
-from prunekit.schedules import Budget, PlanRequest
+from prunekit.schedules import Budget, Entry, PlanRequest
 from prunekit.testing import check_schedule
 
 LAYERS = [LayerShape(name, "linear", 1, 4, (8,)) for name in ("5a", "5b", "f")]
-REQUEST = PlanRequest(LAYERS, [("f", 1 / 4), ("5b", 1 / 2)], Budget(9, "epochs"), Budget(5, "epochs"))
+REQUEST = PlanRequest(
+    LAYERS, [Entry("f", {"f": 1 / 4}), Entry("5b", {"5b": 1 / 2})], Budget(9, "epochs"), Budget(5, "epochs")
+)
 
 
 def test_it_keeps_the_contract() -> None:
@@ -23,6 +25,15 @@ def test_after_the_dense_stage_each_layer_has_a_stage_in_the_order_written() -> 
         [],
         [{"f": 0.25}],
         [{"5b": 0.5}],
+    ]
+
+
+def test_layers_of_one_entry_are_pruned_in_one_stage() -> None:
+    request = PlanRequest(LAYERS, [Entry("5", {"5a": 0.5, "5b": 0.5})], Budget(9, "epochs"), Budget(5, "epochs"))
+    stages = Layerwise().plan(request).stages
+    assert [(stage.name, [update.targets for update in stage.updates]) for stage in stages] == [
+        ("dense", []),
+        ("5", [{"5a": 0.5, "5b": 0.5}]),
     ]
 
 
@@ -44,6 +55,6 @@ def test_scratch_trains_the_final_masks_anew_for_the_steps_it_is_named_after(scr
 
 
 def test_one_long_schedule_cannot_add_steps_to_epochs() -> None:
-    request = PlanRequest(LAYERS, REQUEST.structure, Budget(90, "steps"), Budget(5, "epochs"))
+    request = PlanRequest(LAYERS, REQUEST.entries, Budget(90, "steps"), Budget(5, "epochs"))
     with pytest.raises(ConfigError, match="training takes 90 steps and re-training 5 epochs"):
         Layerwise(scratch="long").plan(request)

@@ -1,10 +1,12 @@
 from prunekit.builtin.one_shot import OneShot
 from prunekit.layers import LayerShape
-from prunekit.schedules import Budget, PlanRequest
+from prunekit.schedules import Budget, Entry, PlanRequest
 from prunekit.testing import check_schedule
 
 LAYERS = [LayerShape("a", "linear", 1, 4, (8,)), LayerShape("b", "linear", 1, 4, (8,))]
-REQUEST = PlanRequest(LAYERS, [("b", 0.5), ("a", 0.25)], Budget(9, "epochs"), Budget(50, "steps"))
+REQUEST = PlanRequest(
+    LAYERS, [Entry("b", {"b": 0.5}), Entry("a", {"a": 0.25})], Budget(9, "epochs"), Budget(50, "steps")
+)
 
 
 def test_it_keeps_the_contract() -> None:

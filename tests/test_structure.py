@@ -3,9 +3,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunekit.errors import ConfigError
+from prunekit.schedules import Entry
 from prunekit.structure import parse_structure, resolve_densities, resolve_structure
 
 LAYERS = ["conv1", "conv2", "features.f", "head"]
+
+
+def alone(*densities: tuple[str, float]) -> tuple[Entry, ...]:
+    return tuple(Entry(layer, {layer: density}) for layer, density in densities)
 
 
 def test_fractions_and_decimals_keep_the_order_written() -> None:
@@ -19,7 +24,7 @@ def test_fractions_and_decimals_keep_the_order_written() -> None:
 
 def test_densities_that_are_read_already_need_no_text() -> None:
     names = ["a b", "c=d"]
-    assert resolve_densities([("c=d", 0.5), ("a b", 1.0)], names) == (("c=d", 0.5), ("a b", 1.0))
+    assert resolve_densities([("c=d", 0.5), ("a b", 1.0)], names) == alone(("c=d", 0.5), ("a b", 1.0))
     with pytest.raises(ConfigError, match="named twice"):
         resolve_densities([("a b", 0.5), ("a*", 1.0)], names)
 
@@ -60,7 +65,20 @@ def test_a_wrong_entry_is_named(text: str, message: str) -> None:
 
 def test_names_ends_aliases_and_globs_are_resolved() -> None:
     resolved = resolve_structure("f=1/4 conv*=1/2 h=0.1", LAYERS, {"h": "head"})
-    assert resolved == (("features.f", 0.25), ("conv1", 0.5), ("conv2", 0.5), ("head", 0.1))
+    assert resolved == alone(("features.f", 0.25), ("conv1", 0.5), ("conv2", 0.5), ("head", 0.1))
+
+
+def test_what_an_alias_means_in_several_networks_is_one_entry_under_the_name_written() -> None:
+    layers, aliases = ["eyes.conv1", "eyes.f", "nose.conv1", "nose.f"], {"f": "*f", "1": "*conv1"}
+    assert resolve_structure("f=1/4 1=1/2", layers, aliases) == (
+        Entry("f", {"eyes.f": 0.25, "nose.f": 0.25}),
+        Entry("1", {"eyes.conv1": 0.5, "nose.conv1": 0.5}),
+    )
+    assert resolve_structure("*.f=1/4", layers, aliases) == alone(("eyes.f", 0.25), ("nose.f", 0.25))
+    assert resolve_structure("nose.f=1/4", layers, aliases) == alone(("nose.f", 0.25))
+    assert resolve_structure("1=1/2", ["conv1", "f"], aliases) == alone(("conv1", 0.5))
+    with pytest.raises(ConfigError, match=r"'nose.f' is named twice: by 'f' and by 'nose.\*'"):
+        resolve_structure("f=1/4 nose.*=1/2", layers, aliases)
 
 
 @pytest.mark.parametrize("text", ["head=0.5 head=0.5", "h=0.5 head=0.1", "conv*=0.5 conv2=0.1", "f=0.5 *=0.1"])

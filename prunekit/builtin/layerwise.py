@@ -13,7 +13,7 @@ from prunekit.selection import Scope
 
 @attrs.frozen
 class Layerwise(Schedule):
-    """Prune layer after layer in the order of the structure, each from the weights before (Sun et al., 2016).
+    """Prune entry after entry of the structure, each from the weights before (Sun et al., 2016).
 
     With ``scratch`` the masks that this ends with are then trained anew, from weights drawn afresh, as the control
     of starting from the denser model:
@@ -31,15 +31,15 @@ class Layerwise(Schedule):
     )
 
     def plan(self, request: PlanRequest) -> Plan:
-        """Return a dense stage and one for each layer of the structure; earlier masks stay as they are."""
+        """Return a dense stage and one for each entry of the structure; earlier masks stay as they are."""
         pruned = (
-            Stage(layer, request.retraining, (MaskUpdate(0.0, {layer: density}, scope=self.scope),))
-            for layer, density in request.structure
+            Stage(entry.name, request.retraining, (MaskUpdate(0.0, entry.targets, scope=self.scope),))
+            for entry in request.entries
         )
         return Plan((Stage("dense", request.training), *pruned, *self._anew(request)))
 
     def _anew(self, request: PlanRequest) -> Iterator[Stage]:
-        dense, retraining, count = request.training, request.retraining, len(request.structure)
+        dense, retraining, count = request.training, request.retraining, len(request.entries)
         if self.scratch == "none":
             return
         budgets = [retraining] * count

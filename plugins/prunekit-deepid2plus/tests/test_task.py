@@ -11,6 +11,7 @@ from torch import nn
 
 from prunekit.layers import LayerView, core_view, find_layers
 from prunekit.seeds import Seeds
+from prunekit.structure import resolve_structure
 from prunekit.testing import check_task
 
 SMALL = {"input_size": "28x24", "width": 1 / 16, "feature": 16, "batch_people": 5}
@@ -34,6 +35,31 @@ def test_the_task_keeps_its_contract(auxiliary: str) -> None:
     check_task(DeepID2Plus, view_of, **SMALL, auxiliary=auxiliary)
 
 
+@pytest.mark.usefixtures("few_faces")
+def test_the_task_keeps_its_contract_with_several_patches() -> None:
+    check_task(DeepID2Plus, view_of, **SMALL, auxiliary="4", patches="whole eyes@120:grey")
+
+
+def test_a_short_name_means_its_layer_in_every_network() -> None:
+    task = DeepID2Plus(**SMALL, patches="whole eyes:grey")
+    with torch.device("meta"):
+        layers = list(find_layers(task.deployed(task.build_model()), view_of))
+    assert len(layers) == 22
+    entries = resolve_structure("f=1/64 5b=1/32 conv4b=1/2", layers, task.aliases)
+    assert [(entry.name, list(entry.targets)) for entry in entries] == [
+        ("f", ["patches.whole.f", "patches.eyes-grey.f"]),
+        ("5b", ["patches.whole.local5b", "patches.eyes-grey.local5b"]),
+        ("conv4b", ["patches.whole.conv4b", "patches.eyes-grey.conv4b"]),
+    ]
+
+
+def test_several_patches_see_finer_faces_and_clip_the_gradient_of_all_networks_together() -> None:
+    one, two = DeepID2Plus(), DeepID2Plus(patches="whole nose")
+    assert (one.face_size, two.face_size) == ((56, 48), (112, 96))
+    assert DeepID2Plus(preset="paper", patches="whole nose").face_size == (112, 96)
+    assert (one.training().clip_norm, two.training().clip_norm) == (5, pytest.approx(5 * 2**0.5))
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_plans_without_drawing_a_face(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(embedded, "draw_faces")
@@ -43,7 +69,7 @@ def test_every_preset_plans_without_drawing_a_face(preset: str, monkeypatch: pyt
         network = task.deployed(task.build_model())
     layers = find_layers(network, view_of)
     assert len(layers) == 11
-    assert {task.aliases.get(entry.split("=")[0], "f") for entry in task.structure.split()} <= set(layers)
+    resolve_structure(task.structure, list(layers), task.aliases)
     assert set(task.activations(network)) == set(layers)
 
 
@@ -60,6 +86,7 @@ def test_options_override_the_preset_and_the_rest_comes_from_it() -> None:
         ({"auxiliary": "3 9"}, "auxiliary names stage '9'"),
         ({"test_folds": "seven"}, "test_folds is 'seven'"),
         ({"preset": "huge"}, "preset is 'huge'"),
+        ({"patches": "whole ears"}, "patches names 'ears'"),
         ({"input_size": "64x64"}, "input_size is '64x64'"),
     ],
 )

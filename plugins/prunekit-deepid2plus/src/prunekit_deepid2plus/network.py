@@ -35,6 +35,7 @@ class NetworkSettings:
         input_size: rows and columns of a face; a key of ``POOLED``.
         batch_norm: normalise after every layer, f too; layers then have no bias of their own.
         feature_relu: rectify f.
+        colours: channels of a face: 3, or 1 for grey.
     """
 
     width: float = 1.0
@@ -42,6 +43,7 @@ class NetworkSettings:
     input_size: tuple[int, int] = (112, 96)
     batch_norm: bool = True
     feature_relu: bool = False
+    colours: int = 3
 
     def channels(self, stage: str) -> int:
         """Return the output channels of stage "1" to "5"."""
@@ -49,7 +51,7 @@ class NetworkSettings:
 
 
 class Network(nn.Module):
-    """Faces ``[samples, 3, rows, columns]`` to features ``[samples, feature]``.
+    """Faces ``[samples, colours, rows, columns]`` to features ``[samples, feature]``.
 
     Its prunable layers are ``conv1a`` ... ``conv4b``, ``local5a``, ``local5b`` and ``f``; layer 4b is followed by
     ``norm4b`` and ``relu4b``, f by ``normf`` and ``reluf``. Weights are drawn from torch's global generator.
@@ -60,7 +62,7 @@ class Network(nn.Module):
         self.settings = settings
         self.pool = nn.MaxPool2d(2)
         bias = not settings.batch_norm
-        channels = 3
+        channels = settings.colours
         for name in CONVOLUTIONS:
             width = settings.channels(name[0])
             convolution = nn.Conv2d(channels, width, 3, padding=1, bias=bias)
@@ -115,7 +117,7 @@ def stage_values(settings: NetworkSettings) -> dict[str, int]:
     """Return how many values each stage leaves for one face, found without computing anything."""
     with torch.device("meta"):
         network = Network(settings).eval()
-        outputs = network.stages(torch.empty(1, 3, *settings.input_size))
+        outputs = network.stages(torch.empty(1, settings.colours, *settings.input_size))
     return {stage: values[0].numel() for stage, values in outputs.items()}
 
 

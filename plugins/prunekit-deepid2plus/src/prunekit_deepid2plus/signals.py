@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit_deepid2plus.network import Network, stage_values
+from prunekit_deepid2plus.patches import PatchedNetwork
 
 
 def identification(scores: Tensor, people: Tensor) -> Tensor:
@@ -41,7 +42,10 @@ def verification(features: Tensor, people: Tensor, margin: float) -> Tensor:
 
 
 class SupervisedNetwork(nn.Module):
-    """A network with its training-time heads.
+    """A network, or one for each patch, with its training-time heads.
+
+    Every network has heads of its own. As the networks share nothing, the sum of all losses trains each as its own
+    losses alone would.
 
     Args:
         network: the network that is deployed, in ``self.network``.
@@ -50,19 +54,25 @@ class SupervisedNetwork(nn.Module):
         dropout: fraction of a feature that identification does not see; verification sees all of it.
     """
 
-    def __init__(self, network: Network, people: int, auxiliary: Sequence[str] = (), dropout: float = 0.0) -> None:
+    def __init__(
+        self, network: Network | PatchedNetwork, people: int, auxiliary: Sequence[str] = (), dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.network = network
         feature = network.settings.feature
         values = stage_values(network.settings)
-        self.features = nn.ModuleDict({stage: nn.Linear(values[stage], feature) for stage in auxiliary})
+        prefixes = [f"{name}/" for name in network.patches] if isinstance(network, PatchedNetwork) else [""]
+        earlier = {prefix + stage: values[stage] for prefix in prefixes for stage in auxiliary}
+        self.features = nn.ModuleDict({name: nn.Linear(count, feature) for name, count in earlier.items()})
         self.dropout = nn.Dropout(dropout)
-        self.classifiers = nn.ModuleDict({stage: nn.Linear(feature, people) for stage in ("f", *auxiliary)})
+        self.tops = [f"{prefix}f" for prefix in prefixes]
+        self.classifiers = nn.ModuleDict({name: nn.Linear(feature, people) for name in (*self.tops, *earlier)})
 
     def forward(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return (feature, class scores) for f and each supervised stage, f first."""
+        """Return (feature, class scores) for f of each network and each supervised stage, f first."""
         stages = self.network.stages(images)
-        features = {"f": stages["f"]} | {name: head(stages[name].flatten(1)) for name, head in self.features.items()}
+        features = {name: stages[name] for name in self.tops}
+        features |= {name: head(stages[name].flatten(1)) for name, head in self.features.items()}
         return [
             (features[name], classifier(self.dropout(features[name]))) for name, classifier in self.classifiers.items()
         ]

@@ -3,6 +3,7 @@
 This module must not know how any of them is computed.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,12 +20,14 @@ from prunekit_deepid2plus import embedded
 from prunekit_deepid2plus.batches import Augmentation, BalancedBatches, PlainBatches, table_of, to_float
 from prunekit_deepid2plus.data import FaceData
 from prunekit_deepid2plus.folders import read_folder
-from prunekit_deepid2plus.network import CONVOLUTIONS, LOCALS, POOLED, Network, NetworkSettings, activation_names
+from prunekit_deepid2plus.network import POOLED, Network, NetworkSettings, activation_names
+from prunekit_deepid2plus.patches import Patch, PatchedNetwork, parse_patches, patch_activation_names
 from prunekit_deepid2plus.presets import PRESETS
 from prunekit_deepid2plus.signals import SupervisedNetwork, identification, verification
 from prunekit_deepid2plus.verification import accuracy, area_by_person, area_under_curve, cosine, true_accepts
 
 SIZES = {f"{rows}x{columns}": (rows, columns) for rows, columns in POOLED}
+USUAL = SIZES["112x96"]
 STAGES = ("1", "2", "3", "4", "5")
 
 EVALUATION_BATCH = 256
@@ -44,15 +47,17 @@ class DeepID2Plus(Task):
 
     name: ClassVar[str] = "deepid2plus"
     aliases: ClassVar[Mapping[str, str]] = {
-        **{name: f"conv{name}" for name in CONVOLUTIONS},
-        **{name: f"local{name}" for name in LOCALS},
+        alias: f"*{layer}"  # one layer of one network, a layer in each of several
+        for layer in activation_names()
+        for alias in (layer, layer.removeprefix("conv").removeprefix("local"))
     }
 
     data: Path | None = option(None, "folder with one folder per person, or LFW; none: drawn faces")
     preset: str = option("tiny", "settings that go together; single ones override it", choices=tuple(PRESETS))
     width: float = _preset("fraction of the paper's channel counts", low=1 / 64, high=4)
     input_size: str = _preset("rows x columns of a face", choices=tuple(SIZES))
-    feature: int = _preset("values of the face representation f", low=1)
+    patches: str = option("whole", "parts of the face, a network for each: 'whole eyes@120:grey nose'")
+    feature: int = _preset("values of the face representation f, of each network", low=1)
     batch_norm: bool = option(True, "normalise after every layer (the paper does not)")
     feature_relu: bool = option(False, "rectify f")
     dropout: float = _preset("fraction of f hidden from identification in training", low=0, high=0.99)
@@ -68,11 +73,13 @@ class DeepID2Plus(Task):
     data_seed: int = option(0, "draws the faces, or chooses a folder's test people, and the pairs", low=0)
 
     structure: str = attrs.field(init=False)
+    _patches: tuple[Patch, ...] = attrs.field(init=False)
     _faces: FaceData | None = attrs.field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
         preset = PRESETS[self.preset]
         self.structure = preset.structure
+        self._patches = parse_patches(self.patches)
         for field in attrs.fields(DeepID2Plus):
             if field.init and getattr(self, field.name) is None and hasattr(preset, field.name):
                 setattr(self, field.name, getattr(preset, field.name))
@@ -87,6 +94,17 @@ class DeepID2Plus(Task):
         """What the network is to be."""
         return NetworkSettings(self.width, self.feature, SIZES[self.input_size], self.batch_norm, self.feature_relu)
 
+    @property
+    def one_network(self) -> bool:
+        """Whether the whole face is all there is."""
+        return self._patches == (Patch("whole"),)
+
+    @property
+    def face_size(self) -> tuple[int, int]:
+        """Rows and columns of the faces: twice the network's, so that a small patch has details, to the usual crop."""
+        rows, columns = SIZES[self.input_size]
+        return (rows, columns) if self.one_network else (min(2 * rows, USUAL[0]), min(2 * columns, USUAL[1]))
+
     def training(self) -> Training:
         preset = PRESETS[self.preset]
         return Training(
@@ -94,7 +112,7 @@ class DeepID2Plus(Task):
             retraining=preset.retraining,
             retraining_rate=0.3,
             warmup=0.1,
-            clip_norm=5.0,
+            clip_norm=5.0 * math.sqrt(len(self._patches)),  # of the gradient of all networks together
             precision="bf16",
             channels_last=True,
         )
@@ -105,14 +123,14 @@ class DeepID2Plus(Task):
             return embedded.DESCRIPTION
         folds = [int(fold) for fold in self.test_folds.split()]
         self._faces = read_folder(
-            self.data, SIZES[self.input_size], Seeds(self.data_seed), folds, skip_unreadable=self.skip_unreadable
+            self.data, self.face_size, Seeds(self.data_seed), folds, skip_unreadable=self.skip_unreadable
         )
         return f"{self.data}: {self._faces}"
 
     @cached_property
     def faces(self) -> FaceData:
         """The data, drawn when first asked for."""
-        return self._faces or embedded.embedded_data(SIZES[self.input_size], Seeds(self.data_seed))
+        return self._faces or embedded.embedded_data(self.face_size, Seeds(self.data_seed))
 
     @cached_property
     def _table(self) -> tuple[Tensor, Tensor]:
@@ -120,14 +138,15 @@ class DeepID2Plus(Task):
 
     def build_model(self) -> nn.Module:
         people = embedded.TRAIN.people if self._faces is None else self._faces.train.person_count
-        return SupervisedNetwork(Network(self.settings), people, self.auxiliary.split(), self.dropout)
+        network = Network(self.settings) if self.one_network else PatchedNetwork(self.settings, self._patches)
+        return SupervisedNetwork(network, people, self.auxiliary.split(), self.dropout)
 
     def deployed(self, model: nn.Module) -> nn.Module:
         network: nn.Module = model.get_submodule("network")
         return network
 
     def activations(self, network: nn.Module) -> Mapping[str, str]:
-        return activation_names()
+        return activation_names() if self.one_network else patch_activation_names(self._patches)
 
     def batches(self, split: Split, epoch: int, seeds: Seeds) -> Sequence[tuple[Tensor, Tensor]]:
         if split == "calibration":
@@ -135,7 +154,9 @@ class DeepID2Plus(Task):
             return PlainBatches(faces.images, faces.people, EVALUATION_BATCH)
         images, (table, counts) = self.faces.train.images, self._table
         people = min(self.batch_people, len(counts))
-        return BalancedBatches(images, table, counts, people, self.batch_images, Augmentation(), epoch, seeds)
+        shift = Augmentation().shift * self.face_size[0] // SIZES[self.input_size][0]  # pixels of the network's input
+        augmentation = Augmentation(shift=shift)
+        return BalancedBatches(images, table, counts, people, self.batch_images, augmentation, epoch, seeds)
 
     def forward(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         features: Tensor = self.deployed(model)(batch[0])
