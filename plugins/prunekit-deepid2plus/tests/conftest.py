@@ -1,7 +1,11 @@
 import os
+import pickle  # to write verification sets, which are read without it
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 DATA = Path(os.environ.get("PRUNEKIT_DATA", Path(__file__).parents[4] / "shared" / "data"))
 
@@ -20,3 +24,23 @@ def lfw() -> Path:
 @pytest.fixture
 def orl() -> Path:
     return _folder("orl")
+
+
+BinSet = tuple[list[bytes], list[bool]]
+
+
+@pytest.fixture
+def write_bin() -> Callable[..., BinSet]:
+    """Return a function that writes a set: image i has shade i, every third pair is of one person."""
+
+    def jpeg(shade: int) -> bytes:
+        file = BytesIO()
+        Image.new("RGB", (112, 112), (shade, shade, shade)).save(file, "JPEG")
+        return file.getvalue()
+
+    def write(path: Path, pairs: int = 20, protocol: int = 2) -> BinSet:
+        content = [jpeg(shade) for shade in range(2 * pairs)], [number % 3 == 0 for number in range(pairs)]
+        path.write_bytes(pickle.dumps(content, protocol))
+        return content
+
+    return write

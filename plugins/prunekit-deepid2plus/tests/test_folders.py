@@ -1,11 +1,14 @@
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from prunekit_deepid2plus.data import CALIBRATION_SHARE, Faces, split_people
-from prunekit_deepid2plus.folders import read_folder, read_image
+from prunekit_deepid2plus import data as data_module
+from prunekit_deepid2plus.data import CALIBRATION_SHARE, Faces, split_people, with_calibration
+from prunekit_deepid2plus.folders import read_folder
+from prunekit_deepid2plus.images import read_image
 from prunekit_deepid2plus.lfw import Protocol, read_protocol
 
 from prunekit.errors import DataError
@@ -69,10 +72,51 @@ def test_training_people_lend_images_where_nobody_has_a_single_one(tmp_path: Pat
     assert not shades(data.calibration) & shades(data.test)
 
 
+def test_of_many_images_no_more_than_needed_are_lent(monkeypatch: pytest.MonkeyPatch) -> None:
+    people = torch.arange(30).repeat_interleave(10)
+    everybody, nobody = torch.ones(300, dtype=torch.bool), torch.zeros(300, dtype=torch.bool)
+    train, lent = with_calibration(people, everybody, nobody)
+    assert (int(train.sum()), int(lent.sum())) == (240, 60)
+    monkeypatch.setattr(data_module, "MOST_LENT_IMAGES", 25)
+    train, lent = with_calibration(people, everybody, nobody)
+    assert (int(train.sum()), int(lent.sum())) == (280, 20)
+    assert not (train & lent).any()
+
+
+def test_no_more_people_verify_than_the_figures_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_module, "MOST_TEST_PEOPLE", 6)
+    people = torch.arange(40).repeat_interleave(2)
+    data = split_people(Faces(torch.zeros(80, 3, 2, 2, dtype=torch.uint8), people), Seeds(0))
+    assert (data.train.person_count, data.test.person_count) == (34, 6)
+
+
+def test_the_sets_are_slices_of_one_tensor_and_every_image_keeps_its_person(tmp_path: Path) -> None:
+    make_people(tmp_path, {f"p{n:03d}": 2 if n % 3 else 1 for n in range(240)})
+    data = read_folder(tmp_path, SIZE, Seeds(0))
+    sets = (data.train, data.calibration, data.test)
+    assert len({part.images.untyped_storage().data_ptr() for part in sets}) == 1
+    for part in sets:
+        shade = part.images[:, 0, 0, 0].contiguous()
+        assert shade.tolist() == sorted(shade.tolist())
+        assert torch.equal(part.people, torch.searchsorted(torch.unique(shade), shade))
+
+
 def test_where_everybody_has_two_images_the_training_set_serves_calibration_too() -> None:
     people = torch.arange(8).repeat_interleave(2)
     data = split_people(Faces(people[:, None, None, None].expand(-1, 3, 2, 2).byte(), people), Seeds(0))
     assert torch.equal(data.calibration.images, data.train.images)
+
+
+def test_everybody_trains_where_the_pairs_come_from_elsewhere(tmp_path: Path, write_bin: Callable[..., object]) -> None:
+    make_lfw(tmp_path / "lfw", folds=8)
+    write_bin(tmp_path / "other.bin", pairs=12)
+    data = read_folder(tmp_path / "lfw", SIZE, Seeds(0), verify_on=tmp_path / "other.bin")
+    assert (data.train.person_count, len(data.calibration), len(data.test)) == (24, 8, 24)
+    assert "test 24 images, 12 pairs" in str(data)
+    alone = tmp_path / "alone"
+    make_people(alone, {"a": 2, "b": 1})
+    with pytest.raises(DataError, match="alone: 1 people have two images to train on, expected 2"):
+        read_folder(alone, SIZE, Seeds(0), verify_on=tmp_path / "other.bin")
 
 
 def test_the_last_folds_of_lfw_verify_and_nobody_in_them_is_trained_on(tmp_path: Path) -> None:
@@ -125,7 +169,11 @@ def test_a_folder_that_cannot_serve_is_refused_with_its_name(tmp_path: Path) -> 
     assert "has no folder in it" in refusal(tmp_path)
     (tmp_path / "note.txt").write_text("hello")
     assert "is a file" in refusal(tmp_path / "note.txt")
+    save(tmp_path / "train" / "someone" / "1.png", 3)
+    assert "(but 1 images one folder too deep)" in refusal(tmp_path)
+    assert f"expected one folder of images per person; give {tmp_path / 'train'}" in refusal(tmp_path)
     (tmp_path / "someone").mkdir()
+    shutil.rmtree(tmp_path / "train")
     assert "has no image in its folders" in refusal(tmp_path)
     save(tmp_path / "someone" / "1.png", 3)
     assert "nobody of 1 people" in refusal(tmp_path)

@@ -1,7 +1,9 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from prunekit_deepid2plus import embedded
 from prunekit_deepid2plus.embedded import Group
 from prunekit_deepid2plus.plugin import prunekit_layer_view, prunekit_tasks
@@ -85,6 +87,8 @@ def test_options_override_the_preset_and_the_rest_comes_from_it() -> None:
     [
         ({"auxiliary": "3 9"}, "auxiliary names stage '9'"),
         ({"test_folds": "seven"}, "test_folds is 'seven'"),
+        ({"verify_on": "pairs.bin"}, "verify_on needs data"),
+        ({"verify_on": "pairs.bin", "data": "faces", "test_folds": "7 8"}, "verify_on needs data, and no test_folds"),
         ({"preset": "huge"}, "preset is 'huge'"),
         ({"patches": "whole ears"}, "patches names 'ears'"),
         ({"input_size": "64x64"}, "input_size is '64x64'"),
@@ -142,6 +146,24 @@ def test_a_few_epochs_lower_the_loss() -> None:
 
 def test_orl_can_be_learned_from(orl: Path) -> None:
     check_task(DeepID2Plus, view_of, **SMALL, data=str(orl))
+
+
+def test_pairs_of_another_file_verify_without_figures_of_people(
+    tmp_path: Path, write_bin: Callable[..., object]
+) -> None:
+    for person in range(6):
+        for number in range(3):
+            path = tmp_path / "data" / f"p{person}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (24, 28), (40 * person, 20 * number, 0)).save(path)
+    write_bin(tmp_path / "pairs.bin", pairs=12)
+    options = {**SMALL, "data": tmp_path / "data", "verify_on": tmp_path / "pairs.bin"}
+    check_task(DeepID2Plus, view_of, **options)
+    task = DeepID2Plus(**options)
+    assert "train 6 people, 18 images" in task.setup(Seeds(0))
+    with torch.inference_mode():
+        metrics = task.evaluate(task.build_model().eval(), torch.device("cpu")).metrics
+    assert set(metrics) == {"accuracy", "auc", "tar_at_far_0.01"}
 
 
 def test_the_plugin_brings_the_task() -> None:

@@ -4,26 +4,32 @@ Finds, checks and decodes; whatever is wrong is told at once, all unreadable ima
 not know networks or training.
 """
 
+import os
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import attrs
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
+from PIL import Image
 
 from prunekit.errors import DataError
 from prunekit.seeds import Seeds
 from prunekit_deepid2plus import lfw
-from prunekit_deepid2plus.data import LEAST_TRAIN_PEOPLE, FaceData, Faces, renumbered, split_people, with_calibration
+from prunekit_deepid2plus.data import (
+    LEAST_TRAIN_PEOPLE,
+    FaceData,
+    Faces,
+    divide,
+    renumbered,
+    split_people,
+    train_on_all,
+    with_calibration,
+)
+from prunekit_deepid2plus.images import decode, named
+from prunekit_deepid2plus.insightface import read_pairs
 from prunekit_deepid2plus.verification import Pairs
 
-THREADS = 4
-"""Pillow lets go of the interpreter while it decodes; more threads wait for the disk only."""
-
-SHOWN = 5
-"""Unreadable images that an error names one by one."""
+UNREADABLE = "mend or remove, or leave out with -o task.skip_unreadable=true"
 
 
 def read_folder(
@@ -31,6 +37,7 @@ def read_folder(
     size: tuple[int, int],
     seeds: Seeds,
     test_folds: Collection[int] = (),
+    verify_on: Path | None = None,
     *,
     skip_unreadable: bool = False,
 ) -> FaceData:
@@ -41,6 +48,7 @@ def read_folder(
         size: rows and columns to bring the images to.
         seeds: decide who verifies, where no protocol does.
         test_folds: LFW's folds to verify on, from 1; by default the last quarter.
+        verify_on: InsightFace's .bin file with the pairs to verify; everybody in the folder is trained on then.
         skip_unreadable: leave out images that cannot be read instead of refusing them.
 
     Raises:
@@ -51,7 +59,8 @@ def read_folder(
         with_protocol = lfw.is_lfw(folder)
     except OSError as error:
         raise DataError(f"data folder {folder} cannot be read: {error.strerror}: {error.filename}") from error
-    if with_protocol:
+    verified = None if verify_on is None else read_pairs(verify_on, size)
+    if with_protocol and verified is None:
         data = _read_lfw(folder, files, size, test_folds, skip_unreadable=skip_unreadable)
         return attrs.evolve(data, ignored=ignored)
     if test_folds:
@@ -64,10 +73,15 @@ def read_folder(
         )
     paths = [path for name in files for path in files[name]]
     people = torch.tensor([number for number, name in enumerate(files) for _ in files[name]])
-    images, kept = _decode(paths, size, skip_unreadable=skip_unreadable)
+    images, kept = decode(paths, size, lambda number: str(paths[number]), None if skip_unreadable else UNREADABLE)
     faces = Faces(images, renumbered(people[kept]))
     try:
-        return attrs.evolve(split_people(faces, seeds), left_out=len(paths) - len(faces), ignored=ignored)
+        if verified is None:
+            data = split_people(faces, seeds)
+        else:
+            test = Faces(verified[0], torch.arange(len(verified[0])))
+            data = FaceData(*train_on_all(faces), test, verified[1], identified=False)
+        return attrs.evolve(data, left_out=len(paths) - len(images), ignored=ignored)
     except DataError as error:
         raise DataError(f"{folder}: {error}") from error
 
@@ -81,17 +95,19 @@ def _images_of(folder: Path) -> tuple[dict[str, list[Path]], tuple[str, ...]]:
     folders = sorted(path for path in folder.iterdir() if path.is_dir())
     people: dict[str, list[Path]] = {}
     others = nested = 0
+    parent = None
     seen: set[Path] = set()
     # A link to a person's folder is the same person again, and must not be verified against it.
     for person in sorted(folders, key=Path.is_symlink):
         if person.resolve() in seen:
             continue
         seen.add(person.resolve())
-        inside = sorted(person.iterdir())
-        deeper = [path for path in inside if path.is_dir()]
-        images = [path for path in inside if path not in deeper and _is_image(path)]
-        others += len(inside) - len(deeper) - len(images)
-        nested += sum(_is_image(path) for part in deeper for path in part.iterdir() if path.is_file())
+        files, deeper = _inside(person)
+        images = [path for path in files if _is_image(path)]
+        others += len(files) - len(images)
+        below = sum(_is_image(path) for part in deeper for path in _inside(part)[0])
+        nested += below
+        parent = parent or (person if below else None)
         if images:
             people[person.name] = images
     counts = {
@@ -103,8 +119,17 @@ def _images_of(folder: Path) -> tuple[dict[str, list[Path]], tuple[str, ...]]:
     if not people:
         found = "no image in its folders" if folders else "no folder in it"
         besides = f" (but {', '.join(ignored)})" if ignored else ""
-        raise DataError(f"data folder {folder} has {found}{besides}; expected one folder of images per person")
+        hint = f"; give {parent}" if parent else ""
+        raise DataError(f"data folder {folder} has {found}{besides}; expected one folder of images per person{hint}")
     return dict(sorted(people.items())), ignored
+
+
+def _inside(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the files and the folders in a folder, in the order of their names, without asking for each."""
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    folders = [Path(entry.path) for entry in entries if entry.is_dir()]
+    return [Path(entry.path) for entry in entries if not entry.is_dir()], folders
 
 
 def _is_image(path: Path) -> bool:
@@ -139,11 +164,12 @@ def _read_lfw(
     lost = sorted(name for name in map(lfw.file_name, paired) if name not in found)
     if lost:
         raise DataError(
-            f"{folder} lacks {_named(lost)} that pairs.txt names; complete the data, or take other test_folds"
+            f"{folder} lacks {named(lost)} that pairs.txt names; complete the data, or take other test_folds"
         )
     listed = [(name, number) for name, (_, count) in protocol.people.items() for number in range(1, count + 1)]
     wanted = [image for image in listed if lfw.file_name(image) in found]
-    images, kept = _decode([found[lfw.file_name(image)] for image in wanted], size, skip_unreadable=skip_unreadable)
+    paths = [found[lfw.file_name(image)] for image in wanted]
+    images, kept = decode(paths, size, lambda number: str(paths[number]), None if skip_unreadable else UNREADABLE)
     wanted = [image for image, good in zip(wanted, kept.tolist(), strict=True) if good]
 
     numbers = {name: number for number, name in enumerate(protocol.people)}
@@ -151,9 +177,8 @@ def _read_lfw(
     fold = torch.tensor([protocol.people[name][0] for name, _ in wanted])
     testing = torch.isin(fold, torch.tensor(sorted(tested)))
     several = people.bincount()[people] > 1
-    everyone = Faces(images, people)
-    training, calibration = with_calibration(people, ~testing & several, ~testing & ~several)
-    train = everyone.take(training)
+    training, calibrating = with_calibration(people, ~testing & several, ~testing & ~several)
+    train, calibration, test = divide(Faces(images, people), training, calibrating, testing)
     if train.person_count < LEAST_TRAIN_PEOPLE:
         raise DataError(
             f"{folder}: {train.person_count} people of the training folds have two images, "
@@ -165,8 +190,8 @@ def _read_lfw(
         raise DataError(f"{folder}: a test fold lost all its pairs of a kind to unreadable images; mend some")
     return FaceData(
         train,
-        everyone.take(calibration),
-        everyone.take(testing),
+        calibration,
+        test,
         Pairs(
             torch.tensor([place[pair.first] for pair in pairs]),
             torch.tensor([place[pair.second] for pair in pairs]),
@@ -175,49 +200,3 @@ def _read_lfw(
         ),
         left_out=len(listed) - len(wanted),
     )
-
-
-def _decode(paths: Sequence[Path], size: tuple[int, int], *, skip_unreadable: bool) -> tuple[Tensor, Tensor]:
-    """Return uint8 ``[images, 3, rows, columns]`` of what could be read, and which could, bool ``[paths]``."""
-    images = torch.empty(len(paths), 3, *size, dtype=torch.uint8)
-
-    def decode(number: int) -> str:
-        """Return why an image cannot be read, "" if it can."""
-        # Pillow's plugins raise many kinds of error on damaged files; whichever it is, the image is unreadable.
-        try:
-            images[number] = read_image(paths[number], size)
-        except UnidentifiedImageError:
-            return "no image that Pillow knows, or a damaged one"
-        except Exception as error:  # noqa: BLE001
-            return " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
-        return ""
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        reasons = list(pool.map(decode, range(len(paths))))
-    kept = torch.tensor([not reason for reason in reasons])
-    bad = [str(path) for path, reason in zip(paths, reasons, strict=True) if reason]
-    if bad and not skip_unreadable:
-        first = next(filter(None, reasons))
-        raise DataError(
-            f"{_named(bad)} cannot be read (the first: {first}); mend or remove, "
-            "or leave out with -o task.skip_unreadable=true"
-        )
-    return (images if not bad else images[kept]), kept
-
-
-def read_image(path: Path, size: tuple[int, int]) -> Tensor:
-    """Read one image as uint8 RGB ``[3, rows, columns]``, turned as EXIF says, cropped to the aspect, then resized.
-
-    Raises:
-        Exception: of whatever kind Pillow raises on a file that is no image, or truncated.
-    """
-    rows, columns = size
-    with Image.open(path) as image:
-        face = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (columns, rows), Image.Resampling.BILINEAR)
-    return torch.frombuffer(bytearray(face.tobytes()), dtype=torch.uint8).view(rows, columns, 3).permute(2, 0, 1)
-
-
-def _named(names: Sequence[str]) -> str:
-    """Return how many images there are and the names of the first."""
-    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{len(names)} image{'s' if len(names) > 1 else ''} ({', '.join(names[:SHOWN])}{rest})"

@@ -119,7 +119,7 @@ class PatchedNetwork(nn.Module):
 
     def stages(self, images: Tensor) -> dict[str, Tensor]:
         """Return what each stage of each network leaves, under "NAME/STAGE"."""
-        outputs = {}
+        outputs: dict[str, Tensor] = {}
         for name, network in self.patches.items():
             assert isinstance(network, Network)
             values = network.stages(self.cuts[name].cut(images, self.settings.input_size))

@@ -69,6 +69,7 @@ class DeepID2Plus(Task):
     learning_rate: float = _preset("base learning rate of SGD with Nesterov momentum 0.9", low=0)
     weight_decay: float = _preset("decay of all parameters", low=0)
     test_folds: str = option("", "LFW's folds to verify on: '7 8'; default: the last quarter")
+    verify_on: Path | None = option(None, "InsightFace's .bin file of pairs to verify; all people of data then train")
     skip_unreadable: bool = option(False, "leave out images that cannot be read")
     data_seed: int = option(0, "draws the faces, or chooses a folder's test people, and the pairs", low=0)
 
@@ -88,6 +89,9 @@ class DeepID2Plus(Task):
                 raise ValueError(f"auxiliary names stage {stage!r}, expected some of {' '.join(STAGES)}")
         if not all(fold.isascii() and fold.isdigit() for fold in self.test_folds.split()):
             raise ValueError(f"test_folds is {self.test_folds!r}, expected numbers such as '7 8'")
+
+        if self.verify_on is not None and (self.data is None or self.test_folds):
+            raise ValueError("verify_on needs data, and no test_folds: everybody in data is trained on")
 
     @property
     def settings(self) -> NetworkSettings:
@@ -123,7 +127,12 @@ class DeepID2Plus(Task):
             return embedded.DESCRIPTION
         folds = [int(fold) for fold in self.test_folds.split()]
         self._faces = read_folder(
-            self.data, self.face_size, Seeds(self.data_seed), folds, skip_unreadable=self.skip_unreadable
+            self.data,
+            self.face_size,
+            Seeds(self.data_seed),
+            folds,
+            self.verify_on,
+            skip_unreadable=self.skip_unreadable,
         )
         return f"{self.data}: {self._faces}"
 
@@ -184,8 +193,9 @@ class DeepID2Plus(Task):
             "accuracy": mean,
             "auc": area_under_curve(scores, pairs.same),
             "tar_at_far_0.01": true_accepts(scores, pairs.same, 0.01),
-            "auc_by_person": area_by_person(features[:MOST_PAIRED], test.people[:MOST_PAIRED]),
         }
+        if self.faces.identified:
+            metrics["auc_by_person"] = area_by_person(features[:MOST_PAIRED], test.people[:MOST_PAIRED])
         return Evaluation("accuracy", metrics, {"accuracy": error})
 
     def _features(self, model: nn.Module, images: Tensor, device: torch.device) -> Tensor:
