@@ -1,3 +1,4 @@
+import attrs
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +8,7 @@ from prunekit_deepid2plus.batches import (
     Augmentation,
     BalancedBatches,
     PlainBatches,
+    resampled,
     table_of,
     to_float,
 )
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from prunekit.seeds import Seeds
 
-STILL = Augmentation(shift=0, contrast=0, brightness=0)
+STILL = Augmentation(shift=0, turn=0, zoom=0, contrast=0, brightness=0)
 
 
 def make(
@@ -74,38 +76,73 @@ def test_an_epoch_shows_as_many_images_as_there_are_but_a_small_one_has_enough_b
         make([2] * 4, 4, 2)[LEAST_BATCHES]
 
 
-def augmented_by_loops(image: Tensor, down: int, right: int, *, mirrored: bool) -> Tensor:
+def resampled_by_loops(image: Tensor, transform: Tensor) -> Tensor:
     height, width = image.shape[1:]
     result = torch.empty_like(image)
     for row in range(height):
         for column in range(width):
-            from_row = min(max(row + down, 0), height - 1)
-            from_column = min(max(column + right, 0), width - 1)
-            result[:, row, column] = image[:, from_row, width - 1 - from_column if mirrored else from_column]
+            from_middle = image.new_tensor([column - (width - 1) / 2, row - (height - 1) / 2, 1])
+            x, y = (transform @ from_middle).tolist()
+            x = min(max(x + (width - 1) / 2, 0), width - 1)
+            y = min(max(y + (height - 1) / 2, 0), height - 1)
+            left, top = min(int(x), width - 2), min(int(y), height - 2)
+            a, b = x - left, y - top
+            upper = (1 - a) * image[:, top, left] + a * image[:, top, left + 1]
+            lower = (1 - a) * image[:, top + 1, left] + a * image[:, top + 1, left + 1]
+            result[:, row, column] = (1 - b) * upper + b * lower
     return result
 
 
-def test_augmentation_is_a_shift_and_perhaps_a_mirror() -> None:
-    images = torch.randint(256, (30, 3, 8, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    moved = Augmentation(shift=2, contrast=0, brightness=0).apply(images, torch.Generator().manual_seed(1))
-    kinds = set()
-    for image, result in zip(images, moved, strict=True):
-        found = [
-            (down, right, mirrored)
-            for down in range(-2, 3)
-            for right in range(-2, 3)
-            for mirrored in (False, True)
-            if torch.allclose(to_float(augmented_by_loops(image, down, right, mirrored=mirrored)), result, atol=1e-6)
-        ]
-        assert len(found) == 1
-        kinds.add(found[0])
-    assert len({mirrored for *_, mirrored in kinds}) == 2
-    assert len({down for down, *_ in kinds}) == 5
+def test_resampling_equals_a_loop_over_pixels() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(6, 3, 8, 7, generator=generator)
+    maps = torch.eye(2, 3) + 0.3 * torch.randn(6, 2, 3, generator=generator)
+    maps[:, :, 2] *= 5
+    pairs = zip(images.double(), maps.double(), strict=True)
+    expected = torch.stack([resampled_by_loops(image, transform) for image, transform in pairs])
+    torch.testing.assert_close(resampled(images, maps).double(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_without_movement_half_of_the_images_are_mirrored_and_the_others_as_they_were() -> None:
+    images = torch.randint(256, (40, 3, 8, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    results = STILL.apply(images, torch.Generator().manual_seed(1))
+    same = torch.stack([torch.isclose(a, b, atol=1e-4).all() for a, b in zip(results, to_float(images), strict=True)])
+    flipped = to_float(images[~same]).flip(3)
+    torch.testing.assert_close(results[~same], flipped, atol=1e-4, rtol=0)
+    assert 10 <= int(same.sum()) <= 30
+
+
+def positions_of_a_square(augmentation: Augmentation) -> tuple[Tensor, Tensor]:
+    """Return what augmentation does to the middle (rows, columns, from the image's) and the area of a white square."""
+    images = torch.zeros(200, 3, 41, 41, dtype=torch.uint8)
+    images[:, :, 16:25, 16:25] = 255
+    white = (augmentation.apply(images, torch.Generator().manual_seed(1))[:, 0] + 1) / 2
+    area = white.sum((1, 2))
+    from_middle = torch.arange(41) - 20.0
+    rows, columns = (white.sum(2) * from_middle).sum(1) / area, (white.sum(1) * from_middle).sum(1) / area
+    return torch.stack([rows, columns]), area
+
+
+def test_shifts_are_spread_up_to_their_bound_along_both_sides() -> None:
+    middles, area = positions_of_a_square(attrs.evolve(STILL, shift=3))
+    torch.testing.assert_close(area, torch.full((200,), 81.0), atol=0.01, rtol=0)
+    assert bool((middles.abs() <= 3.001).all())
+    assert bool((middles.amax(1) > 2.8).all())
+    assert bool((middles.amin(1) < -2.8).all())
+
+
+def test_zoom_changes_the_area_up_to_twice_its_logarithm_and_turning_leaves_it() -> None:
+    _, zoomed = positions_of_a_square(attrs.evolve(STILL, zoom=0.2))
+    logarithms = (zoomed / 81).log()
+    assert 0.35 < float(logarithms.abs().max()) <= 0.45  # 0.4, and what sampling adds
+    middles, turned = positions_of_a_square(attrs.evolve(STILL, turn=30))
+    torch.testing.assert_close(turned, torch.full((200,), 81.0), atol=0.5, rtol=0)
+    torch.testing.assert_close(middles, torch.zeros(2, 200), atol=0.01, rtol=0)
 
 
 def test_relighting_is_affine_for_each_image_and_within_its_bounds() -> None:
     images = torch.randint(256, (50, 3, 8, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    lit = Augmentation(shift=0, contrast=0.2, brightness=0.1).apply(images, torch.Generator().manual_seed(1))
+    lit = attrs.evolve(STILL, contrast=0.2, brightness=0.1).apply(images, torch.Generator().manual_seed(1))
     for image, result in zip(to_float(images), lit, strict=True):
         scale = result.std() / image.std()
         assert 0.8 - 1e-4 <= float(scale) <= 1.2 + 1e-4

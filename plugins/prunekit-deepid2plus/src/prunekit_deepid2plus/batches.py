@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunekit.seeds import Seeds
 
@@ -28,34 +28,52 @@ class Augmentation:
     """How much training images vary.
 
     Attributes:
-        shift: greatest shift along either side, in pixels; edges are repeated.
+        shift: greatest shift along either side, in pixels.
+        turn: greatest angle of a turn about the middle, in degrees.
+        zoom: greatest logarithm of the change of size.
         contrast: greatest relative change of the distance from the image's mean.
         brightness: greatest change of all values, where black to white is 2.
     """
 
-    shift: int = 4
+    shift: float = 3.0
+    turn: float = 8.0
+    zoom: float = 0.1
     contrast: float = 0.3
     brightness: float = 0.3
 
     def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Mirror half of the uint8 images ``[samples, 3, rows, columns]``, shift and relight all; float32."""
-        samples, _, height, width = images.shape
-
-        def shifts() -> Tensor:
-            return torch.randint(-self.shift, self.shift + 1, (samples, 1), generator=generator)
+        """Mirror half of the uint8 images ``[samples, 3, rows, columns]``, move and relight all; float32."""
+        samples = len(images)
 
         def uniform(amount: float) -> Tensor:
-            return (torch.rand(samples, 1, 1, 1, generator=generator) * 2 - 1) * amount
+            return (torch.rand(samples, generator=generator) * 2 - 1) * amount
 
-        rows = (torch.arange(height) + shifts()).clamp_(0, height - 1)
-        columns = (torch.arange(width) + shifts()).clamp_(0, width - 1)
-        mirrored = torch.rand(samples, 1, generator=generator) < 0.5  # noqa: PLR2004 - a fair coin
-        columns = torch.where(mirrored, width - 1 - columns, columns)
-        index = rows[:, None, :, None] * width + columns[:, None, None, :]
-        moved = images.flatten(2).gather(2, index.flatten(2).expand(-1, images.shape[1], -1)).view(images.shape)
-        values = to_float(moved)
+        angle, zoom = uniform(math.radians(self.turn)), uniform(self.zoom).exp()
+        down, right = uniform(self.shift), uniform(self.shift)
+        mirror = torch.where(torch.rand(samples, generator=generator) < 0.5, -1.0, 1.0)  # noqa: PLR2004 - a fair coin
+        cosine, sine = zoom * angle.cos(), zoom * angle.sin()
+        # Of every pixel of the result, from the middle: where in the image it comes from.
+        maps = torch.stack([cosine * mirror, -sine, right, sine * mirror, cosine, down], 1).view(-1, 2, 3)
+        values = resampled(to_float(images), maps)
         mean = values.mean((1, 2, 3), keepdim=True)
-        return (values - mean) * (1 + uniform(self.contrast)) + mean + uniform(self.brightness)
+        contrast, brightness = (uniform(amount).view(-1, 1, 1, 1) for amount in (self.contrast, self.brightness))
+        return (values - mean) * (1 + contrast) + mean + brightness
+
+
+def resampled(images: Tensor, maps: Tensor) -> Tensor:
+    """Return images whose pixels come from elsewhere, bilinearly between four; beyond an edge, the edge repeats.
+
+    Args:
+        images: float ``[samples, channels, rows, columns]``.
+        maps: ``[samples, 2, 3]``; (x, y, 1) of a pixel of the result -> (x, y) in the image, both in pixels from the
+            middle, to the right and down.
+    """
+    height, width = images.shape[2:]
+    # torch counts from -1 to 1 along each side.
+    half = maps.new_tensor([width / 2, height / 2])
+    relative = torch.cat([maps[:, :, :2] * half / half[:, None], maps[:, :, 2:] / half[:, None]], 2)
+    grid = nn.functional.affine_grid(relative, list(images.shape), align_corners=False)
+    return nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 @attrs.frozen(eq=False)

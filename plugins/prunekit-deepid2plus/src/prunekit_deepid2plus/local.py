@@ -60,8 +60,9 @@ class LocallyConnected2d(nn.Module):
 
     def unfolded(self, inputs: Tensor) -> Tensor:
         """Return what each output position sees: ``[positions, samples, fan]``, one copy of the inputs."""
-        windows = inputs.unfold(2, self.kernel_size, self.stride).unfold(3, self.kernel_size, self.stride)
-        return windows.permute(2, 3, 0, 1, 4, 5).reshape(math.prod(self.output_size), inputs.shape[0], -1)
+        # The function's backward is one pass; that of two Tensor.unfold fills and adds a large tensor each.
+        windows = nn.functional.unfold(inputs, self.kernel_size, stride=self.stride)
+        return windows.permute(2, 0, 1).contiguous()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the outputs: one batched product over all positions."""

@@ -25,23 +25,26 @@ class Preset:
     structure: str
 
 
+TINY = Preset(
+    width=1 / 4,
+    input_size="56x48",
+    feature=128,
+    dropout=0.3,
+    auxiliary="",
+    batch_people=42,
+    batch_images=3,
+    margin=10.0,
+    verification_weight=0.1,
+    learning_rate=0.1,
+    weight_decay=1e-3,
+    budget="30 epochs",
+    retraining="4 epochs",
+    structure="f=1/64 5b=1/32 4b=1/2",
+)
+
 PRESETS: Mapping[str, Preset] = {
-    "tiny": Preset(
-        width=1 / 4,
-        input_size="56x48",
-        feature=128,
-        dropout=0.3,
-        auxiliary="",
-        batch_people=42,
-        batch_images=3,
-        margin=8.0,
-        verification_weight=0.05,
-        learning_rate=0.1,
-        weight_decay=1e-3,
-        budget="30 epochs",
-        retraining="4 epochs",
-        structure="f=1/64 5b=1/32 4b=1/2",
-    ),
+    "tiny": TINY,
+    "strong": attrs.evolve(TINY, budget="98 epochs", retraining="5 epochs"),
     "small": Preset(
         width=1 / 2,
         input_size="56x48",
