@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from prunekit.run_folder import RunFolder
     from prunekit.tasks import Evaluation
 
+_SHOWN = 3
+"""Figures that fit a terminal; tasks name the most telling first."""
+
 _FILES = {
     "masks": "bits, by parameter name",
     "model": "the deployed network, dropped weights 0",
@@ -22,7 +25,8 @@ def print_result(finished: "RunFinished") -> None:
     """Print the table of stages."""
     from prunekit.cli.tables import make_table, print_table
 
-    metrics = finished.stages[-1].evaluation.metrics if finished.stages else {}
+    all_metrics = tuple(finished.stages[-1].evaluation.metrics) if finished.stages else ()
+    metrics = all_metrics[:_SHOWN]
     numbers = ("asked", "realised", "weights left", "compression", *metrics, "time")
     table = make_table("Stages", "stage", "layer", *numbers, numbers=numbers)
     for stage in finished.stages:
@@ -38,6 +42,8 @@ def print_result(finished: "RunFinished") -> None:
             str(timedelta(seconds=round(stage.seconds))),
         )
     print_table(table)
+    if more := all_metrics[_SHOWN:]:
+        click.echo(f"also in the metric log: {', '.join(more)}")
     click.echo(f"{len(finished.stages)} stages in {timedelta(seconds=round(finished.seconds))}")
 
 

@@ -125,6 +125,9 @@ def test_the_last_folds_of_lfw_verify_and_nobody_in_them_is_trained_on(tmp_path:
     assert {shade // 10 for shade in shades(data.train)} == set(range(6))
     assert {shade % 10 for shade in shades(data.train)} == {0, 1, 2}
     assert {shade // 10 for shade in shades(data.test)} == {6, 7}
+    assert data.test_fold is not None
+    assert data.test_fold.tolist() == [7] * 7 + [8] * 7
+    assert torch.equal(data.test.images[:, 0, 0, 0] // 10 + 1, data.test_fold)
     assert not (shades(data.calibration) | shades(data.train)) & shades(data.test)
     assert data.pairs.fold.tolist() == [6, 6, 7, 7]
     assert data.pairs.same.tolist() == [True, False, True, False]

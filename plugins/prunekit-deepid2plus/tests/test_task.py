@@ -91,6 +91,8 @@ def test_options_override_the_preset_and_the_rest_comes_from_it() -> None:
         ({"verify_on": "pairs.bin", "data": "faces", "test_folds": "7 8"}, "verify_on needs data, and no test_folds"),
         ({"preset": "huge"}, "preset is 'huge'"),
         ({"patches": "whole ears"}, "patches names 'ears'"),
+        ({"comparison": "euclidean"}, "comparison is 'euclidean'"),
+        ({"pca": 64}, "pca is 64, but cosine has no PCA"),
         ({"input_size": "64x64"}, "input_size is '64x64'"),
     ],
 )
@@ -100,7 +102,7 @@ def test_an_option_that_makes_no_sense_is_refused_by_name(options: dict[str, str
 
 
 @pytest.mark.usefixtures("few_faces")
-def test_evaluation_adds_the_features_of_mirror_images() -> None:
+def test_evaluation_takes_the_mean_of_the_features_of_mirror_images() -> None:
     task = DeepID2Plus(**SMALL)
     model = task.build_model().eval()
     images = task.faces.test.images
@@ -109,9 +111,40 @@ def test_evaluation_adds_the_features_of_mirror_images() -> None:
         mirrored = task._features(model, images.flip(3), torch.device("cpu"))
         result = task.evaluate(model, torch.device("cpu"))
     torch.testing.assert_close(features, mirrored)
-    assert set(result.metrics) == {"accuracy", "auc", "tar_at_far_0.01", "auc_by_person"}
+    rates = {f"{name}_at_far_{rate}" for name in ("tar", "tar_by_person") for rate in ("0.1", "0.01", "0.001")}
+    assert set(result.metrics) == {"accuracy", "auc", "auc_by_person"} | rates
     assert all(0 <= value <= 1 for value in result.metrics.values())
     assert result.standard_errors["accuracy"] >= 0
+
+
+@pytest.mark.usefixtures("few_faces")
+def test_a_face_and_its_mirror_are_concatenated_on_request() -> None:
+    task = DeepID2Plus(**SMALL, mirror="concatenate")
+    model = task.build_model().eval()
+    images = task.faces.test.images
+    with torch.inference_mode():
+        features = task._features(model, images, torch.device("cpu"))
+        mirrored = task._features(model, images.flip(3), torch.device("cpu"))
+    assert features.shape == (36, 32)
+    torch.testing.assert_close(features.roll(16, 1), mirrored)
+
+
+@pytest.mark.usefixtures("few_faces")
+@pytest.mark.parametrize("pca", [0, 5])
+def test_joint_bayesian_is_fitted_on_training_people_alone(pca: int) -> None:
+    task = DeepID2Plus(**SMALL, comparison="joint-bayesian", pca=pca)
+    model = task.build_model().eval()
+    test = task.faces.test
+    with torch.inference_mode():
+        before = task._comparable(model, torch.device("cpu"))
+        assert task.evaluate(model, torch.device("cpu")).metrics["auc"] > 0.5
+        # Half of the test images is replaced by noise, and so are their people; the scores of the others stay.
+        test.images[18:] = torch.randint(256, (18, 3, 28, 24), dtype=torch.uint8)
+        test.people[18:] = 0
+        after = task._comparable(model, torch.device("cpu"))
+    rest = slice(0, 18)
+    torch.testing.assert_close(after.matrix(rest, rest), before.matrix(rest, rest))
+    assert not torch.allclose(after.own, before.own)
 
 
 @pytest.mark.usefixtures("few_faces")

@@ -4,19 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prunekit_deepid2plus.verification import (
-    accuracy,
-    area_by_person,
-    area_under_curve,
-    balanced_pairs,
-    best_threshold,
-    cosine,
-    occurrences,
-    true_accepts,
-)
+from prunekit_deepid2plus.verification import accuracy, best_threshold, curve_of
 from torch import Tensor
-
-from prunekit.seeds import Seeds
 
 # Few different scores, so that ties are common; the first two pairs are one of each kind.
 scored_pairs = st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=1, max_size=25).map(
@@ -69,8 +58,8 @@ def area_by_loops(scores: Tensor, same: Tensor, weights: Tensor) -> float:
 def test_the_area_is_the_chance_of_the_right_order_with_ties_half(pairs: tuple[Tensor, Tensor], seed: int) -> None:
     scores, same = pairs
     weights = torch.rand(len(scores), generator=torch.Generator().manual_seed(seed)).double() + 0.1
-    assert area_under_curve(scores, same) == pytest.approx(area_by_loops(scores, same, torch.ones_like(weights)))
-    assert area_under_curve(scores, same, weights) == pytest.approx(area_by_loops(scores, same, weights))
+    assert curve_of(scores, same).area == pytest.approx(area_by_loops(scores, same, torch.ones_like(weights)))
+    assert curve_of(scores, same, weights).area == pytest.approx(area_by_loops(scores, same, weights))
 
 
 @settings(deadline=None, max_examples=60)
@@ -82,58 +71,25 @@ def test_true_accepts_is_the_most_that_the_false_accept_rate_allows(pairs: tuple
         accepted = scores >= threshold
         if float(accepted[~same].double().mean()) <= rate:
             best = max(best, float(accepted[same].double().mean()))
-    assert true_accepts(scores, same, rate) == pytest.approx(best)
+    assert curve_of(scores, same).true_accepts(rate) == pytest.approx(best)
 
 
-def test_area_by_person_gives_each_person_and_each_pair_of_people_one_vote() -> None:
-    people = torch.tensor([0, 0, 0, 0, 1, 1, 2])
-    features = torch.randn(7, 3, generator=torch.Generator().manual_seed(5))
-    scores, same, weights = [], [], []
-    for i in range(7):
-        for j in range(i):
-            one, other = int(people[i]), int(people[j])
-            pairs = [
-                (a, b) for a in range(7) for b in range(a) if sorted((people[a], people[b])) == sorted((one, other))
-            ]
-            scores.append(float(cosine(features[[i]], features[[j]])))
-            same.append(one == other)
-            weights.append(1 / len(pairs))
-    expected = area_by_loops(torch.tensor(scores), torch.tensor(same), torch.tensor(weights))
-    assert area_by_person(features, people) == pytest.approx(expected, abs=1e-6)
+@settings(deadline=None, max_examples=60)
+@given(scored_pairs)
+def test_the_curve_passes_through_what_each_threshold_accepts(pairs: tuple[Tensor, Tensor]) -> None:
+    scores, same = pairs
+    curve = curve_of(scores, same)
+    points = list(zip(curve.impostor.tolist(), curve.genuine.tolist(), strict=True))
+    thresholds = [math.inf, *sorted(set(scores.tolist()), reverse=True)]
+    accepted = [scores >= threshold for threshold in thresholds]
+    assert points == [(float(a[~same].double().mean()), float(a[same].double().mean())) for a in accepted]
 
 
-def test_measures_are_exact_under_bf16_autocast() -> None:
-    people = torch.arange(60) // 3
-    features = torch.randn(20, 8)[people] + torch.randn(60, 8)
-    with torch.autocast("cpu", torch.bfloat16):
-        lower = area_by_person(features, people)
-    assert lower == area_by_person(features, people)
-
-
-def test_occurrences_counts_the_equal_entries_before() -> None:
-    assert occurrences(torch.tensor([2, 0, 2, 2, 0, 1])).tolist() == [0, 0, 1, 2, 1, 0]
-
-
-@settings(deadline=None, max_examples=20)
-@given(st.lists(st.integers(2, 6), min_size=4, max_size=30), st.integers(0, 100))
-def test_pairs_are_balanced_distinct_and_share_nobody_over_folds(counts: list[int], seed: int) -> None:
-    people = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    pairs = balanced_pairs(people, Seeds(seed), folds=10, most=8)
-    folds = min(10, len(counts) // 2)
-    assert torch.unique(pairs.fold).tolist() == list(range(folds))
-    assert torch.equal(people[pairs.first] == people[pairs.second], pairs.same)
-    assert len({frozenset(pair) for pair in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)}) == len(
-        pairs.same
-    )
-    groups = []
-    for fold in range(folds):
-        here = pairs.fold == fold
-        assert 0 < int((pairs.same & here).sum()) == int((~pairs.same & here).sum()) <= 8
-        groups.append(set(people[torch.cat([pairs.first[here], pairs.second[here]])].tolist()))
-    assert sum(map(len, groups)) == len(set().union(*groups))
-
-
-def test_a_much_photographed_person_does_not_fill_a_fold() -> None:
-    people = torch.tensor([0] * 10 + [1, 1] + [2] * 2 + [3] * 2)
-    pairs = balanced_pairs(people, Seeds(0), folds=1, most=4)
-    assert sorted(people[pairs.first[pairs.same]].tolist()) == [0, 1, 2, 3]
+def test_a_fold_does_not_move_its_own_threshold() -> None:
+    scores = torch.tensor([0.9, 0.8, 0.2, 0.1] * 3)
+    same = torch.tensor([True, True, False, False] * 3)
+    fold = torch.arange(3).repeat_interleave(4)
+    assert accuracy(scores, same, fold)[0] == 1
+    # With a say in it, the fold of wrong labels would accept nobody and be half right. Without, it is all wrong, and
+    # the others, of whose pairs half are now wrong, accept nobody.
+    assert accuracy(scores, same ^ (fold == 1), fold)[0] == pytest.approx((0.5 + 0 + 0.5) / 3)

@@ -13,7 +13,7 @@ from torch import Tensor
 from prunekit.errors import DataError
 from prunekit.seeds import Seeds
 from prunekit_deepid2plus.images import reorder
-from prunekit_deepid2plus.verification import Pairs, balanced_pairs, occurrences
+from prunekit_deepid2plus.pairs import Pairs, balanced_pairs, occurrences
 
 LEAST_TRAIN_PEOPLE = 2
 LEAST_TEST_PEOPLE = 4
@@ -67,6 +67,7 @@ class FaceData:
         test: people that neither of the others has.
         pairs: pairs of test images.
         identified: whether it is known whom test images show; a list of pairs does not tell.
+        test_fold: the fold of each test image, as the protocol counts it ``[images]``; None: there is no protocol.
         left_out: images that were expected but are missing or unreadable.
         ignored: what else was found and not used, in words.
     """
@@ -76,6 +77,7 @@ class FaceData:
     test: Faces
     pairs: Pairs
     identified: bool = True
+    test_fold: Tensor | None = None
     left_out: int = 0
     ignored: tuple[str, ...] = ()
 

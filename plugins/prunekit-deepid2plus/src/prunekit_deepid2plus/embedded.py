@@ -8,7 +8,7 @@ import attrs
 from prunekit.seeds import Seeds
 from prunekit_deepid2plus.data import FaceData, Faces
 from prunekit_deepid2plus.faces import draw_faces
-from prunekit_deepid2plus.verification import balanced_pairs
+from prunekit_deepid2plus.pairs import balanced_pairs
 
 
 @attrs.frozen

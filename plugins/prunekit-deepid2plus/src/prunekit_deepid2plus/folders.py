@@ -27,7 +27,7 @@ from prunekit_deepid2plus.data import (
 )
 from prunekit_deepid2plus.images import decode, named
 from prunekit_deepid2plus.insightface import read_pairs
-from prunekit_deepid2plus.verification import Pairs
+from prunekit_deepid2plus.pairs import Pairs
 
 UNREADABLE = "mend or remove, or leave out with -o task.skip_unreadable=true"
 
@@ -198,5 +198,6 @@ def _read_lfw(
             torch.tensor([pair.same for pair in pairs]),
             torch.tensor([pair.fold - 1 for pair in pairs]),
         ),
+        test_fold=fold[testing],
         left_out=len(listed) - len(wanted),
     )

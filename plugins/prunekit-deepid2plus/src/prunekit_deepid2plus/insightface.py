@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prunekit.errors import DataError
 from prunekit_deepid2plus.images import decode
-from prunekit_deepid2plus.verification import Pairs
+from prunekit_deepid2plus.pairs import Pairs
 
 FOLDS = 10
 """As InsightFace evaluates: the pairs in order, in ten parts."""

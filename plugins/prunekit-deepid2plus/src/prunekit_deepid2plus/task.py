@@ -18,22 +18,23 @@ from prunekit.seeds import Seeds
 from prunekit.tasks import Evaluation, Split, Task, Training
 from prunekit_deepid2plus import embedded
 from prunekit_deepid2plus.batches import Augmentation, BalancedBatches, PlainBatches, table_of, to_float
+from prunekit_deepid2plus.comparable import Comparable, cosine
+from prunekit_deepid2plus.comparison import joint_bayesian
 from prunekit_deepid2plus.data import FaceData
+from prunekit_deepid2plus.evaluation import evaluate_faces
 from prunekit_deepid2plus.folders import read_folder
 from prunekit_deepid2plus.network import POOLED, Network, NetworkSettings, activation_names
 from prunekit_deepid2plus.patches import Patch, PatchedNetwork, parse_patches, patch_activation_names
 from prunekit_deepid2plus.presets import PRESETS
 from prunekit_deepid2plus.signals import SupervisedNetwork, identification, verification
-from prunekit_deepid2plus.verification import accuracy, area_by_person, area_under_curve, cosine, true_accepts
 
 SIZES = {f"{rows}x{columns}": (rows, columns) for rows, columns in POOLED}
 USUAL = SIZES["112x96"]
 STAGES = ("1", "2", "3", "4", "5")
 
-EVALUATION_BATCH = 256
+MIRRORS = ("mean", "concatenate")
 
-MOST_PAIRED = 3000
-"""Images of which all pairs are compared: 4.5 million pairs, some 200 MB."""
+EVALUATION_BATCH = 256
 
 
 def _preset(text: str, **limits: Any) -> Any:
@@ -68,6 +69,9 @@ class DeepID2Plus(Task):
     verification_weight: float = _preset("weight of the verification signal; identification has 1", low=0)
     learning_rate: float = _preset("base learning rate of SGD with Nesterov momentum 0.9", low=0)
     weight_decay: float = _preset("decay of all parameters", low=0)
+    comparison: str = option("cosine", "how two faces are compared", choices=("cosine", "joint-bayesian"))
+    pca: int = option(0, "principal components that joint-bayesian sees; 0: all that vary", low=0)
+    mirror: str = option("mean", "what becomes of the features of a face and its mirror image", choices=MIRRORS)
     test_folds: str = option("", "LFW's folds to verify on: '7 8'; default: the last quarter")
     verify_on: Path | None = option(None, "InsightFace's .bin file of pairs to verify; all people of data then train")
     skip_unreadable: bool = option(False, "leave out images that cannot be read")
@@ -87,6 +91,8 @@ class DeepID2Plus(Task):
         for stage in self.auxiliary.split():
             if stage not in STAGES:
                 raise ValueError(f"auxiliary names stage {stage!r}, expected some of {' '.join(STAGES)}")
+        if self.pca and self.comparison == "cosine":
+            raise ValueError(f"pca is {self.pca}, but cosine has no PCA; set comparison to joint-bayesian too")
         if not all(fold.isascii() and fold.isdigit() for fold in self.test_folds.split()):
             raise ValueError(f"test_folds is {self.test_folds!r}, expected numbers such as '7 8'")
 
@@ -185,24 +191,22 @@ class DeepID2Plus(Task):
         )
 
     def evaluate(self, model: nn.Module, device: torch.device) -> Evaluation:
-        test, pairs = self.faces.test, self.faces.pairs
-        features = self._features(model, test.images, device)
-        scores = cosine(features[pairs.first], features[pairs.second])
-        mean, error = accuracy(scores, pairs.same, pairs.fold)
-        metrics = {
-            "accuracy": mean,
-            "auc": area_under_curve(scores, pairs.same),
-            "tar_at_far_0.01": true_accepts(scores, pairs.same, 0.01),
-        }
-        if self.faces.identified:
-            metrics["auc_by_person"] = area_by_person(features[:MOST_PAIRED], test.people[:MOST_PAIRED])
-        return Evaluation("accuracy", metrics, {"accuracy": error})
+        return evaluate_faces(self._comparable(model, device), self.faces, Seeds(self.data_seed))
+
+    def _comparable(self, model: nn.Module, device: torch.device) -> Comparable:
+        """Return the test faces, ready to be compared; what is fitted for it comes from the training people."""
+        tested = self._features(model, self.faces.test.images, device)
+        if self.comparison == "cosine":
+            return cosine(tested)
+        known = self._features(model, self.faces.train.images, device)
+        return joint_bayesian(known, self.faces.train.people, self.pca)(tested)
 
     def _features(self, model: nn.Module, images: Tensor, device: torch.device) -> Tensor:
-        """Return the features of images plus those of their mirror images, float32 on the CPU."""
+        """Return the mean or the concatenation of the features of images and their mirrors, float32 on the CPU."""
         network = self.deployed(model)
         parts = []
         for batch in torch.split(images, EVALUATION_BATCH):
             faces = to_float(batch.to(device))
-            parts.append((network(faces).float() + network(faces.flip(3)).float()).cpu())
+            both = network(faces).float(), network(faces.flip(3)).float()
+            parts.append((torch.cat(both, 1) if self.mirror == "concatenate" else (both[0] + both[1]) / 2).cpu())
         return torch.cat(parts)
