@@ -33,7 +33,7 @@ def curves_by_person(faces: Comparable, people: Tensor, group: Tensor) -> tuple[
     """
     share = 1 / people.bincount().double()[people]
     first, second = pairs_of_one(people)
-    parts = zip(first.split(GENUINE_AT_ONCE), second.split(GENUINE_AT_ONCE), strict=True)
+    parts = zip(torch.split(first, GENUINE_AT_ONCE), torch.split(second, GENUINE_AT_ONCE), strict=True)
     own = torch.cat([faces.scores(*part).float() for part in parts])
     corners = torch.unique(own)
     groups = int(group.max()) + 1

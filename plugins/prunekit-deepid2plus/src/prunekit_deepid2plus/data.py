@@ -66,8 +66,8 @@ class FaceData:
         calibration: images for the statistics of neurons; others than those of ``train`` where there are any.
         test: people that neither of the others has.
         pairs: pairs of test images.
-        identified: whether it is known whom test images show; a list of pairs does not tell.
         test_fold: the fold of each test image, as the protocol counts it ``[images]``; None: there is no protocol.
+        identified: whether it is known whom test images show; a list of pairs does not tell.
         left_out: images that were expected but are missing or unreadable.
         ignored: what else was found and not used, in words.
     """
@@ -76,8 +76,8 @@ class FaceData:
     calibration: Faces
     test: Faces
     pairs: Pairs
-    identified: bool = True
     test_fold: Tensor | None = None
+    identified: bool = True
     left_out: int = 0
     ignored: tuple[str, ...] = ()
 
