@@ -196,7 +196,7 @@ def test_pairs_of_another_file_verify_without_figures_of_people(
     assert "train 6 people, 18 images" in task.setup(Seeds(0))
     with torch.inference_mode():
         metrics = task.evaluate(task.build_model().eval(), torch.device("cpu")).metrics
-    assert set(metrics) == {"accuracy", "auc", "tar_at_far_0.01"}
+    assert set(metrics) == {"accuracy", "auc", "tar_at_far_0.1", "tar_at_far_0.01", "tar_at_far_0.001"}
 
 
 def test_the_plugin_brings_the_task() -> None:
