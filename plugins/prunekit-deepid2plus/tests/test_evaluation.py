@@ -18,7 +18,7 @@ def two_folds() -> tuple[FaceData, torch.Tensor]:
     test = Faces(torch.zeros(36, 3, 1, 1, dtype=torch.uint8), people)
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(12, 5, generator=generator)[people] + torch.randn(36, 5, generator=generator)
-    data = FaceData(test, test, test, balanced_pairs(people, Seeds(0)), 7 + people // 6)
+    data = FaceData(test, test, test, balanced_pairs(people, Seeds(0)), test_fold=7 + people // 6)
     return data, features
 
 
