@@ -8,11 +8,16 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from prunekit.errors import CheckpointError
+
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
 
 _NEXT_STEP = {
     errno.EACCES: "give yourself write permission there or choose another folder",
@@ -95,3 +100,21 @@ def make_writable_folder(path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise _refusal(folder, error) from error
     return folder
+
+
+@contextlib.contextmanager
+def held_alone(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same folder out of it; the system lets go when this one ends, however.
+
+    Raises:
+        CheckpointError: when another process holds it.
+    """
+    if fcntl is None:
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise CheckpointError(f"another process works in {folder}; wait for it, or name another folder") from error
+        yield

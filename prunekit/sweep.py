@@ -23,7 +23,7 @@ import torch
 from prunekit.config import RunConfig
 from prunekit.engine import run
 from prunekit.errors import CheckpointError, TrainingError
-from prunekit.files import make_writable_folder, write_atomically
+from prunekit.files import held_alone, make_writable_folder, write_atomically
 from prunekit.grid import Node
 from prunekit.hardware import Hardware
 from prunekit.kept_correlation import kept_correlation
@@ -102,10 +102,17 @@ def carry_out(
         announce: told of each run that is new, and how many are still to come.
 
     Raises:
+        CheckpointError: when another sweep is at work in the folder.
         PrunekitError: what a run raises, naming it; what is complete stays and the same call goes on from there.
     """
     make_writable_folder(work.folder)
-    todo = {node.name: node for node in nodes}
+    with held_alone(work.folder):
+        return _carry_out({node.name: node for node in nodes}, work, announce)
+
+
+def _carry_out(
+    todo: Mapping[str, Node], work: Work, announce: Callable[[Node, Outcome, int], None]
+) -> dict[str, Outcome]:
     outcomes = {name: found for name, node in todo.items() if (found := _found(node, work)) is not None}
     waiting = [node for name, node in todo.items() if name not in outcomes]
     if not waiting:

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import BinaryIO
 
@@ -87,3 +89,19 @@ def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(CheckpointError, match="write permission"):
         files.make_writable_folder(tmp_path)
+
+
+def test_a_folder_that_another_process_holds_is_refused_until_that_process_ends(tmp_path: Path) -> None:
+    code = "import sys, pathlib; from prunekit.files import held_alone\n"
+    code += f"with held_alone(pathlib.Path({str(tmp_path)!r})): print('held', flush=True); sys.stdin.read()"
+    # The code is the one above.
+    with subprocess.Popen(  # noqa: S603
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(CheckpointError, match="another process works in"), files.held_alone(tmp_path):
+            pass
+        other.kill()
+    with files.held_alone(tmp_path):
+        pass
