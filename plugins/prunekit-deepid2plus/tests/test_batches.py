@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prunekit.seeds import Seeds
 
-STILL = Augmentation(shift=0, turn=0, zoom=0, contrast=0, brightness=0)
+STILL = Augmentation(shift=0, turn=0, zoom=0, contrast=0, brightness=0, erased=0)
 
 
 def make(
@@ -147,6 +147,21 @@ def test_relighting_is_affine_for_each_image_and_within_its_bounds() -> None:
         scale = result.std() / image.std()
         assert 0.8 - 1e-4 <= float(scale) <= 1.2 + 1e-4
         assert abs(float(result.mean() - image.mean())) <= 0.1 + 1e-4
+
+
+def test_a_share_of_the_images_loses_a_rectangle_of_at_most_half_of_each_side() -> None:
+    images = torch.full((400, 3, 40, 30), 255, dtype=torch.uint8)
+    results = attrs.evolve(STILL, erased=0.5).apply(images, torch.Generator().manual_seed(1))
+    grey = results.abs() < 1e-6
+    assert torch.equal(grey, grey[:, :1].expand_as(grey))
+    assert torch.equal(results[~grey], torch.ones(int((~grey).sum())))
+    rows, columns = grey[:, 0].any(2), grey[:, 0].any(1)
+    assert torch.equal(grey[:, 0], rows[:, :, None] & columns[:, None, :])
+    erased = grey.flatten(1).any(1)
+    assert 160 <= int(erased.sum()) <= 240
+    assert 18 <= int(rows.sum(1).max()) <= 20
+    assert 13 <= int(columns.sum(1).max()) <= 15
+    assert bool((rows.int().diff(dim=1).abs().sum(1) <= 2).all())
 
 
 def test_plain_batches_are_the_images_in_order() -> None:

@@ -33,6 +33,7 @@ class Augmentation:
         zoom: greatest logarithm of the change of size.
         contrast: greatest relative change of the distance from the image's mean.
         brightness: greatest change of all values, where black to white is 2.
+        erased: share of the images in which a rectangle becomes grey, its sides 15 to 50 % of the image's.
     """
 
     shift: float = 3.0
@@ -40,9 +41,10 @@ class Augmentation:
     zoom: float = 0.1
     contrast: float = 0.3
     brightness: float = 0.3
+    erased: float = 0.5
 
     def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Mirror half of the uint8 images ``[samples, 3, rows, columns]``, move and relight all; float32."""
+        """Mirror half of the uint8 images ``[samples, 3, rows, columns]``, move, relight, erase; float32."""
         samples = len(images)
 
         def uniform(amount: float) -> Tensor:
@@ -57,7 +59,16 @@ class Augmentation:
         values = resampled(to_float(images), maps)
         mean = values.mean((1, 2, 3), keepdim=True)
         contrast, brightness = (uniform(amount).view(-1, 1, 1, 1) for amount in (self.contrast, self.brightness))
-        return (values - mean) * (1 + contrast) + mean + brightness
+        values = (values - mean) * (1 + contrast) + mean + brightness
+        chosen = torch.rand(samples, generator=generator) < self.erased
+        rows, columns = (_stretch(samples, size, generator) for size in values.shape[2:])
+        return values.masked_fill_((chosen[:, None, None] & rows[:, :, None] & columns[:, None, :])[:, None], 0)
+
+
+def _stretch(samples: int, size: int, generator: torch.Generator) -> Tensor:
+    """Choose for each sample a run of 15 to 50 % of its places, cut at the ends: bool ``[samples, size]``."""
+    length, middle = torch.rand(2, samples, 1, generator=generator)
+    return (torch.arange(size) - middle * size).abs() < (0.15 + 0.35 * length) * size / 2
 
 
 def resampled(images: Tensor, maps: Tensor) -> Tensor:

@@ -33,8 +33,8 @@ TINY = Preset(
     auxiliary="",
     batch_people=42,
     batch_images=3,
-    margin=10.0,
-    verification_weight=0.25,
+    margin=12.0,
+    verification_weight=0.5,
     learning_rate=0.1,
     weight_decay=1e-3,
     budget="30 epochs",
@@ -44,7 +44,7 @@ TINY = Preset(
 
 PRESETS: Mapping[str, Preset] = {
     "tiny": TINY,
-    "strong": attrs.evolve(TINY, budget="82 epochs", retraining="5 epochs"),
+    "strong": attrs.evolve(TINY, budget="67 epochs", retraining="5 epochs"),
     "small": Preset(
         width=1 / 2,
         input_size="56x48",
