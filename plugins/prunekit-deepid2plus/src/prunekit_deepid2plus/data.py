@@ -162,6 +162,6 @@ def with_calibration(people: Tensor, train: Tensor, calibration: Tensor) -> tupl
         return train, calibration
     held = train & (occurrences(people) % CALIBRATION_SHARE == CALIBRATION_SHARE - 1)
     lent = held.nonzero().flatten()
-    held[lent] = torch.arange(len(lent)) % math.ceil(len(lent) / MOST_LENT_IMAGES or 1) == 0
+    held[lent] = torch.arange(len(lent)) % max(1, math.ceil(len(lent) / MOST_LENT_IMAGES)) == 0
     enough = bool((calibration | held).any())
     return train & ~held, (calibration | held) if enough else train

@@ -20,7 +20,7 @@ from prunekit_deepid2plus.pairs import Pairs
 FOLDS = 10
 """As InsightFace evaluates: the pairs in order, in ten parts."""
 
-_LIMIT = 2 * 2**30  # bytes; twenty times the sets that are usual
+_LIMIT = 2**30  # bytes; ten times the sets that are usual
 _MOST_IMAGES = 100_000  # seven times the sets that are usual; in a hostile file two bytes can name one again
 
 

@@ -28,6 +28,9 @@ REGIONS = {
 """First and last row, first and last column, as fractions of the usual 112x96 crop aligned by five landmarks, which
 has the eyes at 46 % and the mouth at 82 % of its rows; left and right are those of the image."""
 
+WHOLE_SCALE = 100
+"""In percent: a region as it stands in the table."""
+
 _FORM = re.compile(r"(?P<region>[a-z-]+)(@(?P<scale>[0-9]{2,3}))?(?P<grey>:grey)?")
 _LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in grey: ITU-R BT.601, as Pillow does it
 
@@ -43,13 +46,14 @@ class Patch:
     """
 
     region: str
-    scale: int = 100
+    scale: int = WHOLE_SCALE
     grey: bool = False
 
     @property
     def name(self) -> str:
         """What layers are called by; module names have no dots."""
-        return self.region + (f"-{self.scale}" if self.scale != 100 else "") + ("-grey" if self.grey else "")  # noqa: PLR2004 - percent
+        scale = "" if self.scale == WHOLE_SCALE else f"-{self.scale}"
+        return self.region + scale + ("-grey" if self.grey else "")
 
     def box(self, rows: int, columns: int) -> tuple[slice, slice]:
         """Return the rows and columns it has of a face of that size."""
@@ -89,7 +93,7 @@ def parse_patches(text: str) -> tuple[Patch, ...]:
                 f"patches names {entry!r}, expected REGION, REGION@PERCENT or REGION:grey with a region of "
                 f"{', '.join(REGIONS)}"
             )
-        patch = Patch(match["region"], int(match["scale"] or 100), match["grey"] is not None)
+        patch = Patch(match["region"], int(match["scale"] or WHOLE_SCALE), match["grey"] is not None)
         if not 20 <= patch.scale <= 200:  # noqa: PLR2004 - with less little is left, with more a mouth is the whole face
             raise ValueError(f"patches names {entry!r}, expected a scale of 20 to 200 percent")
         if patch in patches:
