@@ -30,7 +30,8 @@ class Curve:
 
     def true_accepts(self, false_accept_rate: float) -> float:
         """Return the greatest share of genuine pairs accepted while at most that share of impostors is."""
-        allowed = int(torch.searchsorted(self.impostor, false_accept_rate, right=True))
+        # Sums of weights are rounded: a rate that is met exactly must not be missed by the last digit.
+        allowed = int(torch.searchsorted(self.impostor, false_accept_rate + 1e-12, right=True))
         return float(self.genuine[allowed - 1])
 
 
