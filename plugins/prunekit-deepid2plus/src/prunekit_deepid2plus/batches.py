@@ -68,7 +68,8 @@ class Augmentation:
 def _stretch(samples: int, size: int, generator: torch.Generator) -> Tensor:
     """Choose for each sample a run of 15 to 50 % of its places, cut at the ends: bool ``[samples, size]``."""
     length, middle = torch.rand(2, samples, 1, generator=generator)
-    return (torch.arange(size) - middle * size).abs() < (0.15 + 0.35 * length) * size / 2
+    distance = (torch.arange(size) - middle * size).abs()
+    return torch.lt(distance, (0.15 + 0.35 * length) * size / 2)
 
 
 def resampled(images: Tensor, maps: Tensor) -> Tensor:
