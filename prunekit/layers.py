@@ -113,6 +113,30 @@ class LayerView(abc.ABC):
     def outputs_at(self, outputs: Tensor, positions: slice) -> Tensor:
         """Bring the module's outputs (or its activations) at some positions to ``[G, m, samples, out]``."""
 
+    def cells(self, inputs: Tensor, positions: Tensor) -> Tensor:
+        """Return what some positions see, each thing once: ``[cells, samples, features]``.
+
+        By default every position of every group has a cell of its own, its whole unfolded input. A layer whose
+        positions share inputs saves time and memory with cells that are shared (pixels); then ``taps`` tells which.
+
+        Args:
+            inputs: of the module.
+            positions: int64, on the CPU, ascending.
+        """
+        return torch.cat([self.inputs_at(inputs, stretch) for stretch in _stretches(positions)], 1).flatten(0, 1)
+
+    def taps(self, inputs: Tensor, positions: Tensor) -> Tensor | None:
+        """Return the cells that each position of each group sees, int64 ``[taps, G * m]`` on the CPU.
+
+        The features of a cell are the first dimension of ``fan_shape``, the taps the others. ``None``: each position of
+        each group sees the one cell of its own.
+        """
+        return None
+
+    def units(self, outputs: Tensor, positions: Tensor) -> Tensor:
+        """Bring the module's outputs (or its activations) at some positions to ``[G * m, samples, out]``."""
+        return torch.cat([self.outputs_at(outputs, stretch) for stretch in _stretches(positions)], 1).flatten(0, 1)
+
     def shape(self, name: str) -> LayerShape:
         """Return the sizes of this layer under the name it has in a network."""
         return LayerShape(name, self.kind, self.groups, self.outputs, self.fan_shape)
@@ -202,6 +226,34 @@ class ConvolutionView(LayerView):
         ordered = split.movedim((1, 0, 2), (0, dimensions + 1, dimensions + 2))
         return ordered.reshape(self.groups, count, samples, self.fan)
 
+    def _padded(self, inputs: Tensor, positions: Tensor) -> tuple[Tensor, int]:
+        """Return the padded inputs, of the first dimension only what the positions see, and where that begins."""
+        amounts = [amount for margin in reversed(self._margins()) for amount in margin]
+        mode = "constant" if self.module.padding_mode == "zeros" else self.module.padding_mode
+        images = nn.functional.pad(self._batched(inputs.detach()), amounts, mode=mode)
+        inner, stride = math.prod(self._output_size(inputs)[1:]), self.module.stride[0]
+        first, last = (int(positions[end]) // inner * stride for end in (0, -1))
+        return images[:, :, first : last + self._extents()[0]], first
+
+    def cells(self, inputs: Tensor, positions: Tensor) -> Tensor:
+        """Return the pixels, padding too, group by group: ``[G * pixels, samples, channels of a group]``."""
+        images, _ = self._padded(inputs, positions)
+        grouped = images.reshape(len(images), self.groups, self.fan_shape[0], -1)
+        return grouped.permute(1, 3, 0, 2).flatten(0, 1)
+
+    def taps(self, inputs: Tensor, positions: Tensor) -> Tensor:
+        images, first = self._padded(inputs[:1] if inputs.dim() > len(self.fan_shape) else inputs, positions)
+        kernel = self.module.kernel_size
+        places = torch.unravel_index(positions, self._output_size(inputs))
+        offsets = torch.unravel_index(torch.arange(math.prod(kernel)), kernel)
+        pixels = torch.full((len(offsets[0]), len(positions)), 0)
+        geometry = zip(images.shape[2:], places, offsets, self.module.stride, self.module.dilation, strict=True)
+        for size, place, offset, stride, dilation in geometry:
+            pixels = pixels * size + place * stride + offset.unsqueeze(1) * dilation
+        pixels -= first * math.prod(images.shape[3:])
+        groups = torch.arange(self.groups) * math.prod(images.shape[2:])
+        return (pixels.unsqueeze(1) + groups.unsqueeze(1)).flatten(1)
+
     def outputs_at(self, outputs: Tensor, positions: slice) -> Tensor:
         taken = self._batched(outputs).flatten(2)[:, :, positions]  # [samples, maps, m]
         grouped = taken.reshape(taken.shape[0], self.groups, self.outputs, -1)
@@ -238,6 +290,12 @@ def _projections(attention: nn.MultiheadAttention) -> tuple[AttentionView, ...]:
     inputs = ("q_proj", "k_proj", "v_proj") if attention.in_proj_weight is None else ("in_proj",)
     parameters = {part: f"{part}_weight" for part in inputs} | {"out_proj": "out_proj.weight"}
     return tuple(AttentionView(attention, part, parameter) for part, parameter in parameters.items())
+
+
+def _stretches(positions: Tensor) -> Iterator[slice]:
+    """Cut ascending positions into stretches without a gap."""
+    for stretch in torch.tensor_split(positions, (positions.diff() != 1).nonzero().flatten() + 1):
+        yield slice(int(stretch[0]), int(stretch[-1]) + 1)
 
 
 def _boxes(size: Sequence[int], start: int, stop: int) -> Iterator[Box]:

@@ -77,7 +77,7 @@ def observe(
                 f"layer {min(unseen)!r} was called by no batch, so nothing of it can be observed; "
                 "leave it out, or take a criterion that needs weights only, such as 'magnitude'"
             )
-        waiting = {name: criterion for name, criterion in waiting.items() if criterion.end_pass()}
+        waiting = {name: criterion for name, criterion in waiting.items() if _wants_more(criterion, name)}
         if waiting and number < 0:
             raise ConfigError(
                 "the batches can be read only once, but the criterion works in several passes; give a list"
@@ -85,9 +85,20 @@ def observe(
 
 
 def _take_in(criterion: Criterion, layer: str, seen: Observation) -> None:
+    with torch.no_grad(), _naming(layer):
+        criterion.observe(seen)
+
+
+def _wants_more(criterion: Criterion, layer: str) -> bool:
+    with _naming(layer):
+        return criterion.end_pass()
+
+
+@contextmanager
+def _naming(layer: str) -> Iterator[None]:
+    """Say in errors of the data which layer it was."""
     try:
-        with torch.no_grad():
-            criterion.observe(seen)
+        yield
     except DataError as error:
         raise DataError(f"layer {layer!r}: {error}") from error
 

@@ -1,189 +1,246 @@
 """Correlation of a layer's outputs with its inputs, position by position, in one streaming pass.
 
-Every batch is centred on its own means, multiplied out in single precision, and joined to the sums so far
-in double precision, so that neither a large mean nor a long data set costs digits. This module must
-not know layers, criteria or models: it sees two tensors per batch.
+Samples are buffered into blocks, whatever the batches were; each block is centred on its own means and multiplied
+out in few large products, and the sums of the blocks are kept in double precision. This module must not know
+layers, criteria or models.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import attrs
 import torch
 from torch import Tensor
 
 from prunekit.errors import DataError
+from prunekit.moments import Block, Moments
+from prunekit.products import add_products, full_precision, runs, taken
+from prunekit.ranks import gather_numbers, rank_count, sum_over_ranks
 
-# Products are added up in blocks of this many bytes: they stay in cache, and small blocks are reused memory.
-_BLOCK_BYTES = 8 * 2**20
-# Samples summed in single precision before double precision takes over: keeps the error near 1e-7.
-_RUN = 32
-# Powers of two beyond this do not fit a single-precision number together with their inverse.
-_LARGEST_EXPONENT = 120
-
-
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """Switch off TF32 and autocast: their 8 to 11 bits would be all that is left of a correlation."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-
-
-@attrs.frozen(eq=False)
-class _Batch:
-    """One batch of one side, in units of the column's ``unit``; sums are float64 ``[G, m, features]``."""
-
-    centred: Tensor  # [G, m, samples, features]
-    rest: Tensor  # sum of the centred values: what rounding of the centre left over
-    step: Tensor  # this batch's mean - the mean before
+# Samples of a block at most: the sums in double precision are touched once for so many.
+_BLOCK = 1024
+# The first samples are worked on in double precision throughout: of few, every rounding shows.
+_EXACT = 128
+# Products are made in parts of this many bytes: still in the cache when they are added to the sums.
+_PART_BYTES = 2 * 2**20
 
 
 @attrs.define(eq=False)
-class _Moments:
-    """Mean and summed squared deviations of every column of one side, float64 ``[G, m, features]``.
+class _Side:
+    """One side of the correlation: the samples that wait, ``[cells, block, features]``, and the moments so far."""
 
-    Deviations are counted in ``unit``, a power of two near the largest one of the first batch that has any:
-    dividing by it is exact and keeps squares and products of very small and very large numbers in range.
-    """
-
-    mean: Tensor
-    squares: Tensor
-    unit: Tensor
+    waiting: Tensor
+    moments: Moments
 
     @classmethod
-    def start(cls, values: Tensor) -> "_Moments":
-        unit = torch.ones_like(values[:, :, 0])
-        return cls(torch.zeros_like(unit, dtype=torch.float64), torch.zeros_like(unit, dtype=torch.float64), unit)
+    def start(cls, name: str, values: Tensor, block: int, dtype: torch.dtype) -> "_Side":
+        cells, _, features = values.shape
+        waiting = torch.empty(cells, block, features, dtype=dtype, device=values.device)
+        return cls(waiting, Moments.start(name, waiting))
 
-    def join(self, values: Tensor, before: int) -> _Batch:
-        """Join a batch to the ``before`` samples seen so far: the pairwise update of Chan, Golub, LeVeque (1983)."""
-        samples = values.shape[2]
-        after = before + samples
-        centre = _centre(values)
-        centred = values - centre.unsqueeze(2)
-        self._choose_units(centred.abs().amax(2), (centre - self.mean).abs() if before else None)
-        centred /= self.unit.unsqueeze(2)
-        rest = centred.sum(2).double()
-        step = (centre.double() - self.mean) / self.unit + rest / samples
-        squares = -rest.square() / samples
-        for run in torch.split(centred, _RUN, dim=2):
-            squares += run.square().sum(2)
-        self.squares += squares.clamp_(min=0) + step.square() * (before * samples / after)
-        self.mean += step * self.unit * (samples / after)
-        return _Batch(centred, rest, step)
-
-    def _choose_units(self, deviation: Tensor, step: Tensor | None) -> None:
-        """Choose the units of columns that never changed before: all their sums are still zero."""
-        if step is not None:
-            deviation = deviation.maximum(step.to(deviation.dtype))
-        exponent = torch.frexp(deviation).exponent.clamp(-_LARGEST_EXPONENT, _LARGEST_EXPONENT)
-        unit = torch.ldexp(torch.ones_like(deviation), exponent)
-        self.unit = torch.where(self.squares == 0, unit, self.unit)
-
-    def inverse_norm(self) -> Tensor:
-        """Return 1 / sqrt(summed squares), and 0 for a column that never changed."""
-        return torch.where(self.squares > 0, self.squares.rsqrt(), 0.0)
-
-
-def _centre(values: Tensor) -> Tensor:
-    """Return the mean of each column over its samples; of a constant column, exactly the constant."""
-    return values.mean(2).clamp(values.amin(2), values.amax(2))
+    def join(self, samples: int, before: int) -> Block:
+        values = self.waiting[:, :samples]
+        return self.moments.join(values.double() if before == 0 else values, before)
 
 
 @attrs.define(eq=False)
 class CorrelationSums:
     """The running correlation of each output with each input of a layer, at each position.
 
-    Its memory is that of one float64 ``[G, m, out, fan]``, whatever the number of batches. The result is that of a
-    two-pass computation in double precision to about 1e-7, for means up to 1e4 deviations.
+    Inputs are cells, each with samples of some features; outputs are units, each with samples of some neurons. A
+    unit sees one cell or, as a position of a convolution does, several: ``taps`` says which. So an input that many
+    positions see is kept, centred and squared once.
+
+    Its memory is that of float64 ``[taps, units, out, features]`` and of the buffer, whatever the number of samples.
+    The result is that of a two-pass computation in double precision to 1e-7, for means up to 1e4 deviations, and it
+    does not depend on how the samples are cut into batches.
+
+    Attributes:
+        taps: int64 ``[taps, units]``, the cells that each unit sees; ``None``: as many cells as units, each its own.
+        buffer: bytes for samples that wait; 128 to 1,024 samples are worked on at once, and more are faster.
+        samples: the number of samples seen.
 
     >>> sums = CorrelationSums()
-    >>> sums.update(torch.tensor([[[[1.0], [2.0], [3.0]]]]), torch.tensor([[[[5.0], [3.0], [1.0]]]]))
+    >>> sums.update(torch.tensor([[[1.0], [2.0], [3.0]]]), torch.tensor([[[5.0], [3.0], [1.0]]]))
     >>> round(sums.correlation().item(), 6)
     -1.0
     """
 
+    taps: Tensor | None = None
+    buffer: int = 2**28
     samples: int = attrs.field(default=0, init=False)
-    _inputs: _Moments | None = attrs.field(default=None, init=False)
-    _outputs: _Moments | None = attrs.field(default=None, init=False)
+    _joined: int = attrs.field(default=0, init=False)  # of these, those that wait no more
+    _inputs: _Side | None = attrs.field(default=None, init=False)
+    _outputs: _Side | None = attrs.field(default=None, init=False)
     _products: Tensor | None = attrs.field(default=None, init=False)
 
     def update(self, inputs: Tensor, outputs: Tensor) -> None:
         """Take in one batch; the number of samples may differ from batch to batch, and may be 0.
 
         Args:
-            inputs: ``[G, m, samples, fan]``, any floating type; worked on in float32 at least.
-            outputs: ``[G, m, samples, out]``, likewise.
+            inputs: ``[cells, samples, features]``, any floating type; worked on in float32 at least.
+            outputs: ``[units, samples, out]``, likewise.
 
         Raises:
-            DataError: when the shapes do not belong together, or a value is infinite or not a number. The
-                sums are of no use after that.
+            DataError: when the shapes do not belong together, or a value is infinite or not a number; the latter
+                shows when a block is full. The sums are of no use after that.
         """
-        groups, positions, samples, fan = inputs.shape
-        if inputs.shape[:3] != outputs.shape[:3]:
+        samples = inputs.shape[1]
+        units = len(inputs) if self.taps is None else self.taps.shape[1]
+        if outputs.shape[:2] != (units, samples):
             raise DataError(
-                f"inputs {tuple(inputs.shape)} and outputs {tuple(outputs.shape)} differ in groups, positions or "
+                f"inputs {tuple(inputs.shape)} and outputs {tuple(outputs.shape)} differ in positions or "
                 "samples; correlations need the outputs of the same module at the same positions"
             )
         if samples == 0:
             return
-        shape = (groups, positions, outputs.shape[3], fan)
-        dtype = torch.promote_types(torch.promote_types(inputs.dtype, outputs.dtype), torch.float32)
-        with _full_precision(inputs.device):
-            inputs, outputs = inputs.detach().to(dtype), outputs.detach().to(dtype)
-            if self._inputs is None or self._outputs is None or self._products is None:
-                self._inputs, self._outputs = _Moments.start(inputs), _Moments.start(outputs)
-                self._products = torch.zeros(shape, dtype=torch.float64, device=inputs.device)
-            elif self._products.shape != shape:
+        below, above = self._sides(inputs.detach(), outputs.detach())
+        taken = 0
+        while taken < samples:
+            at = self.samples - self._joined
+            count = min(samples - taken, (below.shape[1] if self._joined else _EXACT) - at)
+            below[:, at : at + count] = inputs[:, taken : taken + count]
+            above[:, at : at + count] = outputs[:, taken : taken + count]
+            taken += count
+            self.samples += count
+            if at + count == (below.shape[1] if self._joined else _EXACT):
+                self._join_waiting()
+
+    def _sides(self, inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the two buffers, made by the first batch."""
+        if self._inputs is None or self._outputs is None:
+            dtype = torch.promote_types(torch.promote_types(inputs.dtype, outputs.dtype), torch.float32)
+            sample = dtype.itemsize * (inputs[:, 0].numel() + outputs[:, 0].numel())
+            block = min(max(self.buffer // sample, _EXACT), _BLOCK)
+            self._inputs = _Side.start("inputs", inputs, block, dtype)
+            self._outputs = _Side.start("outputs", outputs, block, dtype)
+        buffers = self._inputs.waiting, self._outputs.waiting
+        for buffer, values in zip(buffers, (inputs, outputs), strict=True):
+            if buffer[:, 0].shape != values[:, 0].shape:
                 raise DataError(
-                    f"a batch gives correlations of shape {shape} after batches of "
-                    f"{tuple(self._products.shape)}; give all batches inputs of one size"
+                    f"a batch of {tuple(values[:, 0].shape)} values a sample comes after batches of "
+                    f"{tuple(buffer[:, 0].shape)}; give all batches inputs of one size"
                 )
-            below = self._inputs.join(inputs, self.samples)
-            above = self._outputs.join(outputs, self.samples)
-            _check_finite("inputs", inputs, self._inputs)
-            _check_finite("outputs", outputs, self._outputs)
-            _add_products(self._products, below, above, self.samples)
-        self.samples += samples
+        return buffers
+
+    def _join_waiting(self) -> None:
+        """Join the samples that wait to the sums."""
+        samples = self.samples - self._joined
+        if samples == 0 or self._inputs is None or self._outputs is None:
+            return
+        with full_precision(self._inputs.waiting.device):
+            below, above = self._inputs.join(samples, self._joined), self._outputs.join(samples, self._joined)
+            if self._products is None:
+                shape = (len(self._seen()), *self._outputs.moments.mean.shape, below.centred.shape[2])
+                self._products = torch.zeros(shape, dtype=torch.float64, device=below.centred.device)
+            self._add_products(self._products, below, above)
+        self._joined = self.samples
+
+    def _add_products(self, products: Tensor, below: Block, above: Block) -> None:
+        before, samples = self._joined, below.centred.shape[1]
+        # Blocks are merged by Chan's update: of two means, and of what the centring left over.
+        left = torch.stack([above.step * (before * samples / (before + samples)), above.rest / -samples], dim=2)
+        right = torch.stack([below.step, below.rest], dim=1)
+        outputs = above.centred.transpose(1, 2)
+        cut = runs(before, samples, below.centred.dtype)
+        scratch = torch.empty(self._largest_part(products), dtype=outputs.dtype, device=outputs.device)
+        for tap, units, cells, features in self._parts(products):
+            total = products[tap, units, :, features]
+            total.baddbmm_(left[units], taken(right, cells)[..., features])
+            add_products(total, outputs[units], taken(below.centred, cells)[..., features], cut, scratch)
+
+    def _seen(self) -> Tensor:
+        """Return ``taps`` on the CPU."""
+        if self.taps is not None:
+            return self.taps.cpu()
+        return torch.arange(0 if self._outputs is None else len(self._outputs.waiting)).unsqueeze(0)
+
+    def _parts(self, products: Tensor) -> Iterator[tuple[int, slice, Tensor, slice]]:
+        """Cut the products into parts that fit the cache: the tap, the units, the cells that they see, the features."""
+        seen = self._seen()
+        _, unit_count, out, feature_count = products.shape
+        columns = max(1, _PART_BYTES // (4 * out))
+        size = max(1, columns // feature_count)
+        for start in range(0, unit_count, size):
+            units = slice(start, start + size)
+            for first in range(0, feature_count, columns):
+                features = slice(first, first + columns)
+                yield from ((tap, units, cells[units], features) for tap, cells in enumerate(seen))
+
+    def _largest_part(self, products: Tensor) -> int:
+        return max(products[tap, units, :, features].numel() for tap, units, _, features in self._parts(products))
+
+    def join_ranks(self) -> None:
+        """Make these the sums over the samples of all ranks of a distributed run; all ranks must call it, once.
+
+        Without a distributed run it does nothing. Ranks are merged as blocks are, so the result is that of one
+        process that saw all samples.
+
+        Raises:
+            DataError: on every rank, when a rank saw no sample, or inputs of another size.
+        """
+        if rank_count() == 1:
+            return
+        self._join_waiting()
+        shape = [0] * 4 if self._products is None else list(self._products.shape)
+        everyone = gather_numbers([self.samples, *shape])
+        for rank, numbers in enumerate(everyone):
+            if numbers[0] == 0:
+                raise DataError(f"rank {rank} saw no sample; give every rank at least one calibration batch")
+            if numbers[1:] != everyone[0][1:]:
+                raise DataError(
+                    f"correlations of shape {numbers[1:]} on rank {rank}, {everyone[0][1:]} on rank 0; "
+                    "give all ranks inputs of one size"
+                )
+        if self._inputs is None or self._outputs is None or self._products is None:
+            return  # cannot be: every rank saw samples
+        before, total = self.samples, sum(samples for samples, *_ in everyone)
+        input_scale, output_scale = self._inputs.moments.scale, self._outputs.moments.scale
+        below = self._inputs.moments.join_ranks(before, total)
+        above = self._outputs.moments.join_ranks(before, total) * before
+        for tap, units, cells, features in self._parts(self._products):
+            part = self._products[tap, units, :, features]
+            part /= output_scale[units].unsqueeze(2)
+            part /= taken(input_scale, cells)[:, features].unsqueeze(1)
+            part.baddbmm_(above[units].unsqueeze(2), taken(below, cells)[:, features].unsqueeze(1))
+        sum_over_ranks(self._products)
+        self.samples = self._joined = total
 
     def correlation(self) -> Tensor:
-        """Return the correlations so far, float64 ``[G, m, out, fan]`` in [-1, 1].
+        """Return the correlations so far, float64 ``[units, out, features * taps]`` in [-1, 1].
 
         Where an input or an output never changed the correlation is 0; it is never NaN.
 
         Raises:
-            DataError: when no sample was seen.
+            DataError: when no sample was seen; what ``update`` says of the samples that waited.
         """
+        return self._summed(1, absolute=False)
+
+    def absolute_sum(self, positions: int) -> Tensor:
+        """Return the sums of the absolute correlations over positions: equation (2) of the paper.
+
+        Args:
+            positions: so many units, one after the other, are one group of which the sum is taken.
+
+        Returns:
+            float64 ``[units / positions, out, features * taps]``.
+
+        Raises:
+            DataError: as ``correlation``.
+        """
+        return self._summed(positions, absolute=True)
+
+    def _summed(self, positions: int, *, absolute: bool) -> Tensor:
+        self._join_waiting()
         if self._inputs is None or self._outputs is None or self._products is None:
             raise DataError("correlations of no samples; give at least one batch with samples")
-        result = self._products * self._outputs.inverse_norm().unsqueeze(3)
-        return result.mul_(self._inputs.inverse_norm().unsqueeze(2)).clamp_(-1, 1)
-
-
-def _check_finite(side: str, values: Tensor, moments: _Moments) -> None:
-    # One infinite or undefined value spoils its column's squares: far fewer numbers to look at.
-    if bool(moments.squares.isfinite().all()):
-        return
-    count = int((~values.isfinite()).sum())
-    found = f"{count} of {values.numel()} values that are not finite" if count else "values too large to square"
-    raise DataError(f"the {side} of a layer hold {found}; check the data and the weights of the model")
-
-
-def _add_products(products: Tensor, below: _Batch, above: _Batch, before: int) -> None:
-    """Add a batch's sums of products of deviations to ``products``, float64 ``[G, m, out, fan]``."""
-    samples = below.centred.shape[2]
-    weight = before * samples / (before + samples)
-    left = torch.stack([above.step * weight, above.rest / -samples], dim=3).flatten(0, 1)
-    right = torch.stack([below.step, below.rest], dim=2).flatten(0, 1)
-    inputs, outputs = below.centred.flatten(0, 1), above.centred.flatten(0, 1).transpose(1, 2)
-    rows = max(1, _BLOCK_BYTES // (8 * products.shape[2] * products.shape[3]))
-    blocks = (torch.split(tensor, rows) for tensor in (products.flatten(0, 1), outputs, inputs, left, right))
-    for total, output, input_, step, other in zip(*blocks, strict=True):
-        total.baddbmm_(step, other)
-        for run in zip(torch.split(output, _RUN, dim=2), torch.split(input_, _RUN, dim=1), strict=True):
-            total.add_(torch.bmm(*run).double())
+        taps, units, out, features = self._products.shape
+        result = self._products.new_zeros(taps, units // positions, out, features)
+        above, below = self._outputs.moments.inverse_norm(), self._inputs.moments.inverse_norm()
+        scratch = self._products.new_empty(self._largest_part(self._products))
+        for tap, part, cells, some in self._parts(self._products):
+            products = self._products[tap, part, :, some]
+            found = torch.mul(products, above[part].unsqueeze(2), out=scratch[: products.numel()].view(products.shape))
+            found.mul_(taken(below, cells)[:, some].unsqueeze(1))
+            for number, coefficients in zip(range(*part.indices(units)), found, strict=True):
+                result[tap, number // positions, :, some] += coefficients.abs_() if absolute else coefficients
+        return result.clamp_(-positions, positions).permute(1, 2, 3, 0).flatten(2)

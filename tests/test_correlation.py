@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from prunekit.builtin.correlation import Correlation, keep_halves
 from prunekit.criteria import Observation
 from prunekit.errors import ConfigError, DataError, MaskError
-from prunekit.layers import LayerView, core_view
+from prunekit.layers import LayerView, core_view, find_layers
+from prunekit.observing import Evidence, observe
 from prunekit.selection import Blocks, NofM, Quota, unit_counts
 
 MODES = ["halves", "highest", "random"]
@@ -111,7 +112,7 @@ def test_scores_are_those_of_the_paper_for_every_layer(layer, batches, memory, p
 def test_scores_are_the_same_however_many_passes_they_take():
     view = core_view(nn.Conv2d(3, 4, 3, padding=1))
     inputs = torch.randn(20, 3, 6, 5)
-    per_position = 8 * (4 * 27 + 3 * (4 + 27)) / 2**30
+    per_position = 8 * 4 * 27 / 0.75 / 2**30  # a quarter of the memory is for samples that wait
     whole, passes = observed(Correlation(), view, inputs, [13, 7])
     assert passes == 1
     for fitting, expected in ((1, 30), (7, 5), (29, 2), (30, 1)):
@@ -120,14 +121,30 @@ def test_scores_are_the_same_however_many_passes_they_take():
         assert (scores - whole).abs().max() < 1e-6 * 30
 
 
-def test_a_large_layer_is_observed_in_parts(monkeypatch):
+def test_some_positions_estimate_the_sum_over_all_of_them():
     view = core_view(nn.Conv2d(3, 4, 3, padding=1))
-    inputs = torch.randn(20, 3, 6, 5)
-    whole, _ = observed(Correlation(), view, inputs, [20])
-    monkeypatch.setattr("prunekit.builtin.correlation._PART_BYTES", 4 * 20 * 27 * 4)
-    scores, passes = observed(Correlation(), view, inputs, [20])
-    assert passes == 1
-    assert (scores - whole).abs().max() < 1e-6 * 30
+    inputs = torch.randn(50, 3, 9, 8) + 0.1 * torch.randn(50, 3, 1, 1)
+    everything, _ = observed(Correlation(), view, inputs, [50])
+    assert torch.equal(observed(Correlation(positions=72), view, inputs, [50])[0], everything)
+    for memory, passes_expected in ((2.0, 1), (0.0, 20)):
+        scores, passes = observed(Correlation(positions=20, memory=memory), view, inputs, [30, 20])
+        assert passes == passes_expected
+        again, _ = observed(Correlation(positions=20), view, inputs, [50])
+        assert (scores - again).abs().max() < 1e-5
+        assert (scores / everything).mean() == pytest.approx(1, abs=0.05)
+        assert torch.corrcoef(torch.stack([scores.flatten(), everything.flatten()]))[0, 1] > 0.5
+
+
+def test_a_bad_value_that_shows_late_still_names_the_layer():
+    network = nn.Sequential(nn.Linear(3, 2))
+
+    def show():
+        network(torch.tensor([[1.0, float("nan"), 0.0]]))
+        yield
+
+    evidence = Evidence(show)
+    with pytest.raises(DataError, match="layer '0': the inputs of a layer hold 1 of 3 values"):
+        observe(network, find_layers(network), {"0": Correlation()}, evidence, show)
 
 
 @st.composite

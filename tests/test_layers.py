@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from prunekit.errors import ConfigError
-from prunekit.layers import ConvolutionView, LinearView, core_view, find_layers, parameter_name, resolve
+from prunekit.layers import ConvolutionView, LayerView, LinearView, core_view, find_layers, parameter_name, resolve
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -29,6 +29,20 @@ def assert_view_explains_the_forward_pass(module: nn.Module, inputs: torch.Tenso
         torch.testing.assert_close(
             torch.einsum("gmsf,gof->gmso", unfolded, matrix) + bias, view.outputs_at(outputs, part), rtol=0, atol=1e-10
         )
+
+    some = torch.arange(positions)[::2]
+    rebuilt = gathered(view, inputs, some)
+    assert torch.equal(rebuilt, everything[:, some])
+    assert torch.equal(
+        view.units(outputs, some).unflatten(0, (view.groups, -1)), view.outputs_at(outputs, slice(None))[:, some]
+    )
+
+
+def gathered(view: LayerView, inputs: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Put unfolded inputs together from cells and taps."""
+    cells, taps = view.cells(inputs, positions), view.taps(inputs, positions)
+    seen = cells.unsqueeze(0) if taps is None else cells[taps]  # [taps, G * m, samples, features]
+    return seen.permute(1, 2, 3, 0).flatten(2).unflatten(0, (view.groups, -1))
 
 
 @st.composite

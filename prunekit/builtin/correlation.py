@@ -19,8 +19,8 @@ from prunekit.options import option
 from prunekit.selection import Pattern, Quota, Scope, keep_best, unit_shares
 from prunekit.statistics import CorrelationSums
 
-# Unfolded inputs are made in parts of this many bytes: small enough for memory to be reused at once.
-_PART_BYTES = 24 * 2**20
+# Of the memory, the part for sums; the rest is for samples that wait to be worked on together.
+_SUMS = 0.75
 
 
 @attrs.define(eq=False)
@@ -55,10 +55,12 @@ class Correlation(Criterion):
     )
     pre_activation: bool = option(False, "correlate the output before its activation function")
     memory: float = option(2.0, "GiB for sums; what needs more is done in several passes over the data", low=0)
+    positions: int = option(0, "how many positions of a convolution to draw and look at; 0: all of them", low=0)
 
     _positions: int = attrs.field(default=0, init=False)
-    _next: int = attrs.field(default=0, init=False)  # the first position of the pass to come
-    _parts: list[tuple[slice, CorrelationSums]] = attrs.field(factory=list, init=False)
+    _left: Tensor | None = attrs.field(default=None, init=False)  # positions of this pass and those to come
+    _pass: Tensor = attrs.field(factory=lambda: torch.arange(0), init=False)  # positions of this pass
+    _sums: CorrelationSums | None = attrs.field(default=None, init=False)
     _total: Tensor | None = attrs.field(default=None, init=False)
 
     def check(self, scope: Scope, pattern: Pattern | None) -> None:
@@ -95,32 +97,40 @@ class Correlation(Criterion):
                 "correlations by position need inputs of one size"
             )
         self._positions = positions
-        if not self._parts:
-            self._parts = self._cut(layer, samples=max(1, len(seen.inputs)))
-        for part, sums in self._parts:
-            sums.update(layer.inputs_at(seen.inputs, part), layer.outputs_at(outputs, part))
+        if self._sums is None:
+            self._sums = self._begin(layer, seen.inputs)
+        self._sums.update(layer.cells(seen.inputs, self._pass), layer.units(outputs, self._pass))
 
-    def _cut(self, layer: LayerView, samples: int) -> list[tuple[slice, CorrelationSums]]:
-        """Cut the positions of this pass into parts; together their sums fit the memory."""
-        outputs, fan = layer.outputs, layer.fan
-        sums_bytes = 8 * layer.groups * (outputs * fan + 3 * (outputs + fan))
-        fitting = max(1, int(self.memory * 2**30) // sums_bytes)
-        passes_left = -(-(self._positions - self._next) // fitting)
-        stop = self._next + -(-(self._positions - self._next) // passes_left)
-        step = max(1, _PART_BYTES // (4 * layer.groups * samples * fan))
-        return [(slice(start, min(start + step, stop)), CorrelationSums()) for start in range(self._next, stop, step)]
+    def _begin(self, layer: LayerView, inputs: Tensor) -> CorrelationSums:
+        """Choose the positions of this pass, as many as the memory has room for, and start their sums."""
+        if self._left is None:
+            self._left = self._drawn()
+        bytes_left = self.memory * 2**30
+        fitting = max(1, int(bytes_left * _SUMS) // (8 * layer.groups * layer.outputs * layer.fan))
+        passes_left = -(-len(self._left) // fitting)
+        self._pass = self._left[: -(-len(self._left) // passes_left)]
+        return CorrelationSums(layer.taps(inputs, self._pass), buffer=int(bytes_left * (1 - _SUMS)))
+
+    def _drawn(self) -> Tensor:
+        """Return the positions to look at, ascending: all, or the same draw every time."""
+        if not 0 < self.positions < self._positions:
+            return torch.arange(self._positions)
+        return torch.randperm(self._positions, generator=torch.Generator().manual_seed(0))[: self.positions].sort()[0]
 
     def end_pass(self) -> bool:
-        """Add up the finished positions; more data is wanted until all are done."""
-        for part, sums in self._parts:
-            correlation = sums.correlation()
-            if self._positions > 1:
-                correlation = correlation.abs_()
-            total = correlation.sum(1)
-            self._total = total if self._total is None else self._total.add_(total)
-            self._next = part.stop
-        self._parts = []
-        return self._next < self._positions
+        """Add up the finished positions, of all ranks of a distributed run; more data is wanted until all are done."""
+        sums = self._sums or CorrelationSums()
+        sums.join_ranks()
+        if self._left is None or sums.samples == 0:
+            return False
+        if self._positions > 1:
+            # An estimate of the sum over all positions, where only some are looked at.
+            total = sums.absolute_sum(len(self._pass)) * (self._positions / len(self._drawn()))
+        else:
+            total = sums.correlation()
+        self._total = total if self._total is None else self._total.add_(total)
+        self._left, self._sums = self._left[len(self._pass) :], None
+        return len(self._left) > 0
 
     def score(self, weight: Tensor, generator: torch.Generator) -> Tensor:
         """Return ``|r|``, or its sum over the positions: float32 ``[G, out, fan]``.

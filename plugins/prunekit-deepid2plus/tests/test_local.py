@@ -90,6 +90,10 @@ def test_the_products_of_the_view_are_the_outputs(stride: int) -> None:
     found = view.outputs_at(layer(inputs), everything)
     torch.testing.assert_close(torch.einsum("gmsf,gof->gmso", seen, matrix), found)
     assert torch.equal(view.from_matrix(matrix), layer.weight)
+    only = torch.arange(1)
+    cells = view.cells(inputs, only)[view.taps(inputs, only)]  # [taps, groups, samples, channels]
+    assert torch.equal(cells.permute(1, 2, 3, 0).reshape(seen[:, 0].shape), seen[:, 0])
+    assert torch.equal(view.units(layer(inputs), only), found[:, 0])
 
 
 def test_the_plugin_views_locally_connected_layers_and_no_others() -> None:

@@ -100,3 +100,13 @@ class LocalView(LayerView):
 
     def outputs_at(self, outputs: Tensor, positions: slice) -> Tensor:
         return outputs.permute(2, 3, 0, 1).reshape(self.groups, 1, -1, self.outputs)[:, positions]
+
+    def cells(self, inputs: Tensor, positions: Tensor) -> Tensor:
+        """Return the pixels: ``[pixels, samples, channels]``."""
+        return inputs.detach().permute(2, 3, 0, 1).flatten(0, 1)
+
+    def taps(self, inputs: Tensor, positions: Tensor) -> Tensor:
+        kernel, columns = torch.arange(self.module.kernel_size), self.module.input_size[1]
+        offsets = kernel.unsqueeze(1) * columns + kernel
+        rows, places = (torch.arange(size) * self.module.stride for size in self.module.output_size)
+        return offsets.flatten().unsqueeze(1) + (rows.unsqueeze(1) * columns + places).flatten()
