@@ -37,6 +37,7 @@ class Block:
     centred: Tensor  # [cells, samples, features]
     rest: Tensor  # sum of the centred values: what rounding of the centre left over
     step: Tensor  # this block's mean - the mean before
+    still: Tensor  # bool [cells] on the CPU: all features of the cell are constant in this block
 
 
 @attrs.define(eq=False)
@@ -81,13 +82,14 @@ class Moments:
             part.sub_(centre.unsqueeze(1)).mul_(self.scale[piece].to(part.dtype).unsqueeze(1))
             rest[piece] = part.sum(1)
             squares[piece] = _sum_of_squares(part)
+        still = (squares == 0).all(1).cpu()
         step.mul_(self.scale).add_(rest, alpha=1 / samples)
         squares.addcmul_(rest, rest, value=-1 / samples).clamp_(min=0)
         weight = samples / (before + samples)
         self.squares += squares.addcmul_(step, step, value=before * weight)
         self.mean += step / self.scale * weight
         self._check(bool(self.squares.isfinite().all()), values)
-        return Block(values, rest, step)
+        return Block(values, rest, step, still)
 
     def _check(self, finite: bool, values: Tensor) -> None:
         if finite:

@@ -146,6 +146,8 @@ class CorrelationSums:
         for tap, units, cells, features in self._parts(products):
             total = products[tap, units, :, features]
             total.baddbmm_(left[units], taken(right, cells)[..., features])
+            if bool(below.still[cells].all()):
+                continue  # padding, mostly: centred, it is all zeros
             add_products(total, outputs[units], taken(below.centred, cells)[..., features], cut, scratch)
 
     def _seen(self) -> Tensor:
