@@ -11,8 +11,9 @@ from prunekit_deepid2plus.local import LocallyConnected2d, LocalView
 from torch import Tensor, nn
 
 from prunekit.builtin.correlation import Correlation
+from prunekit.core_views import ConvolutionView, LinearView
 from prunekit.criteria import Observation
-from prunekit.layers import ConvolutionView, LayerView, LinearView
+from prunekit.layers import LayerView
 from prunekit.statistics import CorrelationSums
 
 BATCH = 128

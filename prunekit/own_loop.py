@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from prunekit.criteria import Criterion
 from prunekit.errors import ConfigError
-from prunekit.layers import LayerView, check_layers, find_layers, parameter_name
+from prunekit.finding import check_layers, find_layers, parameter_name
+from prunekit.layers import LayerView
 from prunekit.masks import Masks
 from prunekit.observing import Evidence
 from prunekit.plugins import make_manager, view_of

@@ -14,9 +14,10 @@ from torch import nn
 from prunekit.config import RunConfig, merge_training
 from prunekit.criteria import Criterion
 from prunekit.errors import ConfigError
+from prunekit.finding import check_layers, find_layers
 from prunekit.given import Given, read_given
 from prunekit.hardware import pick_device
-from prunekit.layers import LayerShape, LayerView, check_layers, find_layers
+from prunekit.layers import LayerShape, LayerView
 from prunekit.plugins import PluginManager, view_of
 from prunekit.registry import Registry
 from prunekit.schedules import Entry, Plan, PlanRequest, Schedule, Stage, check_plan

@@ -18,8 +18,8 @@ from prunekit.checkpoint import Checkpoint, newest_checkpoint, random_state, sav
 from prunekit.config import RunConfig
 from prunekit.errors import CheckpointError, TrainingError
 from prunekit.events import StageFinished
+from prunekit.finding import parameter_name
 from prunekit.hardware import Hardware
-from prunekit.layers import parameter_name
 from prunekit.masks import Masks
 from prunekit.preparation import Prepared
 from prunekit.run_folder import RunFolder

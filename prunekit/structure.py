@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from prunekit.errors import ConfigError
-from prunekit.layers import resolve
+from prunekit.finding import resolve
 from prunekit.schedules import Entry, check_density
 
 _EXAMPLE = "expected for example 'f=1/256 5b=1/128' or 'conv*=0.5'"

@@ -24,10 +24,10 @@ from prunekit.config import RunConfig
 from prunekit.engine import run
 from prunekit.errors import CheckpointError, TrainingError
 from prunekit.files import held_alone, make_writable_folder, write_atomically
+from prunekit.finding import parameter_name
 from prunekit.grid import Node
 from prunekit.hardware import Hardware
 from prunekit.kept_correlation import kept_correlation
-from prunekit.layers import parameter_name
 from prunekit.masks import load_masks
 from prunekit.plugins import PluginManager, make_manager
 from prunekit.preparation import Prepared, prepare

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.construct import construct
+from prunekit.core_views import core_view
 from prunekit.criteria import Criterion
 from prunekit.errors import ConfigError, PrunekitError
-from prunekit.layers import LayerShape, LayerView, ViewOf, core_view, find_layers
+from prunekit.finding import find_layers
+from prunekit.layers import LayerShape, LayerView, ViewOf
 from prunekit.observing import Evidence
 from prunekit.options import option
 from prunekit.pruning import Chosen, choose_masks

@@ -5,9 +5,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from prunekit.builtin.correlation import Correlation, keep_halves
+from prunekit.core_views import core_view
 from prunekit.criteria import Observation
 from prunekit.errors import ConfigError, DataError, MaskError
-from prunekit.layers import LayerView, core_view, find_layers
+from prunekit.finding import find_layers
+from prunekit.layers import LayerView
 from prunekit.observing import Evidence, observe
 from prunekit.selection import Blocks, NofM, Quota, unit_counts
 

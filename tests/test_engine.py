@@ -9,7 +9,7 @@ from prunekit.cli.run_table import print_result
 from prunekit.config import build_config
 from prunekit.engine import run
 from prunekit.errors import CheckpointError, DataError, TrainingError
-from prunekit.layers import parameter_name
+from prunekit.finding import parameter_name
 from prunekit.markers import hookimpl
 from prunekit.masks import load_masks
 from prunekit.plugins import Source, make_manager

@@ -15,7 +15,7 @@ import prunekit
 from prunekit import Masks
 from prunekit.cli import main
 from prunekit.errors import ConfigError, MaskError
-from prunekit.layers import find_layers, parameter_name
+from prunekit.finding import find_layers, parameter_name
 
 
 class Language(nn.Module):

@@ -21,6 +21,8 @@ ORDER = [
     "options",
     "seeds",
     "layers",
+    "core_views",
+    "finding",
     "selection",
     "ranks",
     "moments",

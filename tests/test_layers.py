@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from prunekit.core_views import ConvolutionView, LinearView, core_view
 from prunekit.errors import ConfigError
-from prunekit.layers import ConvolutionView, LayerView, LinearView, core_view, find_layers, parameter_name, resolve
+from prunekit.finding import find_layers, parameter_name, resolve
+from prunekit.layers import LayerView
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import builtin
+from prunekit.core_views import ConvolutionView, LinearView
 from prunekit.criteria import Criterion
 from prunekit.errors import ConfigError, PluginError
-from prunekit.layers import ConvolutionView, LayerView, LinearView
+from prunekit.layers import LayerView
 from prunekit.markers import hookimpl
 from prunekit.options import option
 from prunekit.plugins import PluginManager, Source, make_manager, view_of

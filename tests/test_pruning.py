@@ -9,7 +9,7 @@ from prunekit.builtin.correlation import Correlation
 from prunekit.builtin.magnitude import Magnitude
 from prunekit.criteria import Criterion
 from prunekit.errors import ConfigError, DataError, PluginError
-from prunekit.layers import find_layers
+from prunekit.finding import find_layers
 from prunekit.observing import Evidence
 from prunekit.pruning import choose_masks
 from prunekit.schedules import Grow, MaskUpdate

@@ -2,7 +2,8 @@
 
 from torch import nn
 
-from prunekit.layers import LayerView, core_view
+from prunekit.core_views import core_view
+from prunekit.layers import LayerView
 from prunekit.markers import hookimpl
 
 

@@ -7,7 +7,9 @@ from prunekit_deepid2plus.network import POOLED, Network, NetworkSettings, activ
 from prunekit_deepid2plus.plugin import prunekit_layer_view
 from torch import Tensor
 
-from prunekit.layers import LayerView, core_view, find_layers
+from prunekit.core_views import core_view
+from prunekit.finding import find_layers
+from prunekit.layers import LayerView
 
 PAPER = {
     "conv1a": 1_728,

@@ -11,7 +11,9 @@ from prunekit_deepid2plus.presets import PRESETS
 from prunekit_deepid2plus.task import DeepID2Plus
 from torch import nn
 
-from prunekit.layers import LayerView, core_view, find_layers
+from prunekit.core_views import core_view
+from prunekit.finding import find_layers
+from prunekit.layers import LayerView
 from prunekit.seeds import Seeds
 from prunekit.structure import resolve_structure
 from prunekit.testing import check_task

@@ -44,7 +44,7 @@ TINY = Preset(
 
 PRESETS: Mapping[str, Preset] = {
     "tiny": TINY,
-    "strong": attrs.evolve(TINY, budget="67 epochs", retraining="5 epochs"),
+    "strong": attrs.evolve(TINY, budget="100 epochs", retraining="5 epochs"),
     "small": Preset(
         width=1 / 2,
         input_size="56x48",
