@@ -112,9 +112,14 @@ def held_alone(folder: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    with (folder / ".lock").open("w") as file:
+    path = folder / ".lock"
+    with contextlib.ExitStack() as opened:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            fcntl.flock(opened.enter_context(path.open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
             raise CheckpointError(f"another process works in {folder}; wait for it, or name another folder") from error
+        except OSError as error:
+            # Some network file systems have no locks; then there is nothing to wait for.
+            if error.errno not in {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}:
+                raise _refusal(path, error) from error
         yield

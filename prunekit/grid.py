@@ -82,6 +82,13 @@ def read_sweep(
     settings = _Section(**convert_options(_Section, plain, "sweep", "section [sweep]"))
     if base.freeze_masks or base.dense:
         raise ConfigError("a sweep prunes and makes its own dense controls; leave out freeze_masks and dense")
+    for axis, kind in _AXES.items():
+        chosen: Choice = getattr(base, kind)
+        if axis in section and chosen.options:
+            option = next(iter(chosen.options))
+            raise ConfigError(
+                f"{kind}.{option} is set, but sweep.{axis} brings {axis} with options of their own; set it there"
+            )
     structures = settings.structures or [base.asked_structure or ""]
     sweep = Sweep(
         base,

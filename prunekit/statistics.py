@@ -94,13 +94,13 @@ class CorrelationSums:
         if samples == 0:
             return
         below, above = self._sides(inputs.detach(), outputs.detach())
-        taken = 0
-        while taken < samples:
+        used = 0
+        while used < samples:
             at = self.samples - self._joined
-            count = min(samples - taken, (below.shape[1] if self._joined else _EXACT) - at)
-            below[:, at : at + count] = inputs[:, taken : taken + count]
-            above[:, at : at + count] = outputs[:, taken : taken + count]
-            taken += count
+            count = min(samples - used, (below.shape[1] if self._joined else _EXACT) - at)
+            below[:, at : at + count] = inputs[:, used : used + count]
+            above[:, at : at + count] = outputs[:, used : used + count]
+            used += count
             self.samples += count
             if at + count == (below.shape[1] if self._joined else _EXACT):
                 self._join_waiting()

@@ -31,7 +31,8 @@ class Row:
         weights: prunable weights.
         metrics: name -> mean over the seeds.
         by_seed: name -> the figure of each seed, in the order of the seeds.
-        correlation_before: mean absolute correlation of the connections that the last pruning kept, before re-training.
+        correlation_before: mean absolute correlation of the connections that the last stage's pruning kept, before
+            re-training; ``None`` where it pruned nothing or nobody asked.
         correlation_after: the same connections after it.
     """
 
@@ -123,8 +124,7 @@ def check_metrics(sweep: Sweep, outcome: Outcome) -> None:
 def _row(cell: Cell, seeds: Sequence[int], outcomes: Mapping[str, Outcome]) -> Row:
     nodes = [list(chain(cell, seed)) for seed in seeds]
     last = [outcomes[chained[-1].name] for chained in nodes]
-    pruned = [next((outcomes[node.name] for node in reversed(chained) if node.layers), None) for chained in nodes]
-    measured = [outcome for outcome in pruned if outcome is not None and outcome.correlation_after]
+    measured = [outcome for outcome in last if outcome.correlation_after]
     figures = {name: tuple(outcome.metrics[name] for outcome in last) for name in last[0].metrics}
     return Row(
         cell.kind,
@@ -137,13 +137,13 @@ def _row(cell: Cell, seeds: Sequence[int], outcomes: Mapping[str, Outcome]) -> R
         last[0].weights,
         {name: mean_of(values) for name, values in figures.items()},
         figures,
-        mean_of([_only(outcome.correlation_before) for outcome in measured]) if measured else None,
-        mean_of([_only(outcome.correlation_after) for outcome in measured]) if measured else None,
+        mean_of([_over_layers(outcome.correlation_before) for outcome in measured]) if measured else None,
+        mean_of([_over_layers(outcome.correlation_after) for outcome in measured]) if measured else None,
     )
 
 
-def _only(by_layer: Mapping[str, float]) -> float:
-    """Return the mean over the layers that a stage prunes; most prune one."""
+def _over_layers(by_layer: Mapping[str, float]) -> float:
+    """Return the mean over the layers that a stage prunes, each counted alike; most stages prune one."""
     return sum(by_layer.values()) / len(by_layer)
 
 
@@ -157,7 +157,8 @@ def _questions(cells: Sequence[Cell]) -> Iterator[tuple[str, int, int]]:
     for cell in cells:
         if cell.kind != "pruned":
             continue
-        for other in cells:
+        # Controls go through the stages of the first schedule.
+        for other in cells if cell.schedule == lead.schedule else ():
             if other.kind == "control" and (other.structure, other.training) == (cell.structure, cell.training):
                 yield "pruned - dense, trained on for as many steps", cells.index(cell), cells.index(other)
         if (cell.schedule, cell.training) == (lead.schedule, lead.training):
@@ -215,7 +216,7 @@ def differences_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
         head += [f"{metric}, points", "above 0", "verdict"]
     lines = []
     for comparison in summary.comparisons:
-        row = summary.rows[max(comparison.first, comparison.second, key=lambda index: summary.rows[index].kind)]
+        row = summary.rows[comparison.first]
         of = ", ".join(filter(None, (row.criterion, row.schedule, row.training)))
         line = [row.structure, of, comparison.question]
         for metric in summary.metrics:

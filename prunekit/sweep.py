@@ -6,14 +6,14 @@ was interrupted takes up what is there. It must not know what the figures are co
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from multiprocessing import active_children, get_context
 from pathlib import Path
-from signal import SIG_IGN, SIGINT, signal
+from signal import SIG_IGN, SIGINT, SIGTERM, Handlers, Signals, signal
 from threading import current_thread, main_thread
 
 import attrs
@@ -22,7 +22,7 @@ import torch
 
 from prunekit.config import RunConfig
 from prunekit.engine import run
-from prunekit.errors import CheckpointError, TrainingError
+from prunekit.errors import CheckpointError, PrunekitError, TrainingError
 from prunekit.files import held_alone, make_writable_folder, write_atomically
 from prunekit.finding import parameter_name
 from prunekit.grid import Node
@@ -120,7 +120,10 @@ def _carry_out(
     free = list(work.devices)
     running: dict[Future[Outcome], tuple[Node, str]] = {}
     context = get_context("spawn")  # a fork of a process that has used torch's threads may hang
-    with ProcessPoolExecutor(work.jobs, context, torch.set_num_threads, (work.threads,)) as pool:
+    with (
+        _ended_like_interrupted(),
+        ProcessPoolExecutor(work.jobs, context, torch.set_num_threads, (work.threads,)) as pool,
+    ):
         try:
             while waiting or running:
                 for node in [node for node in waiting if node.parent is None or node.parent in outcomes][: len(free)]:
@@ -130,7 +133,7 @@ def _carry_out(
                         running[pool.submit(_run_node, node, work, device)] = node, device
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     node, device = running.pop(future)
-                    outcomes[node.name] = _outcome(future, node)
+                    outcomes[node.name] = _outcome(future, node, [node, *(other for other, _ in running.values())])
                     free.append(device)
                     announce(node, outcomes[node.name], len(waiting) + len(running))
         except BaseException:
@@ -142,27 +145,42 @@ def _carry_out(
     return outcomes
 
 
-@contextmanager
-def _interrupts_for_us_alone() -> Iterator[None]:
+def _interrupts_for_us_alone() -> AbstractContextManager[None]:
     """Let processes that are started meanwhile ignore Ctrl-C: it is ours to end them, without their tracebacks."""
+    return _handled(SIGINT, SIG_IGN)
+
+
+def _ended_like_interrupted() -> AbstractContextManager[None]:
+    """Let ``kill``, ``timeout`` and batch systems end the workers too."""
+
+    def stop(*_: object) -> None:
+        raise SystemExit(128 + SIGTERM)  # as shells count
+
+    return _handled(SIGTERM, stop)
+
+
+@contextmanager
+def _handled(number: Signals, handler: Callable[..., None] | Handlers) -> Iterator[None]:
+    """Handle a signal meanwhile; only the main thread can."""
     if current_thread() is not main_thread():
         yield
         return
-    before = signal(SIGINT, SIG_IGN)
+    before = signal(number, handler)
     try:
         yield
     finally:
-        signal(SIGINT, before)
+        signal(number, before)
 
 
-def _outcome(future: "Future[Outcome]", node: Node) -> Outcome:
+def _outcome(future: "Future[Outcome]", node: Node, running: Sequence[Node]) -> Outcome:
     go_on = "what is complete stays; the same command goes on from there"
     try:
         return future.result()
     except BrokenProcessPool as error:
-        raise TrainingError(f"run {node.name} died, perhaps for lack of memory (fewer --jobs); {go_on}") from error
-    except TrainingError as error:
-        raise TrainingError(f"run {node.name}: {error}; {go_on}") from error
+        names = " or ".join(other.name for other in running)  # nothing tells which
+        raise TrainingError(f"run {names} died, perhaps for lack of memory (fewer --jobs); {go_on}") from error
+    except PrunekitError as error:
+        raise type(error)(f"run {node.name}: {error}; {go_on}") from error
 
 
 @attrs.define
@@ -192,9 +210,11 @@ def _run_node(node: Node, work: Work, device: str) -> Outcome:
     folder = RunFolder(work.folder / node.name)
     source = RunFolder(work.folder / node.parent) if node.parent else None
     resume = folder.config.is_file()
-    finished = run(
-        config, prepared, manager.hook, folder, resume=resume, force=not resume, source=source, last=node.last
-    )
+    # A worker that outlived its sweep, which was killed, may still be at it.
+    with held_alone(make_writable_folder(folder.path)):
+        finished = run(
+            config, prepared, manager.hook, folder, resume=resume, force=not resume, source=source, last=node.last
+        )
     stage = finished.stages[-1]
     outcome = Outcome(
         {**stage.evaluation.metrics, **_training_loss(folder)},
@@ -248,5 +268,5 @@ def _found(node: Node, work: Work) -> Outcome | None:
         raise CheckpointError(
             f"the result {path} cannot be read: {error}; remove its folder, it is made again"
         ) from error
-    lacking = work.kept_correlation and node.layers and not found.correlation_after
+    lacking = work.kept_correlation and node.parent and node.layers and not found.correlation_after
     return None if lacking else found

@@ -27,7 +27,9 @@ def recipe(tmp_path, monkeypatch):
     return path
 
 
-def test_a_sweep_prints_and_writes_figures_and_differences_and_the_same_command_gives_them_again(tmp_path, capsys):
+def test_a_sweep_prints_and_writes_figures_and_differences_and_the_same_command_gives_them_again(
+    tmp_path, recipe, capsys
+):
     assert main(["sweep", "small.toml", "--seeds", "2", "--seed", "5"]) == 0
     output = capsys.readouterr().out
     for words in ("4 rows, 2 seeds: 8 runs", "seed5-dense-", "0 to come", "magnitude - random", "2 seeds"):
@@ -40,6 +42,9 @@ def test_a_sweep_prints_and_writes_figures_and_differences_and_the_same_command_
     assert main(["sweep", "small.toml", "--seeds", "2", "--seed", "5"]) == 0
     assert "to come" not in capsys.readouterr().out
     assert {name: (folder / name).read_bytes() for name in first} == first
+    recipe.write_text(RECIPE.replace('"accuracy"', '"acuracy"'))  # nothing is left to run that could tell
+    assert main(["sweep", "small.toml", "--seeds", "2", "--seed", "5"]) == 2
+    assert "(did you mean 'accuracy'?)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,10 @@ def test_the_control_of_a_structure_trains_through_the_stages_of_the_first_sched
         (with_sweep(criteria=["magnitud"]), "there is no criterion 'magnitud' \\(did you mean 'magnitude'"),
         (with_sweep(structures=["hiden=1/4"]), "hiden"),
         (with_sweep(structures=["hidden=25"]), "for 25 percent write 0.25"),
+        (
+            {**RECIPE, "criterion": {"name": "correlation", "strength": 0.1}},
+            "criterion.strength is set, but sweep.criteria",
+        ),
         ({**RECIPE, "dense": True}, "leave out freeze_masks and dense"),
     ],
 )

@@ -67,8 +67,8 @@ ORDER = [
 ]
 
 # What a third party may import, so what built-in plugins and the plugins of this repository may.
-OPEN = {"markers", "errors", "options", "seeds", "layers", "selection", "statistics", "criteria", "schedules"}
-OPEN |= {"tasks", "events", "masks", "testing", "files"}
+OPEN = {"markers", "errors", "options", "seeds", "layers", "core_views", "finding", "selection", "statistics"}
+OPEN |= {"criteria", "schedules", "tasks", "events", "masks", "testing", "files"}
 
 
 def nodes(tree: ast.AST) -> Iterator[ast.AST]:

@@ -87,10 +87,25 @@ def test_only_the_first_schedule_is_compared_with_the_dense_network_that_was_not
         difference(summary, "pruned - dense, not trained on", schedule="layerwise (scratch=long)")
 
 
-def test_correlations_are_those_of_the_last_stage_that_pruned(summary):
+def test_correlations_are_shown_where_the_last_stage_pruned(summary):
     scratch = next(row for row in summary.rows if "scratch" in row.schedule)
-    assert scratch.correlation_before.value == pytest.approx(0.2)
+    assert summary.rows[1].correlation_before.value == pytest.approx(0.2)
+    assert scratch.correlation_before is None
     assert summary.rows[0].correlation_before is None
+
+
+def test_a_control_takes_as_many_steps_as_what_it_is_compared_with():
+    manager = make_manager(third_party=False)
+    sweep = read_sweep({**RECIPE, "sweep": {**RECIPE["sweep"], "schedules": ["layerwise", "one-shot"]}})
+    cells = make_cells(sweep, manager, collect(manager))
+    outcomes = {node.name: Outcome({"accuracy": 0.5}, 1, 1, 1.0) for cell in cells for node in chain(cell, 0)}
+    compared = [
+        [[stage.budget for stage in cells[index].plan.stages] for index in (comparison.first, comparison.second)]
+        for comparison in summarise(sweep, cells, (0,), outcomes).comparisons
+        if comparison.question == "pruned - dense, trained on for as many steps"
+    ]
+    assert len(compared) == 2
+    assert all(pruned == control for pruned, control in compared)
 
 
 def test_the_data_is_json_and_the_text_holds_both_tables(summary):

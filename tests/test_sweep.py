@@ -1,5 +1,9 @@
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
+import time
 
 import attrs
 import pytest
@@ -163,3 +167,28 @@ def test_an_interrupted_sweep_leaves_no_process_behind_and_is_taken_up(tmp_path,
     monkeypatch.undo()
     assert not multiprocessing.active_children()
     assert len(carry_out(nodes, work)) == 3
+
+
+def is_gone(session):
+    """Say whether within half a minute no process of a session is left."""
+    for _ in range(300):
+        try:
+            os.killpg(session, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_sweep_that_is_killed_ends_its_workers(tmp_path):
+    recipe = tmp_path / "small.toml"
+    recipe.write_text('[task]\nname = "prunekit.testing:ToyTask"\n[training]\nbudget = "100000 steps"\n[sweep]\n')
+    command = [sys.executable, "-m", "prunekit", "sweep", str(recipe), "--seeds", "1", "--out", str(tmp_path / "out")]
+    # The command is the one above.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as sweep:  # noqa: S603
+        while not list((tmp_path / "runs").glob("seed*/config.toml")):
+            assert sweep.poll() is None
+            time.sleep(0.1)
+        sweep.terminate()
+        assert sweep.wait(60) == 128 + 15
+        assert is_gone(sweep.pid)

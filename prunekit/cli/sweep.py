@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 @click.option("--data", metavar="FOLDER", help="The task's data; short for -o task.data=FOLDER.")
 @click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1.")
 @click.option(
-    "-o", "--option", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Set anything; repeatable."
+    "-o",
+    "--option",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Set anything but the grid; repeatable.",
 )
 @click.option("--out", metavar="FOLDER", help="Where the summary goes; sweeps/NAME OF THE RECIPE.")
 @click.option("--runs", metavar="FOLDER", help="Where the runs go; sweeps that share it share runs. OUT/../runs.")
@@ -71,6 +76,8 @@ def sweep(
         click.echo(f"{took}  {node.name}: {figures} ({outcome.seconds:.0f} s); {left} to come")
 
     outcomes = carry_out(nodes.values(), work, announce)
+    for outcome in outcomes.values():
+        check_metrics(asked, outcome)
     summary = summarise(asked, cells, numbers, outcomes)
     write_atomically(folder / "summary.json", (json.dumps(to_json(summary), indent=2) + "\n").encode())
     write_atomically(folder / "summary.md", to_markdown(summary, Path(recipe).stem).encode())

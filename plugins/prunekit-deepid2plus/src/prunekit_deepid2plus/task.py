@@ -95,7 +95,6 @@ class DeepID2Plus(Task):
             raise ValueError(f"pca is {self.pca}, but cosine has no PCA; set comparison to joint-bayesian too")
         if not all(fold.isascii() and fold.isdigit() for fold in self.test_folds.split()):
             raise ValueError(f"test_folds is {self.test_folds!r}, expected numbers such as '7 8'")
-
         if self.verify_on is not None and (self.data is None or self.test_folds):
             raise ValueError("verify_on needs data, and no test_folds: everybody in data is trained on")
 
