@@ -300,3 +300,8 @@ def test_no_data_other_sizes_and_other_shapes_are_explained():
             criterion.observe(Observation(view, large, view.module(large), view.module(large)))
         with pytest.raises(ConfigError, match="before any pooling"):
             criterion.observe(Observation(view, small, view.module(small), torch.zeros(4, 2, 1, 1)))
+
+
+def test_batches_without_samples_are_an_error_and_no_endless_wait() -> None:
+    with pytest.raises(DataError, match="no samples"):
+        observed(Correlation(memory=0), core_view(nn.Conv2d(1, 2, 3)), torch.zeros(0, 1, 5, 5), [0])

@@ -121,8 +121,9 @@ class Correlation(Criterion):
         """Add up the finished positions, of all ranks of a distributed run; more data is wanted until all are done."""
         sums = self._sums or CorrelationSums()
         sums.join_ranks()
-        if self._left is None or sums.samples == 0:
-            return False
+        if self._sums is None or self._left is None:
+            # No batch was shown: what is left stays so.
+            return self._left is not None and len(self._left) > 0
         if self._positions > 1:
             # An estimate of the sum over all positions, where only some are looked at.
             total = sums.absolute_sum(len(self._pass)) * (self._positions / len(self._drawn()))

@@ -113,9 +113,11 @@ def test_what_is_expected_of_a_person_is_equation_7() -> None:
 
 
 @settings(deadline=None, max_examples=15)
-@given(st.lists(st.integers(1, 4), min_size=3, max_size=8), st.integers(0, 100))
-def test_an_iteration_never_lowers_the_likelihood(counts: list[int], seed: int) -> None:
-    features, people = drawn(covariance(2, 1.0, seed), covariance(2, 1.0, seed + 1), torch.tensor(counts), seed + 2)
+@given(st.lists(st.integers(1, 4), max_size=5), st.integers(0, 100))
+def test_an_iteration_never_lowers_the_likelihood(more: list[int], seed: int) -> None:
+    # With fewer images the likelihood has no bound: the deviations of two people lie on a line.
+    counts = torch.tensor([2, 3, 4, *more])
+    features, people = drawn(covariance(2, 1.0, seed), covariance(2, 1.0, seed + 1), counts, seed + 2)
     statistics = joint_bayesian._statistics(features - features.mean(0), people)
     guess = joint_bayesian._first_guess(statistics)
     values = []
