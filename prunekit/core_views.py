@@ -110,7 +110,8 @@ class ConvolutionView(LayerView):
     def cells(self, inputs: Tensor, positions: Tensor) -> Tensor:
         """Return the pixels, padding too, group by group: ``[G * pixels, samples, channels of a group]``."""
         images, _ = self._padded(inputs, positions)
-        grouped = images.flatten(2).unflatten(1, (self.groups, self.fan_shape[0]))
+        channels = self.fan_shape[0]
+        grouped = images.reshape(len(images), self.groups, channels, math.prod(images.shape[2:]))
         return grouped.permute(1, 3, 0, 2).flatten(0, 1)
 
     def taps(self, inputs: Tensor, positions: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ class ConvolutionView(LayerView):
 
     def outputs_at(self, outputs: Tensor, positions: slice) -> Tensor:
         taken = self._batched(outputs).flatten(2)[:, :, positions]  # [samples, maps, m]
-        grouped = taken.unflatten(1, (self.groups, self.outputs))
+        grouped = taken.reshape(len(taken), self.groups, self.outputs, taken.shape[2])
         return grouped.permute(1, 3, 0, 2)
 
 
