@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from prunekit.masking import Keeper, match
+from prunekit.square_roots import lift, second_moments
 
 if TYPE_CHECKING:
     from prunekit.masks import Masks
@@ -43,7 +44,8 @@ class Held:
     - dropped weights and their optimiser state are zero;
     - gradients are masked as soon as ``backward`` has accumulated them, so clipping, momentum and weight decay
       are those of the sparse model, and kept weights move as if the forward pass multiplied by the mask;
-    - after the step of an optimiser that could move such a weight, the weights are masked once more.
+    - after the step of an optimiser that could move such a weight, the weights are masked once more;
+    - second moments of dropped weights, which play no part, are not left at 0, where that makes steps slow.
 
     When the optimiser loads a state, as trainers do after they have loaded the weights, both are zeroed again.
     Whoever loads weights alone meanwhile calls ``update(held.masks)`` afterwards.
@@ -86,6 +88,10 @@ class Held:
         """Stop holding: nothing of this object is left on the model or the optimiser."""
         for handle in [*self._gate_handles, *self._step_handles]:
             handle.remove()
+        for parameter, gate in self._gates:
+            moments = second_moments(self._optimizer, parameter)
+            if moments is not None:
+                gate.keep(moments)
         self._gates, self._gate_handles, self._step_handles = [], [], []
 
     def update(self, masks: "Masks") -> None:
@@ -162,6 +168,9 @@ class Held:
             gate.passed = False
             if not leaves_alone:
                 gate.keep(parameter)
+            gate.steps_to_lift -= 1
+            if gate.steps_to_lift < 0:
+                gate.steps_to_lift = lift(self._optimizer, parameter, gate.keep.mask)
 
     def _after_load(self, _: Optimizer) -> None:
         self._hold(self.masks)
@@ -193,6 +202,7 @@ class _Gate:
     def __init__(self, mask: Tensor, switch: _Switch) -> None:
         self.keep = Keeper(mask)
         self.passed = False
+        self.steps_to_lift = 0
         self._switch = switch
 
     def __call__(self, parameter: Tensor) -> None:

@@ -30,6 +30,7 @@ ORDER = [
     "statistics",
     "masking",
     "mask_patterns",
+    "square_roots",
     "holding",
     "foreign_masks",
     "mask_files",
