@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from prunekit.computed import carrier
 from prunekit.core_views import core_view
 from prunekit.errors import ConfigError, nearest
 from prunekit.layers import LayerView, ViewOf
@@ -42,12 +43,13 @@ def parameter_name(layer: str, view: LayerView) -> str:
     return f"{module}.{view.parameter}" if module else view.parameter
 
 
-def check_layers(layers: Mapping[str, LayerView], *, observed: bool) -> None:
+def check_layers(layers: Mapping[str, LayerView], *, observed: bool, computed: bool = False) -> None:
     """Refuse layers that cannot be pruned as they are.
 
     Args:
         layers: those that are to be pruned.
         observed: whether a criterion is to see what comes into them and out of them.
+        computed: whether weights that are computed will do, where the zeros of one parameter are theirs.
 
     Raises:
         ConfigError: a weight without a shape (a lazy module), a weight that is computed from other parameters
@@ -55,6 +57,8 @@ def check_layers(layers: Mapping[str, LayerView], *, observed: bool) -> None:
     """
     for name, view in layers.items():
         weight = _parameter(view)
+        if weight is None and computed and carrier(view.module, view.parameter):
+            continue
         if weight is None:
             raise ConfigError(
                 f"layer {name!r} computes its {view.parameter} from other parameters; make it one again "

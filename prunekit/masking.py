@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from prunekit.computed import carriers, stays_finite
 from prunekit.errors import MaskError
 
 # The mask becomes integers block by block in one buffer, so that the extra memory is 2 MiB for 32-bit weights and
@@ -77,6 +78,8 @@ def plain_name(name: str) -> str:
 def match(masks: Mapping[str, Tensor], model: nn.Module) -> dict[str, tuple[nn.Parameter, Tensor]]:
     """Find the parameter of each mask. Tied weights are one weight, whichever of its names is used.
 
+    The mask of a weight that is computed (weight norm) belongs to the parameter that carries its zeros.
+
     Args:
         masks: parameter name -> bool of the parameter's shape. Names match with or without ``module.`` and
             ``_orig_mod.`` on either side; an exact match comes first.
@@ -88,7 +91,16 @@ def match(masks: Mapping[str, Tensor], model: nn.Module) -> dict[str, tuple[nn.P
     Raises:
         MaskError: naming every mask that fits no parameter, has another shape, or contradicts another one.
     """
-    return match_names(masks, dict(model.named_parameters(remove_duplicate=False)))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    computed = dict(carriers(model))
+    matched = match_names(masks, parameters | {name: parameters[key] for name, key in computed.items()})
+    for name in computed.keys() & matched.keys():
+        if not stays_finite(model, name, computed[name], matched[name][1]):
+            raise MaskError(
+                f"under its mask {name!r} is computed as 0 / 0, since an output unit keeps no connection; "
+                "keep one of each, for example with scope='unit'"
+            )
+    return matched
 
 
 def match_names(masks: Mapping[str, Tensor], parameters: Mapping[str, _Weight]) -> dict[str, tuple[_Weight, Tensor]]:
@@ -125,7 +137,10 @@ def _not_found(name: str, candidates: list[str], parameters: Iterable[str]) -> s
         return f"{name!r} could be {' or '.join(candidates)}"
     module, dot, last = name.rpartition(".")
     if any(known.startswith(f"{module}{dot}parametrizations.{last}.") for known in parameters):
-        return f"{name!r} is computed from other parameters, call torch.nn.utils.parametrize.remove_parametrizations"
+        return (
+            f"{name!r} is computed from other parameters, whose zeros are not its own; call "
+            "torch.nn.utils.parametrize.remove_parametrizations"
+        )
     return f"no parameter {name!r}"
 
 

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from prunekit import mask_files
+from prunekit.computed import carriers
 from prunekit.errors import MaskError
 from prunekit.files import write_atomically
 from prunekit.holding import Held
@@ -50,6 +51,15 @@ class Comparison:
         return self.only_first + self.only_second
 
 
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters by name; of those that a weight is computed from, the one that carries its zeros."""
+    parameters = dict(model.named_parameters())
+    whole: dict[str, Tensor] = {
+        name: parameter for name, parameter in parameters.items() if "parametrizations." not in name
+    }
+    return whole | {name: parameters[key] for name, key in carriers(model)}
+
+
 def _copy(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
     return dict(mapping)
 
@@ -82,12 +92,13 @@ class Masks:
         """Read the masks off a model, or its state dict: what is exactly zero is dropped.
 
         Every floating-point parameter with at least two dimensions gets a mask; biases and norms, where zeros mean
-        nothing, get none. Tied weights get one in a model, one each in a state dict.
+        nothing, get none. Tied weights get one in a model, one each in a state dict. In a model, what a weight is
+        computed from (weight norm) gets none, but the weight does.
 
         Raises:
             MaskError: naming a parameter that has no values yet.
         """
-        weights = dict(model.named_parameters()) if isinstance(model, nn.Module) else model
+        weights = model if isinstance(model, Mapping) else _weights(model)
         for name, weight in weights.items():
             if is_lazy(weight):
                 raise MaskError(f"{name!r} has no shape yet; run one batch through the model first")

@@ -149,7 +149,8 @@ def _listening(
 
 
 def _observations(view: LayerView, record: _Record, *, with_activation: bool) -> Iterable[Observation]:
-    gradient = view.weight.grad
+    weight = view.weight
+    gradient = weight.grad if weight.is_leaf else None  # of a computed weight torch keeps none
     activations = record.activations if with_activation else record.outputs
     for index, (inputs, outputs, activation) in enumerate(zip(record.inputs, record.outputs, activations, strict=True)):
         yield Observation(

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import prunekit
 from prunekit import Masks
+from prunekit.builtin.magnitude import Magnitude
 from prunekit.cli import main
 from prunekit.errors import ConfigError, MaskError
 from prunekit.finding import find_layers, parameter_name
@@ -275,8 +276,6 @@ def pruned_by_torch():
 @pytest.mark.parametrize(
     ("make", "way_back"),
     [
-        (lambda: parametrizations.weight_norm(nn.Linear(4, 4)), "parametrize.remove_parametrizations"),
-        (lambda: parametrizations.spectral_norm(nn.Linear(4, 4)), "parametrize.remove_parametrizations"),
         (lambda: parametrizations.orthogonal(nn.Linear(4, 4)), "parametrize.remove_parametrizations"),
         (lambda: torch.nn.utils.spectral_norm(nn.Linear(4, 4)), "remove_weight_norm or remove_spectral_norm"),
         (pruned_by_torch, "prune.remove"),
@@ -292,8 +291,8 @@ def test_a_computed_weight_is_refused_with_the_way_back_and_its_model_stays_as_i
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_a_mask_of_a_parametrised_weight_says_what_to_do_and_then_fits():
-    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4)))
+def test_a_mask_of_an_orthogonal_weight_says_what_to_do_and_then_fits():
+    model = nn.Sequential(parametrizations.orthogonal(nn.Linear(4, 4)))
     masks = Masks({"0.weight": torch.eye(4, dtype=torch.bool)})
     with pytest.raises(
         MaskError, match=r"'0.weight' is computed .* torch.nn.utils.parametrize.remove_parametrizations"
@@ -302,6 +301,105 @@ def test_a_mask_of_a_parametrised_weight_says_what_to_do_and_then_fits():
     parametrize.remove_parametrizations(model[0], "weight")
     with masks.hold(model, torch.optim.SGD(model.parameters(), lr=0.1)):
         assert holds(model, masks)
+
+
+class Scaled(nn.Module):
+    """A parametrisation of one's own that has a parameter of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, weight):
+        return weight * self.scale
+
+
+def scaled():
+    layer = nn.Linear(6, 5)
+    parametrize.register_parametrization(layer, "weight", Scaled())
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("make", "key"),
+    [
+        (lambda: parametrizations.weight_norm(nn.Linear(6, 5)), "original1"),
+        (lambda: parametrizations.spectral_norm(nn.Linear(6, 5)), "original"),
+        (scaled, "original"),
+    ],
+)
+@pytest.mark.parametrize("criterion", ["magnitude", "correlation"])
+def test_a_weight_that_keeps_the_zeros_of_a_parameter_is_pruned_held_saved_and_let_go(make, key, criterion, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(make(), nn.ReLU(), nn.Linear(5, 2))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    masks = prunekit.select(model, criterion, density={"0": 0.5}, scope="unit", batches=[torch.randn(32, 6)] * 3)
+    assert masks.densities() == {"0.weight": 0.5}
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    masks.save(tmp_path / "masks.safetensors")
+    masks, mask = prunekit.load_masks(tmp_path / "masks.safetensors"), masks.tensors["0.weight"]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+    with masks.hold(model, optimizer):
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(torch.randn(8, 6)).square().mean().backward()
+            optimizer.step()
+            assert torch.equal(model[0].weight != 0, mask)
+            assert not model.get_parameter(f"0.parametrizations.weight.{key}")[~mask].any()
+    assert model.state_dict().keys() == before.keys()
+    assert copy.deepcopy(model).state_dict().keys() == before.keys()
+    assert torch.equal(Masks.from_zeros(model).tensors["0.weight"], mask)
+    parametrize.remove_parametrizations(model[0], "weight")
+    assert torch.equal(model[0].weight != 0, mask)
+    masks.apply(model)
+
+
+def test_a_held_weight_norm_moves_as_one_whose_direction_is_multiplied_by_the_mask():
+    torch.manual_seed(0)
+    mask = torch.rand(5, 6) < 0.5
+    mask[:, 0] = True
+    ours = nn.Sequential(parametrizations.weight_norm(nn.Linear(6, 5)))
+    scale = ours[0].parametrizations.weight.original0.detach().clone().requires_grad_()
+    direction = (ours[0].parametrizations.weight.original1.detach() * mask).requires_grad_()
+    bias = ours[0].bias.detach().clone().requires_grad_()
+    optimizers = [torch.optim.SGD(p, lr=0.1, momentum=0.9) for p in (ours.parameters(), [scale, direction, bias])]
+    with Masks({"0.weight": mask}).hold(ours, optimizers[0]):
+        for _ in range(5):
+            inputs = torch.randn(8, 6)
+            masked = direction * mask
+            weight = torch._weight_norm(masked, scale, 0)
+            for optimizer, outputs in zip(
+                optimizers, (ours(inputs), nn.functional.linear(inputs, weight, bias)), strict=True
+            ):
+                optimizer.zero_grad()
+                outputs.square().sum().backward()
+                optimizer.step()
+    assert torch.equal(ours[0].parametrizations.weight.original1, direction * mask)
+    assert torch.equal(ours[0].parametrizations.weight.original0, scale)
+
+
+def test_a_unit_of_a_weight_norm_that_keeps_nothing_is_refused():
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(6, 5)))
+    mask = torch.ones(5, 6, dtype=torch.bool)
+    mask[2] = False
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(MaskError, match=r"under its mask '0\.weight' is computed as 0 / 0, since an output unit keeps"):
+        Masks({"0.weight": mask}).apply(model)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_criterion_that_needs_gradients_of_a_computed_weight_is_refused():
+    class Needy(Magnitude):
+        """Wants gradients."""
+
+        name = "needy"
+        needs = frozenset({"gradients"})
+
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(6, 5)))
+    with pytest.raises(ConfigError, match="computes its weight from other parameters"):
+        prunekit.select(
+            model, Needy, density=0.5, batches=[torch.randn(4, 6)], loss=lambda model, batch: model(batch).sum()
+        )
 
 
 def test_lazy_modules_are_named_until_they_have_a_shape():

@@ -20,6 +20,7 @@ ORDER = [
     "torch_files",
     "options",
     "seeds",
+    "computed",
     "layers",
     "core_views",
     "finding",
