@@ -45,6 +45,27 @@ class OptionInfo:
         """The type, in words."""
         return _in_words(self.type)
 
+    @property
+    def default_text(self) -> str:
+        """The default, as a user writes it."""
+        if self.default is attrs.NOTHING:
+            return "(must be given)"
+        if isinstance(self.default, bool):
+            return str(self.default).lower()
+        return '""' if self.default == "" else str(self.default).replace("None", "none")
+
+    @property
+    def meaning(self) -> str:
+        """Help, choices and limits in one line."""
+        limits = []
+        if self.choices:
+            limits.append("one of " + ", ".join(map(str, self.choices)))
+        if self.low is not None:
+            limits.append(f"at least {self.low:g}")
+        if self.high is not None:
+            limits.append(f"at most {self.high:g}")
+        return "; ".join(filter(None, (self.help, *limits)))
+
 
 def options_of(cls: type) -> dict[str, OptionInfo]:
     """Return the options of a class by name, in the order of its constructor.

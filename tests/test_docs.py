@@ -5,6 +5,7 @@ after ``$`` is run, and the lines below it must stand in its output. Blocks mark
 they need is tested elsewhere. Blocks behind ``<!-- same as FILE -->`` are compared with the file.
 """
 
+import importlib
 import inspect
 import re
 import shlex
@@ -19,7 +20,7 @@ from prunekit import hookspecs
 from prunekit.cli import main
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 BLOCK = re.compile(r"^(?:<!-- same as (\S+) -->\n)?```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -94,6 +95,16 @@ def test_every_member_of_the_contracts_stands_in_the_reference():
             if not name.startswith("_") and inspect.isfunction(member) and name not in {"plan", "shape"}:
                 parameters = list(inspect.signature(member).parameters)[1:]
                 assert f"`{name}({', '.join(parameters)})`" in reference, f"{contract.__name__}.{name}"
+
+
+def test_the_pages_of_the_built_ins_are_those_of_their_docstrings(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    make_reference = importlib.import_module("make_reference")
+    made = dict(make_reference.pages())
+    there = {path for kind in ("criteria", "schedules") for path in (ROOT / "docs" / kind).glob("*.md")}
+    assert there == made.keys(), "run python docs/make_reference.py"
+    for path, text in made.items():
+        assert path.read_text() == text, f"{name_of(path)} is old; run python docs/make_reference.py"
 
 
 def test_the_changelog_has_the_version():

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from prunekit.construct import OptionInfo
     from prunekit.registry import Entry
 
 
@@ -36,26 +35,5 @@ def _print_entry(kind: str, name: str, entry: "Entry[Any]") -> None:
         return
     table = make_table(f"Options: -o {kind}.NAME=VALUE", "name", "type", "default", "meaning")
     for option in entry.options.values():
-        table.add_row(option.name, option.expected, _default(option), _meaning(option))
+        table.add_row(option.name, option.expected, option.default_text, option.meaning)
     print_table(table)
-
-
-def _default(option: "OptionInfo") -> str:
-    import attrs
-
-    if option.default is attrs.NOTHING:
-        return "(must be given)"
-    if isinstance(option.default, bool):
-        return str(option.default).lower()
-    return '""' if option.default == "" else str(option.default).replace("None", "none")
-
-
-def _meaning(option: "OptionInfo") -> str:
-    limits = []
-    if option.choices:
-        limits.append("one of " + ", ".join(map(str, option.choices)))
-    if option.low is not None:
-        limits.append(f"at least {option.low:g}")
-    if option.high is not None:
-        limits.append(f"at most {option.high:g}")
-    return "; ".join(filter(None, (option.help, *limits)))
