@@ -1,4 +1,4 @@
-"""No figure of docs/results.md is typed: every table there is the one that its summary.json gives."""
+"""No figure of the tables in docs is typed: every table of results is the one that its summary.json gives."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from prunekit.summary import Summary, differences_table, figures_table
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGE = (DOCS / "results.md").read_text(encoding="utf-8")
+PAGE = "\n".join((DOCS / name).read_text(encoding="utf-8") for name in ("results.md", "sparsest.md"))
 SUMMARIES = sorted((DOCS / "results").glob("*.json"))
 
 
