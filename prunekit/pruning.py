@@ -5,6 +5,7 @@ them at zero is the business of ``masks``, and when to update is that of the sch
 """
 
 from collections.abc import Callable, Mapping
+from math import nan
 
 import attrs
 import torch
@@ -63,9 +64,11 @@ def choose_masks(
         PluginError: when a criterion returns scores or masks that are none.
     """
     targets = {name: layers[name] for name in update.targets}
+    if update.reopens:
+        return _reopen(targets, current)
     for name, view in targets.items():
         check_target(update, view.shape(name))
-    criteria = {name: make_criterion() for name in targets}
+    criteria = {name: _Draw() if update.by == "random" else make_criterion() for name in targets}
     for criterion in criteria.values():
         criterion.check(update.scope or criterion.scope, update.pattern)
     _observe(network, targets, criteria, evidence)
@@ -83,6 +86,24 @@ def choose_masks(
         {name: weight for name, weight in repaired.items() if weight is not None},
         {name: _describe(update.targets[name], masks[name], scores[name]) for name in targets},
     )
+
+
+@attrs.frozen
+class _Draw(Criterion):
+    """Ranks at random: what takes the criterion's place where an update asks for it."""
+
+    name = "random draw"
+
+    def score(self, weight: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.rand(weight.shape, generator=generator).to(weight.device)
+
+
+def _reopen(layers: Mapping[str, LayerView], current: Mapping[str, Tensor]) -> Chosen:
+    """Let all connections come back: nobody is asked."""
+    whole = {name: torch.ones_like(view.weight, dtype=torch.bool) for name, view in layers.items()}
+    before = {name: current.get(name, mask) for name, mask in whole.items()}
+    told = {name: LayerUpdate(1.0, mask.numel(), mask.numel(), nan, nan) for name, mask in whole.items()}
+    return Chosen(whole, before, {}, told)
 
 
 def _observe(

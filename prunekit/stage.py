@@ -92,7 +92,7 @@ class StageTraining:
         settings = self.state.prepared.training
         # What starts from new or from early weights is trained, not re-trained.
         retrains = (self.index > 0 or self.state.config.freeze_masks) and self.stage.start.kind == "previous"
-        scale = settings.retraining_rate if retrains else 1.0
+        scale = self.stage.rate if self.stage.rate is not None else settings.retraining_rate if retrains else 1.0
         return scale * rate_factor(settings, step, self.steps)
 
     def _after(self, step: int, loop: Loop) -> None:

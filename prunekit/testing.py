@@ -223,7 +223,8 @@ def check_schedule(cls: type[Schedule], **options: Any) -> None:
         request = PlanRequest(layers, structure, Budget(60, "steps"), Budget(20, "steps"))
         plan = _plan(cls, options, request)
         assert plan == _plan(cls, options, request), f"{cls.__name__} returns two plans for one request"
-        _check_end(cls, plan, layers, dict(request.structure), text)
+        wanted = {name: 1.0 if cls.ends_dense else density for name, density in request.structure}
+        _check_end(cls, plan, layers, wanted, text)
 
 
 def _plan(cls: type[Schedule], options: dict[str, Any], request: PlanRequest) -> Plan:

@@ -8,6 +8,11 @@ PLUGINS = (
     "prunekit.builtin.correlation",
     "prunekit.builtin.one_shot",
     "prunekit.builtin.layerwise",
+    "prunekit.builtin.gradual",
+    "prunekit.builtin.iterative",
+    "prunekit.builtin.dynamic_sparse",
+    "prunekit.builtin.ac_dc",
+    "prunekit.builtin.dense_sparse_dense",
     "prunekit.builtin.progress:make_plugin",
     "prunekit.builtin.metric_log:MetricLog",
 )
