@@ -65,15 +65,11 @@ class PlainProgress:
             kept = sum(layer.kept for layer in event.layers.values())
             weights = sum(layer.weights for layer in event.layers.values())
             layers = f"{len(event.layers)} layer{'s' if len(event.layers) > 1 else ''}"
-            self.say(
-                f"  step {event.step:,}: keeps {kept:,} of {weights:,} ({kept / weights:.4g}) in {layers}, "
-                f"chosen in {event.seconds:.1f} s"
-            )
+            chosen = f"chosen in {event.seconds:.1f} s"
+            self.say(f"  step {event.step:,}: {_kept(kept, weights)} in {layers}, {chosen}")
             return
         for name, layer in event.layers.items():
-            self.say(
-                f"  {name}: keeps {layer.kept:,} of {layer.weights:,} ({layer.kept / layer.weights:.4g}){_scores(layer)}"
-            )
+            self.say(f"  {name}: {_kept(layer.kept, layer.weights)}{_scores(layer)}")
         self.say(f"  chosen in {event.seconds:.1f} s")
 
     @hookimpl
@@ -160,6 +156,10 @@ class _Clock:
 
     def rate(self, step: int) -> float:
         return (step - self.first_step) / max(time.perf_counter() - self.began, 1e-9)
+
+
+def _kept(kept: int, weights: int) -> str:
+    return f"keeps {kept:,} of {weights:,} ({kept / weights:.4g})"
 
 
 def _scores(layer: events.LayerUpdate) -> str:
