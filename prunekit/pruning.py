@@ -110,7 +110,9 @@ def _observe(
     network: nn.Module, layers: Mapping[str, LayerView], criteria: Mapping[str, Criterion], evidence: Evidence
 ) -> None:
     needs = {need for criterion in criteria.values() for need in criterion.needs}
-    if not needs:
+    if "training" in needs:
+        _give_traces(criteria, evidence.traces)
+    if not needs - {"training"}:
         return
     show = evidence.gradients if "gradients" in needs else evidence.activations
     if show is None:
@@ -118,6 +120,21 @@ def _observe(
         wanted = "a loss and training batches" if "gradients" in needs else "batches to observe"
         raise ConfigError(f"criterion {name!r} needs {' and '.join(sorted(needs))}: give it {wanted}")
     observe(network, layers, criteria, evidence, show)
+
+
+def _give_traces(criteria: Mapping[str, Criterion], traces: Mapping[str, Tensor] | None) -> None:
+    for name, criterion in criteria.items():
+        if traces is None:
+            raise ConfigError(
+                f"criterion {criterion.name!r} ranks by what training steps did, and no training is seen here; "
+                f"prune within a run: prunekit run --criterion {criterion.name} --schedule gradual"
+            )
+        if name not in traces:
+            raise ConfigError(
+                f"criterion {criterion.name!r} ranks by what training steps did, but layer {name!r} is to be pruned "
+                "before any; train before (a longer stage, a schedule such as gradual)"
+            )
+        criterion.take_trace(traces[name])
 
 
 def _matrix_of(current: Mapping[str, Tensor], name: str, view: LayerView) -> Tensor | None:

@@ -134,6 +134,12 @@ class Plan:
 
     stages: tuple[Stage, ...]
 
+    def ranked_by(self, stage: int) -> tuple[str, ...]:
+        """Return the layers that the criterion ranks in a stage or in the one after it, so by what its training did."""
+        updates = (update for later in self.stages[stage : stage + 2] for update in later.updates)
+        asked = (update for update in updates if update.by == "criterion" and not update.reopens)
+        return tuple(dict.fromkeys(name for update in asked for name in update.targets))
+
 
 @attrs.frozen
 class Entry:

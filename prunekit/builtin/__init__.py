@@ -6,6 +6,7 @@ PLUGINS = (
     "prunekit.builtin.magnitude",
     "prunekit.builtin.random_choice",
     "prunekit.builtin.correlation",
+    "prunekit.builtin.movement",
     "prunekit.builtin.one_shot",
     "prunekit.builtin.layerwise",
     "prunekit.builtin.gradual",

@@ -12,7 +12,7 @@ from prunekit.selection import Scope
 
 @attrs.frozen
 class OneShot(Schedule):
-    """Prune all layers at one point: after dense training (LeCun et al., OBD, 1989), or before any.
+    """Prune all layers at once: after dense training (LeCun et al., OBD, 1989), or before any.
 
     - when "after": a dense stage of the training budget, then one of the re-training budget under the masks;
     - when "before", pruning at initialisation (Lee et al., SNIP, 2019): one stage, of the training budget, under masks
