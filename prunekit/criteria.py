@@ -2,7 +2,8 @@
 
 A criterion is an attrs class; its constructor's arguments are its options. The engine makes a fresh
 object for each layer and each mask update and calls, in this order: ``observe`` for every batch (only when
-it needs data), ``end_pass`` after the last one, ``score``, ``select``, ``reconstruct``.
+it needs data), ``end_pass`` after the last one, ``take_trace`` (only when it needs training), ``score``,
+``select``, ``reconstruct``.
 It must not know the task, the schedule or the training loop.
 """
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from prunekit.layers import LayerView
 from prunekit.selection import Pattern, Quota, Scope, keep_best
 
-Need = Literal["activations", "gradients"]
+Need = Literal["activations", "gradients", "training"]
 
 
 @attrs.frozen
@@ -48,7 +49,8 @@ class Criterion(abc.ABC):
         name: what the user writes.
         needs: what it must observe; nothing (the default) means that the weights are enough, and no
             data is read. "activations" are shown on the task's calibration set, "gradients" (of the
-            loss, and the activations with them) on its training set.
+            loss, and the activations with them) on its training set. "training" is the sum of ``trace`` over
+            the optimiser steps before the update.
         scope: what competes where the schedule does not say: the connections of one output unit,
             of the layer, or of all layers of the update.
     """
@@ -70,6 +72,25 @@ class Criterion(abc.ABC):
     def end_pass(self) -> bool:
         """Say, after all batches, whether they must be shown once more (to work in slices)."""
         return False
+
+    def trace(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        """Return what an optimiser step adds to the sum that ``take_trace`` gets; for those that need "training".
+
+        The sum begins anew with the first step of a stage; an update at the very beginning of a stage gets that of the
+        stage before. What a mask update drops begins at 0 again, should it come back. It must depend on the options
+        and the arguments alone, and must not wait for the device.
+
+        Args:
+            weight: ``[G, out, fan]``, before the step.
+            gradient: of the loss, as the optimiser sees it: of all accumulated batches, unscaled, clipped, masked.
+
+        Returns:
+            A tensor of that shape; it is added up in float32.
+        """
+        raise NotImplementedError(f"{type(self).__name__} needs training, but defines no trace")
+
+    def take_trace(self, total: Tensor) -> None:
+        """Take the sum of ``trace``, float32 ``[G, out, fan]``. Keep it for ``score``; do not change it."""
 
     @abc.abstractmethod
     def score(self, weight: Tensor, generator: torch.Generator) -> Tensor:

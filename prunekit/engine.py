@@ -134,10 +134,16 @@ def _run_stage(training: StageTraining, checkpoint: Checkpoint | None) -> None:
         state.losses = []
         training.first_updates()
         state.start_weights(stage.start, index)
+        # Without a step there is nothing to rank by, and the criterion is refused.
+        state.begin_traces(state.prepared.plan.ranked_by(index) if training.steps else ())
     loop = _loop(state)
     if checkpoint is not None:
         state.restore_loop(checkpoint, loop)
-    with state.as_masks().hold(state.prepared.network, loop.optimizer) as held:
+    # Masks first: what is summed is masked like what the optimiser sees.
+    with (
+        state.as_masks().hold(state.prepared.network, loop.optimizer) as held,
+        state.tracing(loop.optimizer),
+    ):
         training.train(loop, held, first)
     state.check_finite(f"at the end of stage {stage.name!r}")
     state.finished.append(_measure(state, index, stage, time.perf_counter() - began))

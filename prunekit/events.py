@@ -48,8 +48,9 @@ class LayerUpdate:
         asked: density asked for.
         kept: connections kept.
         weights: connections there are.
-        mean_kept_score: mean score of the kept connections, as the criterion scored them.
-        mean_score: mean score of all connections.
+        mean_kept_score: mean score of the kept connections, as the criterion scored them; NaN where all came back
+            and nothing was scored.
+        mean_score: mean score of all connections, likewise.
     """
 
     asked: float

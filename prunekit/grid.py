@@ -139,6 +139,7 @@ class Cell:
         training: settings that differ from the recipe's; "" for none.
         config: what to run; its seed is the first.
         plan: its stages.
+        traced: whether the criterion ranks by what training steps did.
     """
 
     kind: str
@@ -148,6 +149,7 @@ class Cell:
     training: str
     config: RunConfig
     plan: Plan
+    traced: bool = False
 
     def __str__(self) -> str:
         kind = "" if self.kind == "pruned" else self.kind
@@ -200,7 +202,8 @@ def make_cells(sweep: Sweep, manager: PluginManager, registry: Registry) -> list
         plan = Plan(like.plan.stages[:last])
         labels = (_label(criterion), _label(schedule)) if kind == "pruned" else ("", "")
         shown = "" if kind == "dense" else structure or like.task.structure
-        cells.append(Cell(kind, shown, *labels, _label(training), config, plan))
+        traced = "training" in like.make_criterion().needs
+        cells.append(Cell(kind, shown, *labels, _label(training), config, plan, traced))
 
     firsts = sweep.schedules[0], sweep.criteria[0]
     add("dense", sweep.structures[0], sweep.training[0], *firsts, 1)
@@ -217,19 +220,23 @@ def chain(cell: Cell, seed: int) -> Iterator[Node]:
     parent: str | None = None
     for last in range(1, len(cell.plan.stages) + 1):
         stages = cell.plan.stages[:last]
-        name = _name(config, stages, _rewinds(cell.plan, last))
+        name = _name(config, stages, _wanted_later(cell, last))
         layers = tuple(layer for update in stages[-1].updates for layer in update.targets)
         yield Node(name, parent, config, last, layers)
         parent = name
 
 
-def _rewinds(plan: Plan, last: int) -> list[Any]:
+def _wanted_later(cell: Cell, last: int) -> list[Any]:
     """Return what later stages want kept of the stages before: a run that did not keep it cannot serve them."""
+    plan = cell.plan
     starts = {stage.start for stage in plan.stages[last:] if stage.start.kind in {"initial", "step"}}
-    return sorted(cattrs.unstructure(starts), key=repr)
+    rewinds: list[Any] = sorted(cattrs.unstructure(starts), key=repr)
+    if cell.traced and (ranked := plan.ranked_by(last - 1)):
+        rewinds.append(["traces", cattrs.unstructure(cell.config.criterion), ranked])
+    return rewinds
 
 
-def _name(config: RunConfig, stages: Sequence[Stage], rewinds: list[Any]) -> str:
+def _name(config: RunConfig, stages: Sequence[Stage], wanted_later: list[Any]) -> str:
     training = {key: value for key, value in config.training.items() if key not in {"budget", "retraining"}}
     if all(stage.start.kind != "previous" for stage in stages[1:]):
         training.pop("retraining_rate", None)
@@ -242,7 +249,7 @@ def _name(config: RunConfig, stages: Sequence[Stage], rewinds: list[Any]) -> str
         "seed": config.seed,
         "device": pick_device(config.device).type,
         "stages": [cattrs.unstructure(attrs.evolve(stage, name="")) for stage in stages],
-        "rewinds": rewinds,
+        "rewinds": wanted_later,
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
     words = "+".join(f"{stage.name}" if stage.updates or not index else "on" for index, stage in enumerate(stages))

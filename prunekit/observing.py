@@ -39,11 +39,13 @@ class Evidence:
         gradients: shows training batches, forward and backward of the loss; the gradients must not be
             masked. ``None``: not to be had.
         activation_of: layer -> module whose output is the layer's activation, in the same network.
+        traces: layer -> sum of the criterion's ``trace`` over training steps; ``None``: nobody trains here.
     """
 
     activations: Show | None
     gradients: Show | None = None
     activation_of: Mapping[str, str] = attrs.field(factory=dict)
+    traces: Mapping[str, Tensor] | None = None
 
 
 def observe(

@@ -118,7 +118,7 @@ def _number(density: SupportsFloat, name: str) -> float:
 
 
 def _check(criterion: Criterion, layers: Mapping[str, LayerView]) -> None:
-    check_layers(layers, observed=bool(criterion.needs), computed="gradients" not in criterion.needs)
+    check_layers(layers, observed=bool(criterion.needs - {"training"}), computed="gradients" not in criterion.needs)
     for name, view in layers.items():
         if any(parameter.is_meta for parameter in view.module.parameters()):
             raise ConfigError(f"layer {name!r} is on the device 'meta' and has no values; load the weights first")

@@ -105,9 +105,10 @@ def prepare(
     structure = _structure(config, task, network, views)
     given = Given() if resumed else read_given(config, network, views)
     plan = _plan(config, schedule, views, structure, training, given)
+    _check_traces(make_criterion(), plan)
     for update in (update for stage in plan.stages for update in stage.updates):
         criterion = make_criterion()
-        check_layers({name: views[name] for name in update.targets}, observed=bool(criterion.needs))
+        check_layers({name: views[name] for name in update.targets}, observed=bool(criterion.needs - {"training"}))
         criterion.check(update.scope or criterion.scope, update.pattern)
     parts = (f"task {config.task.name}", data, f"criterion {config.criterion.name}", f"schedule {config.schedule.name}")
     files = (f"{name} {path}" for name, path in (("masks", config.masks), ("weights", config.weights)) if path)
@@ -115,6 +116,17 @@ def prepare(
     return Prepared(
         task, data, headline, model, network, views, structure, training, plan, make_criterion, build_model, given
     )
+
+
+def _check_traces(criterion: Criterion, plan: Plan) -> None:
+    """Refuse to rank by training steps before there are any."""
+    first = plan.stages[0]
+    asked = any(update.at == 0 and update.by == "criterion" and not update.reopens for update in first.updates)
+    if "training" in criterion.needs and asked:
+        raise ConfigError(
+            f"criterion {criterion.name!r} ranks by what training steps did, but stage {first.name!r} prunes before "
+            "any; take a schedule that trains before it prunes, such as gradual, one-shot or layerwise"
+        )
 
 
 def _build(task: Task, seeds: Seeds, *use: str | int, device: str = "cpu") -> nn.Module:

@@ -5,6 +5,7 @@ them at zero is the business of ``masks``, and when to update is that of the sch
 """
 
 from collections.abc import Callable, Mapping
+from math import nan
 
 import attrs
 import torch
@@ -63,9 +64,11 @@ def choose_masks(
         PluginError: when a criterion returns scores or masks that are none.
     """
     targets = {name: layers[name] for name in update.targets}
+    if update.reopens:
+        return _reopen(targets, current)
     for name, view in targets.items():
         check_target(update, view.shape(name))
-    criteria = {name: make_criterion() for name in targets}
+    criteria = {name: _Draw() if update.by == "random" else make_criterion() for name in targets}
     for criterion in criteria.values():
         criterion.check(update.scope or criterion.scope, update.pattern)
     _observe(network, targets, criteria, evidence)
@@ -85,11 +88,31 @@ def choose_masks(
     )
 
 
+@attrs.frozen
+class _Draw(Criterion):
+    """Ranks at random: what takes the criterion's place where an update asks for it."""
+
+    name = "random draw"
+
+    def score(self, weight: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.rand(weight.shape, generator=generator).to(weight.device)
+
+
+def _reopen(layers: Mapping[str, LayerView], current: Mapping[str, Tensor]) -> Chosen:
+    """Let all connections come back: nobody is asked."""
+    whole = {name: torch.ones_like(view.weight, dtype=torch.bool) for name, view in layers.items()}
+    before = {name: current.get(name, mask) for name, mask in whole.items()}
+    told = {name: LayerUpdate(1.0, mask.numel(), mask.numel(), nan, nan) for name, mask in whole.items()}
+    return Chosen(whole, before, {}, told)
+
+
 def _observe(
     network: nn.Module, layers: Mapping[str, LayerView], criteria: Mapping[str, Criterion], evidence: Evidence
 ) -> None:
     needs = {need for criterion in criteria.values() for need in criterion.needs}
-    if not needs:
+    if "training" in needs:
+        _give_traces(criteria, evidence.traces)
+    if not needs - {"training"}:
         return
     show = evidence.gradients if "gradients" in needs else evidence.activations
     if show is None:
@@ -97,6 +120,21 @@ def _observe(
         wanted = "a loss and training batches" if "gradients" in needs else "batches to observe"
         raise ConfigError(f"criterion {name!r} needs {' and '.join(sorted(needs))}: give it {wanted}")
     observe(network, layers, criteria, evidence, show)
+
+
+def _give_traces(criteria: Mapping[str, Criterion], traces: Mapping[str, Tensor] | None) -> None:
+    for name, criterion in criteria.items():
+        if traces is None:
+            raise ConfigError(
+                f"criterion {criterion.name!r} ranks by what training steps did, and no training is seen here; "
+                f"prune within a run: prunekit run --criterion {criterion.name} --schedule gradual"
+            )
+        if name not in traces:
+            raise ConfigError(
+                f"criterion {criterion.name!r} ranks by what training steps did, but layer {name!r} is to be pruned "
+                "before any; train before (a longer stage, a schedule such as gradual)"
+            )
+        criterion.take_trace(traces[name])
 
 
 def _matrix_of(current: Mapping[str, Tensor], name: str, view: LayerView) -> Tensor | None:

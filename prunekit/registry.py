@@ -178,6 +178,8 @@ def _criterion_problem(cls: type[Criterion]) -> str:
     for need in cls.needs:
         if need not in get_args(Need):
             return f"it needs {need!r}{nearest(str(need), get_args(Need))}"
+    if "training" in cls.needs and cls.trace is Criterion.trace:
+        return "it needs 'training', but does not say what is summed over the steps; define trace(weight, gradient)"
     if cls.scope not in get_args(Scope):
         return f"its scope is {cls.scope!r}{nearest(str(cls.scope), get_args(Scope))}"
     return ""

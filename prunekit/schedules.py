@@ -77,6 +77,9 @@ class MaskUpdate:
             ("global": the total is exact, the layers share it by score). ``None``: as the criterion prefers.
         pattern: N:M or blocks; ``None``: unstructured.
         grow: ``None``: a dropped connection never comes back.
+        by: who ranks the connections: the criterion, or a random draw, each with the same chance (the first masks
+            of dynamic sparse training). What competes in a random draw are the layers' connections, where
+            ``scope`` does not say.
     """
 
     at: float
@@ -84,6 +87,12 @@ class MaskUpdate:
     scope: Scope | None = None
     pattern: Pattern | None = None
     grow: Grow | None = None
+    by: Literal["criterion", "random"] = "criterion"
+
+    @property
+    def reopens(self) -> bool:
+        """Whether every connection of the targets comes back, so that there is nothing to select."""
+        return self.grow is not None and self.grow.fraction == 0 and set(self.targets.values()) == {1.0}
 
 
 @attrs.frozen
@@ -101,12 +110,22 @@ class Start:
 
 @attrs.frozen
 class Stage:
-    """One entry of a plan: masks updated within a training budget, and what the weights start from."""
+    """One entry of a plan: masks updated within a training budget, and what the weights start from.
+
+    Attributes:
+        name: for tables.
+        budget: how long to train.
+        updates: in the order of their points.
+        start: the weights to start from.
+        rate: a factor on the task's learning rates. ``None``: the setting ``retraining_rate`` where the stage goes
+            on from trained weights, else 1.
+    """
 
     name: str
     budget: Budget
     updates: tuple[MaskUpdate, ...] = ()
     start: Start = Start()
+    rate: float | None = None
 
 
 @attrs.frozen
@@ -114,6 +133,12 @@ class Plan:
     """The stages of a run, in order."""
 
     stages: tuple[Stage, ...]
+
+    def ranked_by(self, stage: int) -> tuple[str, ...]:
+        """Return the layers that the criterion ranks in a stage or in the one after it, so by what its training did."""
+        updates = (update for later in self.stages[stage : stage + 2] for update in later.updates)
+        asked = (update for update in updates if update.by == "criterion" and not update.reopens)
+        return tuple(dict.fromkeys(name for update in asked for name in update.targets))
 
 
 @attrs.frozen
@@ -152,9 +177,15 @@ class PlanRequest:
 
 
 class Schedule(abc.ABC):
-    """Makes the plan. An attrs class; its constructor's arguments are its options."""
+    """Makes the plan. An attrs class; its constructor's arguments are its options.
+
+    Class attributes:
+        name: what the user writes.
+        ends_dense: whether its plans end with all connections back, and not at the densities asked for.
+    """
 
     name: ClassVar[str]
+    ends_dense: ClassVar[bool] = False
 
     @abc.abstractmethod
     def plan(self, request: PlanRequest) -> Plan:
@@ -171,8 +202,8 @@ def check_plan(plan: Plan, layers: Sequence[LayerShape], given: Mapping[str, flo
 
     Raises:
         ConfigError: no stage; an unknown layer; a density outside (0, 1]; points out of order or outside [0, 1]; a
-            density that rises without growth or keeps nothing; growth together with global ranking or a pattern;
-            a pattern that does not fit a layer.
+            density that rises without growth or keeps nothing; growth together with global ranking or a pattern
+            (but for a return of all connections); a pattern that does not fit a layer; a negative rate.
     """
     if not plan.stages:
         raise ConfigError("the plan has no stage; a schedule must return at least one")
@@ -180,6 +211,8 @@ def check_plan(plan: Plan, layers: Sequence[LayerShape], given: Mapping[str, flo
     known = {layer.name: layer.weights for layer in layers}
     density = dict.fromkeys(known, 1.0) | dict(given or {})
     for stage in plan.stages:
+        if stage.rate is not None and not 0 <= stage.rate < math.inf:
+            raise ConfigError(f"stage {stage.name!r}: learning rates times {stage.rate:g}, expected at least 0")
         points = [update.at for update in stage.updates]
         if points != sorted(points) or any(not 0 <= at <= 1 for at in points):
             raise ConfigError(f"stage {stage.name!r}: mask updates at {points}, expected rising fractions in [0, 1]")
@@ -205,6 +238,8 @@ def check_target(update: MaskUpdate, layer: LayerShape) -> None:
     Raises:
         ConfigError: naming the layer.
     """
+    if update.reopens:
+        return
     density = update.targets[layer.name]
     problem = pattern_problem(update.pattern, density, layer.outputs, layer.fan_shape)
     if not problem and asked_count(density, layer.weights, update.pattern) == 0:
@@ -214,7 +249,7 @@ def check_target(update: MaskUpdate, layer: LayerShape) -> None:
 
 
 def _check_growth(update: MaskUpdate, stage: str) -> None:
-    if update.grow is None:
+    if update.grow is None or update.reopens:
         return
     if update.scope == "global" or update.pattern is not None:
         raise ConfigError(f"stage {stage!r}: growth fills up single layers without a pattern; leave out one of the two")

@@ -92,7 +92,7 @@ class StageTraining:
         settings = self.state.prepared.training
         # What starts from new or from early weights is trained, not re-trained.
         retrains = (self.index > 0 or self.state.config.freeze_masks) and self.stage.start.kind == "previous"
-        scale = settings.retraining_rate if retrains else 1.0
+        scale = self.stage.rate if self.stage.rate is not None else settings.retraining_rate if retrains else 1.0
         return scale * rate_factor(settings, step, self.steps)
 
     def _after(self, step: int, loop: Loop) -> None:
@@ -158,12 +158,17 @@ class StageTraining:
                 update,
                 state.masks,
                 prepared.make_criterion,
-                Evidence(shower.activations, shower.gradients, prepared.task.activations(prepared.network)),
+                Evidence(
+                    shower.activations, shower.gradients, prepared.task.activations(prepared.network), state.traces
+                ),
                 Seeds(state.seeds.derive("update", self.index, number)),
             )
         with torch.no_grad():
             for name, weight in chosen.repaired.items():
                 prepared.views[name].weight.copy_(weight)
+        for name, mask in chosen.pruned.items():
+            if name in state.traces:
+                state.traces[name] *= prepared.views[name].to_matrix(mask)
         # What is dropped and grown in one update starts from zero like everything that grows.
         for masks in (chosen.pruned, chosen.masks) if update.grow is not None else (chosen.masks,):
             state.masks |= masks

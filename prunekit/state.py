@@ -4,12 +4,14 @@ It must not know in which order things happen; that is the engine's.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import attrs
 import cattrs
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -26,6 +28,7 @@ from prunekit.run_folder import RunFolder
 from prunekit.schedules import Start
 from prunekit.seeds import Seeds
 from prunekit.sparse_checkpoints import save_sparse, save_weights
+from prunekit.tracing import no_traces, tracing
 from prunekit.training import Loop
 
 
@@ -41,6 +44,7 @@ class RunState:
         masks: layer -> mask of the weight's shape, for the layers that have one.
         finished: one record for each finished stage.
         losses: training losses of the epoch under way.
+        traces: layer -> what the criterion sums over training steps, ``[G, out, fan]``; empty where it asks for none.
     """
 
     config: RunConfig
@@ -50,6 +54,7 @@ class RunState:
     masks: dict[str, Tensor] = attrs.field(factory=dict)
     finished: list[StageFinished] = attrs.field(factory=list)
     losses: list[float] = attrs.field(factory=list)
+    traces: dict[str, Tensor] = attrs.field(factory=dict)
     began: float = attrs.field(factory=time.perf_counter)
 
     @property
@@ -71,6 +76,17 @@ class RunState:
             self.prepared.network.load_state_dict(given.weights)
         self.masks = {name: mask.to(self.hardware.device) for name, mask in given.masks.items()}
         self.save_checkpoint(0, 0, None)
+
+    def begin_traces(self, layers: Iterable[str]) -> None:
+        """Forget what training steps did so far, and sum anew from now on, where the criterion asks for it."""
+        asks = "training" in self.prepared.make_criterion().needs
+        self.traces = no_traces({name: self.prepared.views[name] for name in layers}) if asks else {}
+
+    def tracing(self, optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
+        """Return the context in which the optimiser's steps are summed."""
+        if not self.traces:
+            return nullcontext()
+        return tracing(self.prepared.make_criterion(), self.prepared.views, self.traces, optimizer)
 
     def as_masks(self) -> Masks:
         """Return the masks by parameter name, with the facts that go into their file."""
@@ -116,6 +132,7 @@ class RunState:
             "scaler": loop.scaler.state_dict() if loop else {},
         }
         tensors = {"model": self.prepared.model.state_dict(), "masks": self.masks, "random": random_state()}
+        tensors |= {"traces": self.traces} if self.traces else {}
         optimizer = loop.optimizer.state_dict() if loop else None
         return save_checkpoint(self.folder.checkpoints, Checkpoint(stage, step, tensors, optimizer, facts))
 
@@ -135,6 +152,8 @@ class RunState:
         try:
             self.prepared.model.load_state_dict(checkpoint.tensors["model"])
             self.masks = {name: mask.to(self.hardware.device) for name, mask in checkpoint.tensors["masks"].items()}
+            traces = checkpoint.tensors.get("traces", {})
+            self.traces = {name: total.to(self.hardware.device) for name, total in traces.items()}
             self.finished = cattrs.structure(checkpoint.facts["finished"], list[StageFinished])
             self.losses = list(checkpoint.facts["losses"])
             self.began = time.perf_counter() - checkpoint.facts["seconds"]

@@ -17,7 +17,7 @@ from prunekit.criteria import Criterion
 from prunekit.errors import ConfigError, PrunekitError
 from prunekit.finding import find_layers
 from prunekit.layers import LayerShape, LayerView, ViewOf
-from prunekit.observing import Evidence
+from prunekit.observing import Evidence, Show
 from prunekit.options import option
 from prunekit.pruning import Chosen, choose_masks
 from prunekit.registry import Kind, contract_problem
@@ -26,6 +26,7 @@ from prunekit.seeds import Seeds
 from prunekit.selection import Scope
 from prunekit.structure import resolve_structure
 from prunekit.tasks import Evaluation, Split, Task, Training
+from prunekit.tracing import no_traces
 
 _SIDE = 6  # pixels
 _BATCH = 32
@@ -158,6 +159,9 @@ def _scopes(cls: type[Criterion], options: dict[str, Any]) -> list[Scope]:
 def _check_update(cls: type[Criterion], options: dict[str, Any], scope: Scope, density: float, *, dead: bool) -> None:
     def choose(density: float, current: Mapping[str, Tensor]) -> Chosen:
         network, layers, evidence = _toy_scene(dead=dead)
+        criterion = _make(cls, options, "criterion")
+        if "training" in criterion.needs and evidence.gradients is not None:
+            evidence = attrs.evolve(evidence, traces=_toy_traces(criterion, layers, evidence.gradients))
         update = MaskUpdate(0.0, dict.fromkeys(layers, density), scope)
         try:
             return choose_masks(
@@ -175,6 +179,21 @@ def _check_update(cls: type[Criterion], options: dict[str, Any], scope: Scope, d
         assert weight.isfinite().all(), f"{case}: reconstruct leaves layer {name!r} with infinite weights"
     for name, mask in choose(density / 2, masks).masks.items():
         assert not (mask & ~masks[name]).any(), f"{case}: a dropped connection of layer {name!r} comes back"
+
+
+def _toy_traces(criterion: Criterion, layers: Mapping[str, LayerView], show: Show) -> dict[str, Tensor]:
+    """Return what steps on a few batches would sum to, without taking them."""
+    totals = no_traces(layers)
+    for _ in show():
+        for name, view in layers.items():
+            assert view.weight.grad is not None
+            weight, gradient = view.to_matrix(view.weight.detach()), view.to_matrix(view.weight.grad)
+            term = criterion.trace(weight, gradient)
+            assert term.shape == weight.shape, (
+                f"{type(criterion).__name__}.trace returns {tuple(term.shape)} of a weight {tuple(weight.shape)}"
+            )
+            totals[name] += term
+    return totals
 
 
 def _toy_scene(*, dead: bool) -> tuple[nn.Module, dict[str, LayerView], Evidence]:
@@ -223,7 +242,8 @@ def check_schedule(cls: type[Schedule], **options: Any) -> None:
         request = PlanRequest(layers, structure, Budget(60, "steps"), Budget(20, "steps"))
         plan = _plan(cls, options, request)
         assert plan == _plan(cls, options, request), f"{cls.__name__} returns two plans for one request"
-        _check_end(cls, plan, layers, dict(request.structure), text)
+        wanted = {name: 1.0 if cls.ends_dense else density for name, density in request.structure}
+        _check_end(cls, plan, layers, wanted, text)
 
 
 def _plan(cls: type[Schedule], options: dict[str, Any], request: PlanRequest) -> Plan:

@@ -117,8 +117,9 @@ class Loop:
             # torch's stubs leave backward untyped, here and below.
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
+        # Also where nothing is clipped: whoever listens to the optimiser sees gradients of the loss.
+        self.scaler.unscale_(self.optimizer)
         if self.settings.clip_norm is not None:
-            self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()

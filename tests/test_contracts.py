@@ -62,10 +62,10 @@ class LeastSquares(Criterion):
 
 
 @attrs.frozen
-class Gradual(Schedule):
+class Cubic(Schedule):
     """A gradual schedule: cubic from dense to the target within one stage (Zhu and Gupta, 2017)."""
 
-    name = "gradual"
+    name = "cubic"
     updates: int = option(4, "mask updates in the stage", low=1)
 
     def plan(self, request):
@@ -74,7 +74,7 @@ class Gradual(Schedule):
 
         count = self.updates
         updates = tuple(MaskUpdate(index / count, densities((index + 1) / count)) for index in range(count))
-        return Plan((Stage("gradual", request.training, updates),))
+        return Plan((Stage("cubic", request.training, updates),))
 
 
 @attrs.frozen
@@ -121,7 +121,7 @@ class Toys:
 
     @hookimpl
     def prunekit_schedules(self):
-        return [Gradual, Evolving, Rewinding]
+        return [Cubic, Evolving, Rewinding]
 
     @hookimpl
     def prunekit_masks_updated(self, event: MasksUpdated):
@@ -141,7 +141,7 @@ def assert_dropped_are_zero(prepared, folder):
         assert torch.equal(dropped, torch.zeros_like(dropped))
 
 
-@pytest.mark.parametrize("plugin", [Taylor, LeastSquares, Gradual, Evolving, Rewinding])
+@pytest.mark.parametrize("plugin", [Taylor, LeastSquares, Cubic, Evolving, Rewinding])
 def test_each_toy_plugin_has_under_thirty_lines(plugin):
     assert len(inspect.getsource(plugin).splitlines()) < 30
 
@@ -177,7 +177,7 @@ def test_reconstruction_brings_the_outputs_of_the_layer_closer(toy_run):
 
 def test_a_gradual_schedule_prunes_step_by_step_within_a_stage(toy_run):
     toys = Toys()
-    _, prepared, folder = toy_run({**RECIPE, "schedule": {"name": "gradual"}}, [toys])
+    _, prepared, folder = toy_run({**RECIPE, "schedule": {"name": "cubic"}}, [toys])
     assert [event.step for event in toys.updates] == [0, 10, 20, 30]
     kept = [event.layers["hidden"].kept for event in toys.updates]
     assert kept == sorted(kept, reverse=True)
@@ -191,7 +191,7 @@ def test_a_regrowing_schedule_keeps_the_density_and_exchanges_connections(toy_ru
     _, prepared, folder = toy_run({**RECIPE, "schedule": {"name": "evolving", "by": by}}, [toys])
     assert [event.layers["hidden"].kept for event in toys.updates] == [288] * 4
     assert_dropped_are_zero(prepared, folder)
-    _, _, still = toy_run({**RECIPE, "schedule": {"name": "gradual", "updates": 1}}, [Toys()], out="still")
+    _, _, still = toy_run({**RECIPE, "schedule": {"name": "cubic", "updates": 1}}, [Toys()], out="still")
     exchanged = load_masks(folder.masks).compare(load_masks(still.masks))["hidden.weight"]
     assert exchanged.only_first == exchanged.only_second > 50
 

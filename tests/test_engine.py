@@ -106,6 +106,43 @@ def test_a_stopped_and_resumed_run_ends_with_the_bytes_of_one_that_was_not(toy_r
     assert [stage.name for stage in finished.stages] == ["dense", "hidden", "conv_b"]
 
 
+@pytest.mark.parametrize(
+    ("schedule", "stop"),
+    [
+        ({"name": "gradual", "updates": 6}, (0, 13)),
+        ({"name": "one-shot", "when": "before", "rounds": 3}, (0, 9)),
+        ({"name": "iterative", "rounds": 2}, (2, 6)),
+        ({"name": "iterative", "rounds": 2, "rewind": "step", "step": 5}, (1, 9)),
+        ({"name": "set", "updates": 6}, (0, 14)),
+        ({"name": "rigl", "updates": 6}, (0, 8)),
+        ({"name": "ac-dc", "phases": 3}, (0, 13)),
+        ({"name": "dense-sparse-dense"}, (2, 5)),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else "",
+)
+def test_every_schedule_goes_on_from_the_middle_to_the_same_bytes(toy_run, schedule, stop):
+    recipe = {**RECIPE, "task": {"name": "dropout"}, "criterion": {"name": "magnitude"}, "schedule": schedule}
+    _, _, whole = toy_run(recipe, [Tasks()], out="whole")
+    with pytest.raises(KeyboardInterrupt):
+        toy_run(recipe, [Tasks(), Stopper(*stop)], out="stopped")
+    _, _, resumed = toy_run(recipe, [Tasks()], out="stopped", resume=True)
+    assert resumed.masks.read_bytes() == whole.masks.read_bytes()
+    assert resumed.model.read_bytes() == whole.model.read_bytes()
+    assert metrics_of(resumed) == metrics_of(whole)
+
+
+@pytest.mark.parametrize(("schedule", "stop"), [("gradual", (0, 14)), ("layerwise", (1, 6)), ("layerwise", (2, 1))])
+def test_sums_over_training_steps_are_resumed_to_the_same_bytes(toy_run, schedule, stop):
+    recipe = {**RECIPE, "task": {"name": "dropout"}, "criterion": {"name": "movement"}, "schedule": {"name": schedule}}
+    _, _, whole = toy_run(recipe, [Tasks()], out="whole")
+    with pytest.raises(KeyboardInterrupt):
+        toy_run(recipe, [Tasks(), Stopper(*stop)], out="stopped")
+    _, _, resumed = toy_run(recipe, [Tasks()], out="stopped", resume=True)
+    assert resumed.masks.read_bytes() == whole.masks.read_bytes()
+    assert resumed.model.read_bytes() == whole.model.read_bytes()
+    assert metrics_of(resumed) == metrics_of(whole)
+
+
 def test_resuming_a_finished_run_trains_nothing_and_gives_its_table(toy_run, capsys):
     finished, _, folder = toy_run(RECIPE)
     before = folder.model.read_bytes()

@@ -52,6 +52,7 @@ ORDER = [
     "preparation",
     "observing",
     "pruning",
+    "tracing",
     "own_loop",
     "training",
     "checkpoint",

@@ -3,6 +3,7 @@
 It knows a run from its notifications and nothing else.
 """
 
+import math
 import time
 from datetime import timedelta
 
@@ -12,6 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from prunekit import events
 from prunekit.markers import hookimpl
+
+_FEW_UPDATES = 3
+"""Mask updates of a stage that are told layer by layer; the metric log has them all."""
 
 
 def make_plugin() -> object:
@@ -27,6 +31,7 @@ class PlainProgress:
     console: Console
     stages: tuple[str, ...] = attrs.field(default=(), init=False)
     steps: tuple[int, ...] = attrs.field(default=(), init=False)
+    updates: tuple[int, ...] = attrs.field(default=(), init=False)
     clock: "_Clock" = attrs.field(init=False)
 
     @hookimpl
@@ -34,6 +39,7 @@ class PlainProgress:
         """Say what is to come."""
         self.stages = tuple(stage.name for stage in event.plan.stages)
         self.steps = event.steps
+        self.updates = tuple(len(stage.updates) for stage in event.plan.stages)
         self.say(event.headline)
         for note in event.notes:
             self.say(f"note: {note}")
@@ -54,12 +60,16 @@ class PlainProgress:
 
     @hookimpl
     def prunekit_masks_updated(self, event: events.MasksUpdated) -> None:
-        """Say for each layer what is left."""
+        """Say for each layer what is left, or, where a stage has many updates, for all together."""
+        if self.updates[event.stage] > _FEW_UPDATES:
+            kept = sum(layer.kept for layer in event.layers.values())
+            weights = sum(layer.weights for layer in event.layers.values())
+            layers = f"{len(event.layers)} layer{'s' if len(event.layers) > 1 else ''}"
+            chosen = f"chosen in {event.seconds:.1f} s"
+            self.say(f"  step {event.step:,}: {_kept(kept, weights)} in {layers}, {chosen}")
+            return
         for name, layer in event.layers.items():
-            self.say(
-                f"  {name}: keeps {layer.kept:,} of {layer.weights:,} ({layer.kept / layer.weights:.4g}), mean score "
-                f"{layer.mean_kept_score:.3g} of the kept, {layer.mean_score:.3g} of all"
-            )
+            self.say(f"  {name}: {_kept(layer.kept, layer.weights)}{_scores(layer)}")
         self.say(f"  chosen in {event.seconds:.1f} s")
 
     @hookimpl
@@ -146,6 +156,16 @@ class _Clock:
 
     def rate(self, step: int) -> float:
         return (step - self.first_step) / max(time.perf_counter() - self.began, 1e-9)
+
+
+def _kept(kept: int, weights: int) -> str:
+    return f"keeps {kept:,} of {weights:,} ({kept / weights:.4g})"
+
+
+def _scores(layer: events.LayerUpdate) -> str:
+    if math.isnan(layer.mean_score):
+        return ""
+    return f", mean score {layer.mean_kept_score:.3g} of the kept, {layer.mean_score:.3g} of all"
 
 
 def _duration(seconds: float) -> str:

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from prunekit.preparation import Prepared
     from prunekit.schedules import MaskUpdate
 
+_SHOWN_UPDATES = 3
+"""Mask updates of a stage that are shown at either end, where it has many."""
+
 
 @click.command()
 @config_options
@@ -55,7 +58,7 @@ def _print_stages(prepared: "Prepared") -> None:
         left = sum(kept.values())
         start = f"step {stage.start.step}" if stage.start.kind == "step" else stage.start.kind
         start = "initial" if start == "previous" and number == 0 else start
-        updates = "\n".join(map(_describe, stage.updates)) or "-"
+        updates = "\n".join(_shortened(list(map(_describe, stage.updates)))) or "-"
         table.add_row(str(number), stage.name, str(stage.budget), start, updates, f"{left:,}", f"{left / total:.4f}")
     print_table(table)
     left = sum(kept.values())
@@ -64,10 +67,21 @@ def _print_stages(prepared: "Prepared") -> None:
     )
 
 
+def _shortened(lines: list[str]) -> list[str]:
+    """Leave out the middle of a long list of updates."""
+    if len(lines) <= 2 * _SHOWN_UPDATES + 1:
+        return lines
+    between = f"... {len(lines) - 2 * _SHOWN_UPDATES} more ..."
+    return [*lines[:_SHOWN_UPDATES], between, *lines[-_SHOWN_UPDATES:]]
+
+
 def _describe(update: "MaskUpdate") -> str:
     targets = " ".join(f"{layer}={_fraction(density)}" for layer, density in update.targets.items())
-    scope = f" per {update.scope}" if update.scope else ""
-    return (f"at {update.at:.0%}: " if update.at else "") + targets + scope
+    words = [targets, f"per {update.scope}" if update.scope else "", "at random" if update.by == "random" else ""]
+    if update.grow is not None and not update.reopens:
+        by = "by gradient" if update.grow.by == "gradient" else "at random"
+        words.append(f"({update.grow.fraction:.0%} dropped and grown {by})")
+    return (f"at {update.at:.0%}: " if update.at else "") + " ".join(filter(None, words))
 
 
 def _fraction(density: float) -> str:
