@@ -10,11 +10,11 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from prunekit.criteria import Criterion
+from prunekit.criteria import Criterion, NetworkCriterion, observes
 from prunekit.errors import ConfigError, PluginError
 from prunekit.events import LayerUpdate
 from prunekit.layers import LayerView
-from prunekit.observing import Evidence, observe, summed_gradients
+from prunekit.observing import Evidence, observe, summed_gradients, survey
 from prunekit.schedules import MaskUpdate, check_target
 from prunekit.seeds import Seeds
 from prunekit.selection import Quota, among, asked_count, keep_best, keep_best_global, kept_count
@@ -68,8 +68,9 @@ def choose_masks(
     criteria = {name: make_criterion() for name in targets}
     for criterion in criteria.values():
         criterion.check(update.scope or criterion.scope, update.pattern)
-    _observe(network, targets, criteria, evidence)
     before = {name: _matrix_of(current, name, view) for name, view in targets.items()}
+    _observe(network, targets, criteria, evidence)
+    _survey(network, targets, before, criteria, evidence)
     generators = {name: seeds.generator("selection", name) for name in targets}
     scores = {name: _scores(criteria[name], name, view, generators[name]) for name, view in targets.items()}
     masks = _select(update, targets, criteria, scores, before, generators)
@@ -88,15 +89,32 @@ def choose_masks(
 def _observe(
     network: nn.Module, layers: Mapping[str, LayerView], criteria: Mapping[str, Criterion], evidence: Evidence
 ) -> None:
-    needs = {need for criterion in criteria.values() for need in criterion.needs}
-    if not needs:
+    if not any(observes(criterion) for criterion in criteria.values()):
         return
+    needs = {need for criterion in criteria.values() for need in criterion.needs}
     show = evidence.gradients if "gradients" in needs else evidence.activations
     if show is None:
         name = next(iter(criteria.values())).name
         wanted = "a loss and training batches" if "gradients" in needs else "batches to observe"
         raise ConfigError(f"criterion {name!r} needs {' and '.join(sorted(needs))}: give it {wanted}")
     observe(network, layers, criteria, evidence, show)
+
+
+def _survey(
+    network: nn.Module,
+    layers: Mapping[str, LayerView],
+    before: Mapping[str, Tensor | None],
+    criteria: Mapping[str, Criterion],
+    evidence: Evidence,
+) -> None:
+    """Let one of the criteria look at all layers, and give each what was found of its own."""
+    networked = {name: item for name, item in criteria.items() if isinstance(item, NetworkCriterion)}
+    if not networked:
+        return
+    masks = {name: mask for name, mask in before.items() if mask is not None}
+    found = survey(network, layers, masks, next(iter(networked.values())), evidence)
+    for name, criterion in networked.items():
+        criterion.found = found[name]
 
 
 def _matrix_of(current: Mapping[str, Tensor], name: str, view: LayerView) -> Tensor | None:
