@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prunekit.criteria import Criterion as Criterion
+    from prunekit.criteria import NetworkCriterion as NetworkCriterion
     from prunekit.criteria import Observation as Observation
+    from prunekit.criteria import Scene as Scene
     from prunekit.errors import CheckpointError as CheckpointError
     from prunekit.errors import ConfigError as ConfigError
     from prunekit.errors import DataError as DataError
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from prunekit.tasks import Training as Training
 
 _MODULES = {
-    "criteria": ("Criterion", "Observation"),
+    "criteria": ("Criterion", "NetworkCriterion", "Observation", "Scene"),
     "errors": (
         "CheckpointError",
         "ConfigError",

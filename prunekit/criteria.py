@@ -3,21 +3,24 @@
 A criterion is an attrs class; its constructor's arguments are its options. The engine makes a fresh
 object for each layer and each mask update and calls, in this order: ``observe`` for every batch (only when
 it needs data), ``end_pass`` after the last one, ``take_trace`` (only when it needs training), ``score``,
-``select``, ``reconstruct``.
+``select``, ``reconstruct``. A criterion that has to see all layers at once is a ``NetworkCriterion``: it gets a
+``Scene`` instead of batches.
 It must not know the task, the schedule or the training loop.
 """
 
 import abc
-from typing import ClassVar, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Literal
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from prunekit.errors import DataError
 from prunekit.layers import LayerView
 from prunekit.selection import Pattern, Quota, Scope, keep_best
 
-Need = Literal["activations", "gradients", "training"]
+Need = Literal["activations", "gradients", "network", "training"]
 
 
 @attrs.frozen
@@ -31,7 +34,9 @@ class Observation:
         activations: the same after normalisation and activation function, where the task says which
             module gives it; otherwise ``outputs``.
         output_gradient: d loss / d outputs, for criteria that need gradients.
-        weight_gradient: d loss / d weight of this batch as ``[G, out, fan]``, likewise.
+        weight_gradient: d loss / d weight of this batch as ``[G, out, fan]``, likewise; where a module is called
+            several times in a batch, each observation has that of them all.
+        call: which call of the module within the batch this is, from 0.
     """
 
     layer: LayerView
@@ -40,6 +45,36 @@ class Observation:
     activations: Tensor
     output_gradient: Tensor | None = None
     weight_gradient: Tensor | None = None
+    call: int = 0
+
+
+@attrs.frozen
+class Scene:
+    """The whole network as it is now, dropped weights being 0, and what can be done with it.
+
+    The callables put the network into evaluation mode and run it under the caller's grad mode, which is on in
+    ``NetworkCriterion.survey``. They may be called as often as wanted.
+
+    Attributes:
+        model: what the batches run through: the network and, in training, what is around it.
+        network: the part of it that is pruned.
+        layers: those of this update, by name.
+        masks: layer -> bool ``[G, out, fan]``, what there is now; a layer not named is dense.
+        losses: yields the scalar loss of one training batch after another, each with its graph.
+        batches: yields calibration batches.
+        forward: runs the model on a batch of that form and returns what comes out.
+
+    Raises:
+        ConfigError: from the callables, where the user gave no such data.
+    """
+
+    model: nn.Module
+    network: nn.Module
+    layers: Mapping[str, LayerView]
+    masks: Mapping[str, Tensor]
+    losses: Callable[[], Iterator[Tensor]]
+    batches: Callable[[], Iterator[Any]]
+    forward: Callable[[Any], Any]
 
 
 class Criterion(abc.ABC):
@@ -50,7 +85,7 @@ class Criterion(abc.ABC):
         needs: what it must observe; nothing (the default) means that the weights are enough, and no
             data is read. "activations" are shown on the task's calibration set, "gradients" (of the
             loss, and the activations with them) on its training set. "training" is the sum of ``trace`` over
-            the optimiser steps before the update.
+            the optimiser steps before the update. "network" is that of a ``NetworkCriterion``, and only of one.
         scope: what competes where the schedule does not say: the connections of one output unit,
             of the layer, or of all layers of the update.
     """
@@ -118,3 +153,34 @@ class Criterion(abc.ABC):
         The default changes nothing. Methods that repair the kept weights (OBS, SparseGPT) override it.
         """
         return weight
+
+
+def observes(criterion: Criterion) -> bool:
+    """Say whether a criterion is shown batches layer by layer."""
+    return bool(criterion.needs & {"activations", "gradients"})
+
+
+@attrs.define(eq=False)
+class NetworkCriterion(Criterion):
+    """A criterion that looks at the network as a whole: the scores of all layers are found together.
+
+    The engine calls ``survey`` once for each update; what it found of a layer is what ``score`` returns for it.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"network"})
+    scope: ClassVar[Scope] = "global"
+
+    found: Tensor | None = attrs.field(default=None, init=False, repr=False)
+
+    @abc.abstractmethod
+    def survey(self, scene: Scene) -> Mapping[str, Tensor]:
+        """Return the scores of every layer of the scene, ``[G, out, fan]`` each, higher = keep.
+
+        Called with gradients enabled. The network must be afterwards as before, its ``.grad`` too, also on errors.
+        """
+
+    def score(self, weight: Tensor, generator: torch.Generator) -> Tensor:
+        """Return what the survey found of this layer."""
+        if self.found is None:
+            raise DataError(f"criterion {self.name!r} has not surveyed a network")
+        return self.found

@@ -11,8 +11,8 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from prunekit.criteria import Criterion, Observation
-from prunekit.errors import ConfigError, DataError
+from prunekit.criteria import Criterion, NetworkCriterion, Observation, Scene
+from prunekit.errors import ConfigError, DataError, PluginError
 from prunekit.layers import LayerView
 
 Show = Callable[[], Iterator[None]]
@@ -31,6 +31,23 @@ class _Record:
 
 
 @attrs.frozen
+class Whole:
+    """How to run the network as a whole; see ``prunekit.criteria.Scene``.
+
+    Attributes:
+        model: what batches run through.
+        losses: yields losses of training batches with their graphs. ``None``: not to be had.
+        batches: yields calibration batches. ``None``: not to be had.
+        forward: runs the model on such a batch.
+    """
+
+    model: nn.Module
+    losses: Callable[[], Iterator[Tensor]] | None
+    batches: Callable[[], Iterator[Any]] | None
+    forward: Callable[[Any], Any]
+
+
+@attrs.frozen
 class Evidence:
     """Where criteria get what they need.
 
@@ -40,11 +57,13 @@ class Evidence:
             masked. ``None``: not to be had.
         activation_of: layer -> module whose output is the layer's activation, in the same network.
         traces: layer -> sum of the criterion's ``trace`` over training steps; ``None``: nobody trains here.
+        whole: runs the network as a whole. ``None``: not to be had.
     """
 
     activations: Show | None
     gradients: Show | None = None
     activation_of: Mapping[str, str] = attrs.field(factory=dict)
+    whole: Whole | None = None
     traces: Mapping[str, Tensor] | None = None
 
 
@@ -84,6 +103,49 @@ def observe(
             raise ConfigError(
                 "the batches can be read only once, but the criterion works in several passes; give a list"
             )
+
+
+def survey(
+    network: nn.Module,
+    layers: Mapping[str, LayerView],
+    masks: Mapping[str, Tensor],
+    criterion: NetworkCriterion,
+    evidence: Evidence,
+) -> Mapping[str, Tensor]:
+    """Let a criterion look at the network as a whole and return the scores it finds, by layer.
+
+    Raises:
+        ConfigError: when it asks for data that there is none of, or that can be read only once.
+        PluginError: when it leaves a layer out.
+    """
+    whole = evidence.whole
+    if whole is None:
+        raise ConfigError(f"criterion {criterion.name!r} looks at the whole network: give it batches to run")
+    name = criterion.name
+    losses = _again_and_again(whole.losses, f"criterion {name!r} needs losses: give it a loss and training batches")
+    batches = _again_and_again(whole.batches, f"criterion {name!r} runs the network: give it batches")
+    with torch.enable_grad():
+        found = criterion.survey(Scene(whole.model, network, layers, masks, losses, batches, whole.forward))
+    missing = ", ".join(map(repr, layers.keys() - found.keys()))
+    if missing:
+        raise PluginError(f"criterion {name!r} found no scores of layer {missing}")
+    return {layer: found[layer].detach() for layer in layers}
+
+
+def _again_and_again(source: Callable[[], Iterator[Any]] | None, missing: str) -> Callable[[], Iterator[Any]]:
+    """Refuse a source that is not there, and one that is empty, which a generator is the second time."""
+
+    def read() -> Iterator[Any]:
+        if source is None:
+            raise ConfigError(missing)
+        empty = True
+        for item in source():
+            empty = False
+            yield item
+        if empty:
+            raise ConfigError("there are no batches, or they can be read only once; give a list")
+
+    return read
 
 
 def _take_in(criterion: Criterion, layer: str, seen: Observation) -> None:
@@ -162,4 +224,5 @@ def _observations(view: LayerView, record: _Record, *, with_activation: bool) ->
             activations=activation,
             output_gradient=record.output_gradients.get(index),
             weight_gradient=None if gradient is None else view.to_matrix(gradient.detach()),
+            call=index,
         )

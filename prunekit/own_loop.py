@@ -4,17 +4,18 @@ It must not know the engine.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.criteria import Criterion
+from prunekit.criteria import Criterion, observes
 from prunekit.errors import ConfigError
 from prunekit.finding import check_layers, find_layers, parameter_name
 from prunekit.layers import LayerView
 from prunekit.masks import Masks
-from prunekit.observing import Evidence
+from prunekit.observing import Evidence, Whole
 from prunekit.plugins import make_manager, view_of
 from prunekit.pruning import choose_masks
 from prunekit.registry import collect
@@ -77,22 +78,7 @@ def select(
         raise ConfigError("density names no layer; give one number for all, or for example {'conv*': 0.5}")
     _check(make(), {name: layers[name] for name in targets})
 
-    def show(run: Callable[[Any], None]) -> Callable[[], Iterator[None]] | None:
-        return None if batches is None else lambda: _show(batches, run)
-
-    def run_forward(batch: Any) -> None:
-        with torch.no_grad():
-            (forward or _forward)(model, batch)
-
-    def run_backward(batch: Any) -> None:
-        assert loss is not None
-        for parameter in gradients:
-            parameter.grad = None
-        with torch.enable_grad():
-            # torch's stubs leave backward untyped.
-            loss(model, batch).backward()  # type: ignore[no-untyped-call]
-
-    evidence = Evidence(show(run_forward), show(run_backward) if loss else None, activations or {})
+    evidence = _evidence(model, batches, forward or _forward, loss, activations or {})
     training = {module: module.training for module in model.modules()}
     gradients = {parameter: parameter.grad for parameter in model.parameters()} if loss else {}
     model.eval()
@@ -108,6 +94,39 @@ def select(
     return Masks({keys[name]: mask for name, mask in chosen.masks.items()}, info)
 
 
+def _evidence(
+    model: nn.Module,
+    batches: Iterable[Any] | None,
+    forward: Callable[[nn.Module, Any], Any],
+    loss: Callable[[nn.Module, Any], Tensor] | None,
+    activations: Mapping[str, str],
+) -> Evidence:
+    """Return how to show a model's batches, as far as there are any; gradients are left behind."""
+    if batches is None:
+        return Evidence(None, None, activations)
+
+    def show() -> Iterator[None]:
+        for batch in batches:
+            with torch.no_grad():
+                forward(model, batch)
+            yield
+
+    def losses(of: Callable[[nn.Module, Any], Tensor]) -> Iterator[Tensor]:
+        return (of(model, batch) for batch in batches)
+
+    def show_gradients(of: Callable[[nn.Module, Any], Tensor]) -> Iterator[None]:
+        for batch in batches:
+            for parameter in model.parameters():
+                parameter.grad = None
+            with torch.enable_grad():
+                # torch's stubs leave backward untyped.
+                of(model, batch).backward()  # type: ignore[no-untyped-call]
+            yield
+
+    whole = Whole(model, partial(losses, loss) if loss else None, lambda: iter(batches), partial(forward, model))
+    return Evidence(show, partial(show_gradients, loss) if loss else None, activations, whole)
+
+
 def _number(density: SupportsFloat, name: str) -> float:
     try:
         number = float(density)
@@ -118,7 +137,7 @@ def _number(density: SupportsFloat, name: str) -> float:
 
 
 def _check(criterion: Criterion, layers: Mapping[str, LayerView]) -> None:
-    check_layers(layers, observed=bool(criterion.needs - {"training"}), computed="gradients" not in criterion.needs)
+    check_layers(layers, observed=observes(criterion), computed=not criterion.needs & {"gradients", "network"})
     for name, view in layers.items():
         if any(parameter.is_meta for parameter in view.module.parameters()):
             raise ConfigError(f"layer {name!r} is on the device 'meta' and has no values; load the weights first")
@@ -126,9 +145,3 @@ def _check(criterion: Criterion, layers: Mapping[str, LayerView]) -> None:
 
 def _forward(model: nn.Module, batch: Any) -> Any:
     return model(batch[0] if isinstance(batch, tuple | list) else batch)
-
-
-def _show(batches: Iterable[Any], run: Callable[[Any], None]) -> Iterator[None]:
-    for batch in batches:
-        run(batch)
-        yield

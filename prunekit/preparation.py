@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from prunekit.config import RunConfig, merge_training
-from prunekit.criteria import Criterion
+from prunekit.criteria import Criterion, observes
 from prunekit.errors import ConfigError
 from prunekit.finding import check_layers, find_layers
 from prunekit.given import Given, read_given
@@ -108,7 +108,7 @@ def prepare(
     _check_traces(make_criterion(), plan)
     for update in (update for stage in plan.stages for update in stage.updates):
         criterion = make_criterion()
-        check_layers({name: views[name] for name in update.targets}, observed=bool(criterion.needs - {"training"}))
+        check_layers({name: views[name] for name in update.targets}, observed=observes(criterion))
         criterion.check(update.scope or criterion.scope, update.pattern)
     parts = (f"task {config.task.name}", data, f"criterion {config.criterion.name}", f"schedule {config.schedule.name}")
     files = (f"{name} {path}" for name, path in (("masks", config.masks), ("weights", config.weights)) if path)

@@ -11,11 +11,11 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from prunekit.criteria import Criterion
+from prunekit.criteria import Criterion, NetworkCriterion, observes
 from prunekit.errors import ConfigError, PluginError
 from prunekit.events import LayerUpdate
 from prunekit.layers import LayerView
-from prunekit.observing import Evidence, observe, summed_gradients
+from prunekit.observing import Evidence, observe, summed_gradients, survey
 from prunekit.schedules import MaskUpdate, check_target
 from prunekit.seeds import Seeds
 from prunekit.selection import Quota, among, asked_count, keep_best, keep_best_global, kept_count
@@ -71,8 +71,9 @@ def choose_masks(
     criteria = {name: _Draw() if update.by == "random" else make_criterion() for name in targets}
     for criterion in criteria.values():
         criterion.check(update.scope or criterion.scope, update.pattern)
-    _observe(network, targets, criteria, evidence)
     before = {name: _matrix_of(current, name, view) for name, view in targets.items()}
+    _observe(network, targets, criteria, evidence)
+    _survey(network, targets, before, criteria, evidence)
     generators = {name: seeds.generator("selection", name) for name in targets}
     scores = {name: _scores(criteria[name], name, view, generators[name]) for name, view in targets.items()}
     masks = _select(update, targets, criteria, scores, before, generators)
@@ -112,7 +113,7 @@ def _observe(
     needs = {need for criterion in criteria.values() for need in criterion.needs}
     if "training" in needs:
         _give_traces(criteria, evidence.traces)
-    if not needs - {"training"}:
+    if not any(observes(criterion) for criterion in criteria.values()):
         return
     show = evidence.gradients if "gradients" in needs else evidence.activations
     if show is None:
@@ -135,6 +136,23 @@ def _give_traces(criteria: Mapping[str, Criterion], traces: Mapping[str, Tensor]
                 "before any; train before (a longer stage, a schedule such as gradual)"
             )
         criterion.take_trace(traces[name])
+
+
+def _survey(
+    network: nn.Module,
+    layers: Mapping[str, LayerView],
+    before: Mapping[str, Tensor | None],
+    criteria: Mapping[str, Criterion],
+    evidence: Evidence,
+) -> None:
+    """Let one of the criteria look at all layers, and give each what was found of its own."""
+    networked = {name: item for name, item in criteria.items() if isinstance(item, NetworkCriterion)}
+    if not networked:
+        return
+    masks = {name: mask for name, mask in before.items() if mask is not None}
+    found = survey(network, layers, masks, next(iter(networked.values())), evidence)
+    for name, criterion in networked.items():
+        criterion.found = found[name]
 
 
 def _matrix_of(current: Mapping[str, Tensor], name: str, view: LayerView) -> Tensor | None:

@@ -16,7 +16,7 @@ from typing import Any, Generic, Literal, TypeVar, get_args
 import attrs
 
 from prunekit.construct import OptionInfo, construct, options_of
-from prunekit.criteria import Criterion, Need
+from prunekit.criteria import Criterion, Need, NetworkCriterion
 from prunekit.errors import ConfigError, PluginError, nearest
 from prunekit.plugins import PluginManager, Source
 from prunekit.schedules import Schedule
@@ -180,6 +180,8 @@ def _criterion_problem(cls: type[Criterion]) -> str:
             return f"it needs {need!r}{nearest(str(need), get_args(Need))}"
     if "training" in cls.needs and cls.trace is Criterion.trace:
         return "it needs 'training', but does not say what is summed over the steps; define trace(weight, gradient)"
+    if ("network" in cls.needs) != issubclass(cls, NetworkCriterion):
+        return 'it needs "network" without being a prunekit.NetworkCriterion, or the other way round'
     if cls.scope not in get_args(Scope):
         return f"its scope is {cls.scope!r}{nearest(str(cls.scope), get_args(Scope))}"
     return ""

@@ -15,7 +15,6 @@ from torch import Tensor
 from prunekit import events
 from prunekit.errors import TrainingError
 from prunekit.holding import Held
-from prunekit.observing import Evidence
 from prunekit.pruning import choose_masks
 from prunekit.schedules import MaskUpdate, Stage, Start
 from prunekit.seeds import Seeds
@@ -158,9 +157,7 @@ class StageTraining:
                 update,
                 state.masks,
                 prepared.make_criterion,
-                Evidence(
-                    shower.activations, shower.gradients, prepared.task.activations(prepared.network), state.traces
-                ),
+                shower.evidence(prepared.network, state.traces),
                 Seeds(state.seeds.derive("update", self.index, number)),
             )
         with torch.no_grad():

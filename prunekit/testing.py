@@ -17,7 +17,7 @@ from prunekit.criteria import Criterion
 from prunekit.errors import ConfigError, PrunekitError
 from prunekit.finding import find_layers
 from prunekit.layers import LayerShape, LayerView, ViewOf
-from prunekit.observing import Evidence, Show
+from prunekit.observing import Evidence, Show, Whole
 from prunekit.options import option
 from prunekit.pruning import Chosen, choose_masks
 from prunekit.registry import Kind, contract_problem
@@ -221,7 +221,16 @@ def _toy_scene(*, dead: bool) -> tuple[nn.Module, dict[str, LayerView], Evidence
             yield
         network.zero_grad(set_to_none=True)
 
-    evidence = Evidence(show_activations, show_gradients, task.activations(network))
+    def losses() -> Iterator[Tensor]:
+        network.eval()
+        return (task.loss(network, batch) for batch in task.batches("train", 0, seeds))
+
+    def forward(batch: Any) -> Any:
+        network.eval()
+        return task.forward(network, batch)
+
+    whole = Whole(network, losses, lambda: iter(task.batches("calibration", 0, seeds)), forward)
+    evidence = Evidence(show_activations, show_gradients, task.activations(network), whole)
     return network, find_layers(network), evidence
 
 

@@ -5,7 +5,7 @@ not know stages, masks or checkpoints.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from prunekit.errors import DataError
 from prunekit.hardware import Hardware
+from prunekit.observing import Evidence, Whole
 from prunekit.seeds import Seeds
 from prunekit.tasks import Split, Task, Training
 
@@ -158,6 +159,27 @@ class Shower:
                 self.task.loss(self.model, batch).backward()  # type: ignore[no-untyped-call]
             yield
         self.model.zero_grad(set_to_none=True)
+
+    def losses(self) -> Iterator[Tensor]:
+        """Yield the losses of the same batches with their graphs, for criteria that look at the whole network."""
+        self.model.eval()
+        limit = self.limit or len(self.task.batches("calibration", 0, self.seeds))
+        for batch in self._batches("train", limit):
+            yield self.task.loss(self.model, batch)
+
+    def calibration(self) -> Iterator[Any]:
+        """Yield the batches of the calibration set."""
+        return self._batches("calibration", self.limit)
+
+    def forward(self, batch: Any) -> Any:
+        """Run the model on one of them."""
+        self.model.eval()
+        return self.task.forward(self.model, batch)
+
+    def evidence(self, network: nn.Module, traces: Mapping[str, Tensor] | None = None) -> Evidence:
+        """Return all of this for choosing masks of the deployed network, with what training steps left behind."""
+        whole = Whole(self.model, self.losses, self.calibration, self.forward)
+        return Evidence(self.activations, self.gradients, self.task.activations(network), whole, traces)
 
     def _batches(self, split: Split, limit: int) -> Iterator[Any]:
         source = self.task.batches(split, 0, self.seeds)

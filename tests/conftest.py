@@ -7,12 +7,16 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when it is first imported; no test do
 import attrs
 import pytest
 import torch
+from torch import nn
 
 from prunekit.config import build_config
 from prunekit.engine import run
+from prunekit.finding import find_layers
 from prunekit.markers import hookimpl
+from prunekit.own_loop import _evidence, _forward
 from prunekit.plugins import Source, make_manager
 from prunekit.preparation import prepare
+from prunekit.pruning import _observe, _scores, _survey
 from prunekit.registry import collect
 from prunekit.run_folder import RunFolder
 from prunekit.testing import ToyTask
@@ -100,3 +104,52 @@ class Watch:
 def watch():
     """Return a plugin that notes what a run does to the weights."""
     return Watch()
+
+
+@pytest.fixture
+def mixed_network():
+    """Return a network in double precision: a convolution, a grouped one with stride, two linear layers."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(4, 6, 3, stride=2, groups=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(24, 8),
+        nn.Tanh(),
+        nn.Linear(8, 3),
+    ).double()
+
+
+@pytest.fixture
+def labelled_batches():
+    """Return batches of different sizes for it: images of 6 x 6 pixels and labels."""
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (
+            torch.randn(size, 2, 6, 6, generator=generator, dtype=torch.float64),
+            torch.randint(3, (size,), generator=generator),
+        )
+        for size in (5, 3, 4)
+    ]
+
+
+@pytest.fixture
+def scores_of():
+    """Return a function that gives the scores of all layers, found the way the engine does."""
+
+    def find(make, model, batches=None, *, loss=cross_entropy, masks=None):
+        layers = find_layers(model.eval())
+        criteria = {name: make() for name in layers}
+        evidence = _evidence(model, batches, _forward, loss, {})
+        before = {name: None if masks is None else view.to_matrix(masks[name]) for name, view in layers.items()}
+        _observe(model, layers, criteria, evidence)
+        _survey(model, layers, before, criteria, evidence)
+        return {name: _scores(criteria[name], name, view, torch.Generator()) for name, view in layers.items()}
+
+    return find
+
+
+def cross_entropy(model, batch):
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])

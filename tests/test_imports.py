@@ -38,6 +38,7 @@ ORDER = [
     "masks",
     "sparse_checkpoints",
     "criteria",
+    "summing",
     "schedules",
     "tasks",
     "events",
@@ -71,7 +72,7 @@ ORDER = [
 
 # What a third party may import, so what built-in plugins and the plugins of this repository may.
 OPEN = {"markers", "errors", "options", "seeds", "layers", "core_views", "finding", "selection", "statistics"}
-OPEN |= {"criteria", "schedules", "tasks", "events", "masks", "testing", "files"}
+OPEN |= {"criteria", "summing", "schedules", "tasks", "events", "masks", "testing", "files"}
 
 
 def nodes(tree: ast.AST) -> Iterator[ast.AST]:
