@@ -42,7 +42,7 @@ def read_npz(path: Path) -> tuple[Images, Images]:
             arrays = {key: _read(archive, key, path) for key in _KEYS}
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}; {_HINT}") from error
-    # What zipfile and NumPy raise on damaged files; an encrypted one is a RuntimeError, another packing not implemented.
+    # What zipfile and NumPy raise on damaged files; on an encrypted one, or an unknown packing, a RuntimeError.
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{path} is no npz file, or a damaged one: {reason}; {_HINT}") from error

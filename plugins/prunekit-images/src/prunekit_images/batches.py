@@ -36,12 +36,12 @@ class Scale:
     def of(cls, pixels: Tensor) -> "Scale":
         """Measure images ``[images, colours, rows, columns]``."""
         count = pixels[:, 0].numel()
-        mean = sum(part.sum((0, 2, 3), dtype=torch.float64) for part in pixels.split(_AT_ONCE)) / count
-        centred = (part.float() - mean.float()[:, None, None] for part in pixels.split(_AT_ONCE))
-        squares = sum(part.square().sum((0, 2, 3), dtype=torch.float64) for part in centred)
-        deviation = (squares / count).sqrt()
-        deviation = torch.where(deviation > 0, deviation, 1.0)
-        return cls(mean.float()[:, None, None], deviation.float()[:, None, None])
+        parts = torch.split(pixels, _AT_ONCE)
+        mean = torch.stack([part.sum((0, 2, 3), dtype=torch.float64) for part in parts]).sum(0) / count
+        mean = mean[:, None, None]
+        squares = torch.stack([(part - mean).square().sum((0, 2, 3)) for part in parts]).sum(0)
+        deviation = (squares / count).sqrt()[:, None, None]
+        return cls(mean.float(), torch.where(deviation > 0, deviation, 1.0).float())
 
     def apply(self, pixels: Tensor) -> Tensor:
         """Return float32 images."""

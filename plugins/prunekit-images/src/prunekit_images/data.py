@@ -135,7 +135,9 @@ def _tensor(pixels: npt.NDArray[np.generic], where: str) -> Tensor:
     return values
 
 
-def divide(train: Images, test: Images, seeds: Seeds, calibration: int | None, validation: int, where: str) -> ImageData:
+def divide(
+    train: Images, test: Images, seeds: Seeds, calibration: int | None, validation: int, where: str
+) -> ImageData:
     """Hold calibration and validation images out of the training images.
 
     Args:
@@ -173,9 +175,7 @@ def divide(train: Images, test: Images, seeds: Seeds, calibration: int | None, v
         )
     order = torch.randperm(count, generator=seeds.generator("held out"))
     numbers = torch.split(order, [validation, calibrating, count - validation - calibrating])
-    held_validation, held_calibration, rest = (
-        _renumbered(train.take(part.sort().values), known) for part in numbers
-    )
+    held_validation, held_calibration, rest = (_renumbered(train.take(part.sort().values), known) for part in numbers)
     return ImageData(rest, held_calibration, held_validation, _renumbered(test, known), len(known))
 
 

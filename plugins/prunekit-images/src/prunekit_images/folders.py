@@ -33,14 +33,12 @@ def read_class_folders(folder: Path, side: int | None) -> tuple[Images, Images]:
 
     Raises:
         DataError: a part or a class that is missing or empty, images that cannot be read or have many sizes.
+        OSError: a folder that cannot be looked into.
     """
     test = next((folder / part for part in _TESTS if (folder / part).is_dir()), None)
     if test is None or not (folder / "train").is_dir():
         raise DataError(f"{folder} has no folder {'test' if test is None else 'train'!r}; {_HINT}")
-    try:
-        parts = {part: _classes(part) for part in (folder / "train", test)}
-    except OSError as error:
-        raise DataError(f"{error.filename} cannot be read: {error.strerror}; see to its permissions") from error
+    parts = {part: _classes(part) for part in (folder / "train", test)}
     names = list(parts[folder / "train"])
     strange = [name for name in parts[test] if name not in names]
     if strange:

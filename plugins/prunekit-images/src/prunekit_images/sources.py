@@ -22,6 +22,13 @@ def read_images(path: Path | None, side: int | None) -> tuple[Images, Images]:
     Raises:
         DataError: it is not there, no reader takes it, or the reader finds something wrong.
     """
+    try:
+        return _read(path, side)
+    except OSError as error:  # a folder that may not be looked into
+        raise DataError(f"data {error.filename or path} cannot be read: {error.strerror}; {_HINT}") from error
+
+
+def _read(path: Path | None, side: int | None) -> tuple[Images, Images]:
     if path is not None and path.is_dir() and has_classes(path):
         return read_class_folders(path, side)
     if side is not None:

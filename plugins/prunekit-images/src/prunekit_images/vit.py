@@ -1,4 +1,4 @@
-"""A small vision transformer: Dosovitskiy et al., "An Image is Worth 16x16 Words" (ICLR 2021), with a mean over patches.
+"""A small vision transformer: Dosovitskiy et al., "An Image is Worth 16x16 Words" (ICLR 2021); the mean over patches.
 
 Query, key, value and output are linear layers of their own, so that criteria can observe each. This module must not
 know data or training.
@@ -14,7 +14,7 @@ _POSITION_DEVIATION = 0.02  # as in the paper's code
 
 
 def patch_side(rows: int, columns: int) -> int | None:
-    """Return the smallest side, at least 2, of square patches that tile an image in at most 64; ``None``: there is none."""
+    """Return the smallest side, at least 2, of at most 64 square patches that tile an image; ``None``: there is none."""
     sides = (side for side in range(2, min(rows, columns) + 1) if rows % side == 0 == columns % side)
     return next((side for side in sides if rows * columns <= _MOST_PATCHES * side**2), None)
 
