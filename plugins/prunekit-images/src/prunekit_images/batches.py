@@ -17,7 +17,7 @@ from prunekit_images.data import Images
 
 Batch = tuple[Tensor, Tensor]
 
-_AT_ONCE = 4096  # images that are summed as floats at a time
+_AT_ONCE = 512  # images that are summed at a time; more do not fit a cache
 
 
 @attrs.frozen(eq=False)

@@ -175,7 +175,8 @@ def divide(
         )
     order = torch.randperm(count, generator=seeds.generator("held out"))
     numbers = torch.split(order, [validation, calibrating, count - validation - calibrating])
-    held_validation, held_calibration, rest = (_renumbered(train.take(part.sort().values), known) for part in numbers)
+    # In the order drawn: files may be sorted by class, and the first calibration images are to be of all.
+    held_validation, held_calibration, rest = (_renumbered(train.take(part), known) for part in numbers)
     return ImageData(rest, held_calibration, held_validation, _renumbered(test, known), len(known))
 
 

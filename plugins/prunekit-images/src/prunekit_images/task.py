@@ -67,15 +67,13 @@ class ImageClassification(Task):
 
     def __attrs_post_init__(self) -> None:
         preset = PRESETS[self.network]
-        for name in ("width", "blocks"):
-            if getattr(preset, name) is None and getattr(self, name) is not None:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}, but {self.network} has no such setting; leave it out"
-                )
+        for setting in ("width", "blocks"):
+            given = getattr(self, setting)
+            if given is not None and getattr(preset, setting) is None:
+                raise ValueError(f"{setting} is {given}, but {self.network} has no such setting; leave it out")
         for field in attrs.fields(ImageClassification):
-            name = field.alias
-            if field.init and getattr(self, field.name) is None and hasattr(preset, name):
-                setattr(self, field.name, getattr(preset, name))
+            if field.init and getattr(self, field.name) is None and hasattr(preset, str(field.alias)):
+                setattr(self, field.name, getattr(preset, str(field.alias)))
         if self.batch_size is None:
             self.batch_size = DIGITS_BATCH if self.data is None else BATCH
         if self.validation is not None and self.validation == 0 and self.evaluate_on == "validation":

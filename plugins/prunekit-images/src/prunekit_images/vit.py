@@ -14,7 +14,7 @@ _POSITION_DEVIATION = 0.02  # as in the paper's code
 
 
 def patch_side(rows: int, columns: int) -> int | None:
-    """Return the smallest side, at least 2, of at most 64 square patches that tile an image; ``None``: there is none."""
+    """Return the smallest side, at least 2, of at most 64 square patches that tile an image; ``None``: no side does."""
     sides = (side for side in range(2, min(rows, columns) + 1) if rows % side == 0 == columns % side)
     return next((side for side in sides if rows * columns <= _MOST_PATCHES * side**2), None)
 
