@@ -65,6 +65,13 @@ def test_every_network_takes_images_of_8_to_64_and_names_its_activations(
         assert isinstance(network.get_submodule(module), nn.ReLU | nn.GELU)
 
 
+@pytest.mark.parametrize(("width", "heads"), [(64, 4), (50, 2), (17, 1), (1, 1), (96, 6)])
+def test_heads_divide_any_width(width: int, heads: int) -> None:
+    network = build_network("vit", (1, 8, 8), 10, width, 1)
+    assert network.get_submodule("block1").attention.heads == heads  # type: ignore[union-attr]
+    assert network(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+
+
 def test_images_that_a_network_cannot_take_are_refused() -> None:
     with pytest.raises(ConfigError, match="lenet-5', which takes images of at least 16x16, but these are 8x8"):
         check_network("lenet-5", (1, 8, 8))

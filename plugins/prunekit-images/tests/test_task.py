@@ -84,14 +84,19 @@ def test_figures_are_counted_and_have_the_standard_errors_of_their_means() -> No
         assert result.standard_errors[name] == pytest.approx(np.std(values) / 50**0.5)
 
 
+def accuracies(out: Path) -> list[float]:
+    """Return the figure of each stage of a run."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line["evaluation"]["metrics"]["accuracy"] for line in lines if line["event"] == "stage_finished"]
+
+
 def test_the_digits_are_learned_pruned_and_learned_again_by_name_alone(tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert main(["run", "--task", "images", "--criterion", "magnitude", "--device", "cpu", "--out", str(out)]) == 0
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    figures = [line["metrics"] for line in lines if "metrics" in line]
+    figures = accuracies(out)
     assert len(figures) == 2
     # Seen: 0.933 dense and 0.927 at a tenth of the weights, with a standard error of 0.012.
-    assert all(values["accuracy"] > 0.88 for values in figures)
+    assert min(figures) > 0.88
     assert (out / "masks.safetensors").exists()
 
 
@@ -116,9 +121,7 @@ def test_mnist_is_learned_in_an_epoch_and_stands_the_loss_of_nine_tenths_of_the_
     budgets = ["-o", "training.budget=1 epochs", "-o", "training.retraining=1 epochs"]
     arguments = ["--criterion", "magnitude", "--data", str(mnist), "--device", "cpu", "--out", str(out)]
     assert main(["run", "--task", "images", *arguments, *budgets]) == 0
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    dense, pruned = (line["metrics"]["accuracy"] for line in lines if "metrics" in line)
-    assert min(dense, pruned) > 0.96
+    assert min(accuracies(out)) > 0.96
 
 
 def test_the_plugin_brings_the_task() -> None:

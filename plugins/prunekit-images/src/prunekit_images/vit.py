@@ -20,11 +20,11 @@ def patch_side(rows: int, columns: int) -> int | None:
 
 
 class Attention(nn.Module):
-    """Every patch takes from every other: ``query``, ``key``, ``value`` in heads of 16 values, then ``out``."""
+    """Every patch takes from every other: ``query``, ``key``, ``value`` in heads of 16 values or a few more, ``out``."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.heads = max(1, width // _HEAD_WIDTH)
+        self.heads = next(heads for heads in range(max(1, width // _HEAD_WIDTH), 0, -1) if width % heads == 0)
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
