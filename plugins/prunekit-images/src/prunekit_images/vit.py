@@ -20,7 +20,7 @@ def patch_side(rows: int, columns: int) -> int | None:
 
 
 class Attention(nn.Module):
-    """Every patch takes from every other: ``query``, ``key``, ``value`` in heads of 16 values or a few more, ``out``."""
+    """Every patch takes from every other: ``query``, ``key``, ``value`` in heads of 16 values or more, ``out``."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
