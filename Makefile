@@ -1,7 +1,7 @@
 # Everything a person does with this repository. On a fresh machine: make run, make test.
 PYTHON ?= python3
 BIN := .venv/bin
-PLUGIN := plugins/prunekit-deepid2plus
+PLUGINS := plugins/prunekit-deepid2plus plugins/prunekit-images
 
 .PHONY: run test lint types docs bench check clean
 
@@ -32,8 +32,8 @@ clean:
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/run: .venv/bin/python pyproject.toml $(PLUGIN)/pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e . -e $(PLUGIN)
+.venv/run: .venv/bin/python pyproject.toml $(PLUGINS:%=%/pyproject.toml) constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e . $(PLUGINS:%=-e %)
 	@touch $@
 
 .venv/dev: .venv/run

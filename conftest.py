@@ -31,6 +31,12 @@ def orl() -> Path:
     return _there("orl")
 
 
+@pytest.fixture(scope="session")
+def mnist() -> Path:
+    """Return MNIST as an npz file; skip where it is absent."""
+    return _there("mnist.npz")
+
+
 def pytest_collection_modifyitems(items: list[Any]) -> None:
     """Mark the tests that use real data."""
     for item in items:

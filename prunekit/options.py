@@ -37,13 +37,13 @@ def option(
         if value is None and default is None:
             return
         if choices is not None and value not in choices:
-            raise ValueError(f"{field.name} is {value!r}, expected one of {', '.join(map(str, choices))}")
+            raise ValueError(f"{field.alias} is {value!r}, expected one of {', '.join(map(str, choices))}")
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{field.name} is {value!r}, expected a finite number")
+            raise ValueError(f"{field.alias} is {value!r}, expected a finite number")
         if (low is not None and not value >= low) or (high is not None and not value <= high):
             upper = "" if high is None else f" and at most {high}"
             lower = "" if low is None else f" at least {low}"
-            raise ValueError(f"{field.name} is {value!r}, expected{lower}{upper}".replace("expected and", "expected"))
+            raise ValueError(f"{field.alias} is {value!r}, expected{lower}{upper}".replace("expected and", "expected"))
 
     metadata = {"help": text, "choices": tuple(choices) if choices else (), "low": low, "high": high}
     return attrs.field(default=default, validator=check, metadata=metadata)

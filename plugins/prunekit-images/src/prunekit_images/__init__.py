@@ -1,0 +1,1 @@
+"""Image classification for prunekit: the task "images"."""
