@@ -85,6 +85,15 @@ def test_plan_prints_layers_stages_and_the_compression_ratio(capsys: pytest.Capt
     assert "1,576 weights and compression ratio 0.36" in printed[-1]
 
 
+def test_plan_shows_the_ends_of_a_long_list_of_updates(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *TOY, "--structure", "hidden=1/4", "--schedule", "rigl"]) == 0
+    printed = " ".join(" ".join(lines(capsys)).split())
+    assert "hidden=1/4 at random" in printed
+    assert "at 4%: hidden=1/4 (30% dropped and grown by gradient)" in printed
+    assert "... 15 more ..." in printed
+    assert "at 71%: hidden=1/4 (0% dropped and grown by gradient)" in printed
+
+
 def test_plan_takes_a_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('density = 0.5\n[task]\nname = "prunekit.testing:ToyTask"\nclasses = 8\n', encoding="utf-8")

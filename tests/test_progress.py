@@ -5,7 +5,7 @@ from rich.console import Console
 
 from prunekit import events
 from prunekit.builtin.progress import LiveProgress, PlainProgress
-from prunekit.schedules import Budget, Plan, Stage
+from prunekit.schedules import Budget, MaskUpdate, Plan, Stage
 from prunekit.tasks import Evaluation
 
 PLAN = Plan((Stage("dense", Budget(20, "steps")), Stage("f", Budget(10, "steps"))))
@@ -44,6 +44,30 @@ def test_plain_lines_tell_the_run_without_escape_codes(tmp_path):
         "compression ratio 0.5",
     ):
         assert words in text
+
+
+def test_many_updates_of_a_stage_are_one_line_each(tmp_path):
+    file = io.StringIO()
+    display = PlainProgress(Console(file=file, highlight=False, width=60))
+    updates = tuple(MaskUpdate(at, {"f": 0.5, "g": 0.5}) for at in (0.1, 0.2, 0.3, 0.4))
+    plan = Plan((Stage("gradual", Budget(20, "steps"), updates),))
+    display.prunekit_run_started(events.RunStarted(tmp_path, "faces", plan, (20,), None))
+    layer = events.LayerUpdate(0.5, 4, 8, 1.0, 0.5)
+    display.prunekit_masks_updated(events.MasksUpdated(0, 4, {"f": layer, "g": layer}, 0.1))
+    display.prunekit_masks_updated(events.MasksUpdated(0, 6, {"f": layer}, 0.1))
+    assert file.getvalue().splitlines()[2:] == [
+        "  step 4: keeps 8 of 16 (0.5) in 2 layers, chosen in 0.1 s",
+        "  step 6: keeps 4 of 8 (0.5) in 1 layer, chosen in 0.1 s",
+    ]
+
+
+def test_where_all_come_back_no_score_is_told(tmp_path):
+    file = io.StringIO()
+    display = PlainProgress(Console(file=file, highlight=False, width=60))
+    display.prunekit_run_started(events.RunStarted(tmp_path, "faces", PLAN, (20, 10), None))
+    nan = float("nan")
+    display.prunekit_masks_updated(events.MasksUpdated(1, 0, {"f": events.LayerUpdate(1.0, 8, 8, nan, nan)}, 0.1))
+    assert "  f: keeps 8 of 8 (1)\n" in file.getvalue()
 
 
 @pytest.mark.parametrize("stop_early", [False, True])

@@ -80,6 +80,32 @@ def test_growth_by_gradient_takes_the_largest_gradients_among_the_dropped():
     assert torch.equal(chosen.masks["0"].flatten(), expected)
 
 
+def test_where_all_come_back_nobody_is_asked_and_what_was_dropped_is_named():
+    class Silent(Magnitude):
+        def score(self, weight, generator):
+            raise AssertionError
+
+    model = network()
+    before = choose(model, MaskUpdate(0.0, {"0": 0.25})).masks
+    update = MaskUpdate(0.0, {"0": 1.0, "2": 1.0}, "global", NofM(2, 4), Grow("random"))
+    chosen = choose(model, update, before, Silent)
+    assert all(mask.all() for mask in chosen.masks.values())
+    assert torch.equal(chosen.pruned["0"], before["0"])
+    assert chosen.pruned["2"].all()
+    assert (chosen.layers["0"].kept, chosen.layers["2"].kept) == (120, 60)
+
+
+def test_a_random_draw_asks_neither_the_criterion_nor_the_data():
+    class Needy(Magnitude):
+        needs = frozenset({"gradients"})
+
+    model = network()
+    update = MaskUpdate(0.0, {"0": 0.25}, by="random")
+    first, other = choose(model, update, criterion=Needy), choose(model, update, criterion=Needy, seed=1)
+    assert int(first.masks["0"].sum()) == 30
+    assert not torch.equal(first.masks["0"], other.masks["0"])
+
+
 def test_a_dropped_connection_does_not_come_back_by_itself():
     model = network()
     mask = torch.rand(10, 12) < 0.5

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from prunekit.errors import ConfigError
 from prunekit.layers import LayerShape
 from prunekit.schedules import Budget, Grow, MaskUpdate, Plan, Stage, check_density, check_plan
+from prunekit.selection import Blocks, NofM
 
 LAYERS = (LayerShape("a", "linear", 1, 4, (8,)), LayerShape("b", "convolution", 2, 4, (3, 3, 3)))
 EPOCH = Budget(1, "epochs")
@@ -50,6 +51,8 @@ def test_percent_are_recognised():
         (plan_of(MaskUpdate(0, {"a": 0.2}), MaskUpdate(0.5, {"a": 0.5})), "rises from 0.2 to 0.5"),
         (plan_of(MaskUpdate(0, {"a": 0.2}, scope="global", grow=Grow("random", 0.1))), "grow"),
         (plan_of(MaskUpdate(0, {"a": 0.2}, grow=Grow("random", 1.5))), "fraction"),
+        (plan_of(MaskUpdate(0, {"a": 1.0}, None, NofM(2, 4), Grow("random", 0.5))), "grow"),
+        (Plan((Stage("hot", EPOCH, rate=-1.0),)), "learning rates times -1"),
     ],
 )
 def test_a_plan_that_cannot_be_carried_out_is_refused(plan, words):
@@ -59,6 +62,21 @@ def test_a_plan_that_cannot_be_carried_out_is_refused(plan, words):
 
 def test_a_good_plan_passes_also_one_that_grows():
     check_plan(plan_of(MaskUpdate(0, {"a": 0.2}), MaskUpdate(0.5, {"a": 0.5, "b": 0.1}, grow=Grow("gradient"))), LAYERS)
+
+
+@pytest.mark.parametrize(("scope", "pattern"), [("global", None), (None, NofM(2, 4)), ("unit", Blocks(4, 4))])
+def test_all_connections_may_come_back_whatever_competes_and_in_whatever_pattern(scope, pattern):
+    update = MaskUpdate(0.5, {"a": 1.0, "b": 1.0}, scope, pattern, Grow("random"))
+    assert update.reopens
+    check_plan(plan_of(MaskUpdate(0, {"a": 0.5, "b": 0.5}), update), LAYERS)
+
+
+def test_a_plan_says_which_layers_are_ranked_by_the_training_of_a_stage():
+    first = MaskUpdate(0.0, {"a": 0.5}, by="random")
+    within, back, after = MaskUpdate(0.5, {"b": 0.5}), MaskUpdate(0.9, {"a": 1.0}, grow=Grow("random")), {"a": 0.2}
+    stages = (Stage("0", EPOCH), Stage("1", EPOCH, (first, within, back)), Stage("2", EPOCH, (MaskUpdate(0, after),)))
+    plan = Plan(stages)
+    assert [plan.ranked_by(stage) for stage in range(3)] == [("b",), ("b", "a"), ("a",)]
 
 
 def test_a_layer_shape_counts_its_weights():

@@ -9,7 +9,7 @@ from prunekit.criteria import Criterion
 from prunekit.options import option
 from prunekit.plugins import make_manager
 from prunekit.registry import collect
-from prunekit.schedules import Budget, MaskUpdate, Plan, PlanRequest, Schedule, Stage
+from prunekit.schedules import Budget, Grow, MaskUpdate, Plan, PlanRequest, Schedule, Stage
 from prunekit.seeds import Seeds
 from prunekit.selection import Quota
 from prunekit.testing import ToyTask, check_criterion, check_schedule, check_task
@@ -139,6 +139,39 @@ class Broken(Schedule):
 def test_a_schedule_that_breaks_its_contract_is_told_how(way: str, sentence: str) -> None:
     with pytest.raises(AssertionError, match=sentence):
         check_schedule(Broken, way=way)
+
+
+class Opening(Schedule):
+    """Prunes and lets all back, and does not say that it ends so."""
+
+    name = "opening"
+
+    def plan(self, request: PlanRequest) -> Plan:
+        back = MaskUpdate(0.5, {name: 1.0 for name, _ in request.structure}, grow=Grow("random"))
+        return Plan((Stage("only", Budget(1, "steps"), (MaskUpdate(0.0, dict(request.structure)), back)),))
+
+
+class Saying(Opening):
+    ends_dense = True
+
+
+def test_a_schedule_that_ends_dense_must_say_so() -> None:
+    check_schedule(Saying)
+    with pytest.raises(AssertionError, match="ends at"):
+        check_schedule(Opening)
+
+
+@attrs.define
+class Misshapen(Good):
+    needs = frozenset({"training"})
+
+    def trace(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        return gradient.sum()
+
+
+def test_a_trace_of_another_shape_is_told() -> None:
+    with pytest.raises(AssertionError, match=r"Misshapen.trace returns \(\) of a weight"):
+        check_criterion(Misshapen)
 
 
 class Unseeded(ToyTask):

@@ -73,6 +73,7 @@ def traced(settings, optimizer=None, batches=None):
         Training(accumulate=3),
         Training(clip_norm=0.3),
         Training(precision="fp16"),
+        Training(precision="fp16", clip_norm=0.3),
         Training(precision="bf16"),
     ],
 )
