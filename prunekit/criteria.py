@@ -165,6 +165,7 @@ class NetworkCriterion(Criterion):
     """A criterion that looks at the network as a whole: the scores of all layers are found together.
 
     The engine calls ``survey`` once for each update; what it found of a layer is what ``score`` returns for it.
+    Subclasses are ``attrs.define`` classes, or plain ones, not frozen: the engine sets ``found``.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"network"})

@@ -21,7 +21,7 @@ from prunekit.testing import ToyNetwork
 class Taylor(Criterion):
     """A gradient criterion: |weight x gradient|, summed over batches (first-order Taylor)."""
 
-    name = "taylor"
+    name = "first-order"
     needs = frozenset({"gradients"})
     _sum: torch.Tensor | None = attrs.field(default=None, init=False)
 
@@ -146,7 +146,7 @@ def test_each_toy_plugin_has_under_thirty_lines(plugin):
     assert len(inspect.getsource(plugin).splitlines()) < 30
 
 
-@pytest.mark.parametrize("criterion", ["taylor", "least-squares"])
+@pytest.mark.parametrize("criterion", ["first-order", "least-squares"])
 def test_a_criterion_with_gradients_or_reconstruction_runs(toy_run, criterion):
     finished, prepared, folder = toy_run({**RECIPE, "criterion": {"name": criterion}}, [Toys()])
     assert finished.stages[-1].kept["hidden"] == 288

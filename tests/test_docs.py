@@ -90,7 +90,13 @@ def test_every_hook_stands_in_the_reference_with_its_arguments():
 
 def test_every_member_of_the_contracts_stands_in_the_reference():
     reference = (ROOT / "docs" / "plugins.md").read_text()
-    for contract in (prunekit.Criterion, prunekit.Schedule, prunekit.Task, prunekit.LayerView):
+    for contract in (
+        prunekit.Criterion,
+        prunekit.NetworkCriterion,
+        prunekit.Schedule,
+        prunekit.Task,
+        prunekit.LayerView,
+    ):
         for name, member in vars(contract).items():
             if not name.startswith("_") and inspect.isfunction(member) and name not in {"plan", "shape"}:
                 parameters = list(inspect.signature(member).parameters)[1:]

@@ -13,7 +13,6 @@ from torch.nn.utils import parametrizations, parametrize
 
 import prunekit
 from prunekit import Masks
-from prunekit.builtin.magnitude import Magnitude
 from prunekit.cli import main
 from prunekit.errors import ConfigError, MaskError
 from prunekit.finding import find_layers, parameter_name
@@ -388,18 +387,35 @@ def test_a_unit_of_a_weight_norm_that_keeps_nothing_is_refused():
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_a_criterion_that_needs_gradients_of_a_computed_weight_is_refused():
-    class Needy(Magnitude):
-        """Wants gradients."""
-
-        name = "needy"
-        needs = frozenset({"gradients"})
-
+@pytest.mark.parametrize("criterion", ["snip", "taylor", "fisher", "obs", "grasp", "synflow"])
+def test_a_criterion_that_needs_gradients_of_a_computed_weight_is_refused(criterion):
     model = nn.Sequential(parametrizations.weight_norm(nn.Linear(6, 5)))
     with pytest.raises(ConfigError, match="computes its weight from other parameters"):
         prunekit.select(
-            model, Needy, density=0.5, batches=[torch.randn(4, 6)], loss=lambda model, batch: model(batch).sum()
+            model, criterion, density=0.5, batches=[torch.randn(4, 6)], loss=lambda model, batch: model(batch).sum()
         )
+
+
+@pytest.mark.parametrize("criterion", ["grasp", "synflow"])
+def test_a_criterion_of_the_whole_network_reaches_the_projections_of_attention(criterion):
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.last = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 2)
+
+        def forward(self, tokens):
+            return self.last(self.attention(tokens, tokens, tokens)[0].mean(1))
+
+    torch.manual_seed(0)
+    masks = prunekit.select(
+        Attending(),
+        criterion,
+        density=0.5,
+        batches=[torch.randn(3, 4, 8)],
+        loss=lambda model, batch: model(batch).square().sum(),
+    )
+    assert masks.density() == pytest.approx(0.5)
+    assert set(masks.tensors) == {"attention.in_proj_weight", "attention.out_proj.weight", "last.weight"}
 
 
 def test_lazy_modules_are_named_until_they_have_a_shape():

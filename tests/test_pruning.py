@@ -7,10 +7,10 @@ from torch import nn
 
 from prunekit.builtin.correlation import Correlation
 from prunekit.builtin.magnitude import Magnitude
-from prunekit.criteria import Criterion
+from prunekit.criteria import Criterion, NetworkCriterion
 from prunekit.errors import ConfigError, DataError, PluginError
 from prunekit.finding import find_layers
-from prunekit.observing import Evidence
+from prunekit.observing import Evidence, Whole
 from prunekit.pruning import choose_masks
 from prunekit.schedules import Grow, MaskUpdate
 from prunekit.seeds import Seeds
@@ -325,3 +325,81 @@ def test_data_a_criterion_cannot_use_names_the_layer():
 
     with pytest.raises(DataError, match="layer '0': "):
         choose(model, MaskUpdate(0.0, {"0": 0.5}), criterion=Correlation, evidence=Evidence(show))
+
+
+@attrs.define(eq=False)
+class Surveyor(NetworkCriterion):
+    """Scores by how often it was asked; reads batches as often as it is told to."""
+
+    name = "surveyor"
+    reads: int = 1
+
+    def survey(self, scene):
+        scenes.append(scene)
+        assert torch.is_grad_enabled()
+        for _ in range(self.reads):
+            list(scene.batches())
+        return {name: torch.full((1, *view.weight.shape), float(len(scenes))) for name, view in scene.layers.items()}
+
+
+scenes = []
+
+
+def test_a_network_is_surveyed_once_for_all_layers_of_an_update_under_the_masks_so_far():
+    scenes.clear()
+    model = network()
+    masks = {"0": torch.rand(10, 12) < 0.5, "2": torch.ones(6, 10, dtype=torch.bool)}
+    evidence = Evidence(None, whole=Whole(model, None, lambda: iter([1]), model))
+    with torch.no_grad():
+        chosen = choose(model, MaskUpdate(0.0, {"0": 0.2, "2": 0.2}), masks, Surveyor, evidence)
+    assert len(scenes) == 1
+    assert list(scenes[0].layers) == ["0", "2"]
+    assert list(scenes[0].masks) == ["0"]
+    assert torch.equal(scenes[0].masks["0"][0], masks["0"])
+    assert sum(int(mask.sum()) for mask in chosen.masks.values()) == 24 + 12
+
+
+@pytest.mark.parametrize(
+    ("whole", "reads", "words"),
+    [
+        (None, 1, "criterion 'surveyor' looks at the whole network: give it batches"),
+        (lambda model: Whole(model, None, None, model), 1, "criterion 'surveyor' runs the network: give it batches"),
+        (lambda model: Whole(model, None, lambda: used_up, model), 2, "they can be read only once; give a list"),
+    ],
+)
+def test_a_survey_without_what_it_needs_says_what_to_give(whole, reads, words):
+    model = network()
+    evidence = Evidence(None, whole=whole and whole(model))
+    with pytest.raises(ConfigError, match=words):
+        choose(model, MaskUpdate(0.0, {"0": 0.5}), criterion=lambda: Surveyor(reads), evidence=evidence)
+
+
+used_up = iter([1])
+
+
+def test_a_criterion_that_has_surveyed_nothing_says_so():
+    with pytest.raises(DataError, match="criterion 'surveyor' has not surveyed a network"):
+        Surveyor().score(torch.ones(1, 2, 3), torch.Generator())
+
+
+def test_each_call_of_a_module_within_a_batch_is_counted():
+    made = []
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.again = nn.Linear(3, 3)
+
+        def forward(self, inputs):
+            return self.again(self.again(inputs))
+
+    def make():
+        made.append(Recorder())
+        return made[-1]
+
+    model = Twice()
+    choose(
+        model, MaskUpdate(0.0, {"again": 0.5}), {}, make, Evidence(None, gradients_of(model, [torch.ones(2, 3)] * 2))
+    )
+    assert [seen.call for seen in made[0].seen] == [0, 1] * 6
+    assert torch.equal(made[0].seen[0].weight_gradient, made[0].seen[1].weight_gradient)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunekit.criteria import Criterion
+from prunekit.criteria import Criterion, NetworkCriterion, Scene
 from prunekit.options import option
 from prunekit.plugins import make_manager
 from prunekit.registry import collect
@@ -89,9 +89,49 @@ class Exploding(Good):
         return weight / 0
 
 
+@attrs.define(eq=False)
+class Whole(NetworkCriterion):
+    """Sums what comes out of the network, and its losses, by weight."""
+
+    name = "whole"
+
+    def survey(self, scene: Scene) -> dict[str, Tensor]:
+        assert scene.network is scene.model
+        outputs = sum(scene.forward(batch).sum() for batch in scene.batches())
+        assert not scene.model.training
+        loss = sum(scene.losses())
+        weights = [view.weight for view in scene.layers.values()]
+        sums = zip(torch.autograd.grad(outputs, weights), torch.autograd.grad(loss, weights), strict=True)
+        return {
+            name: view.to_matrix(one + other)
+            for (name, view), (one, other) in zip(scene.layers.items(), sums, strict=True)
+        }
+
+
+class Partial(Whole):
+    def survey(self, scene: Scene) -> dict[str, Tensor]:
+        return {name: scores for name, scores in super().survey(scene).items() if name != "hidden"}
+
+
+class Flat(Whole):
+    def survey(self, scene: Scene) -> dict[str, Tensor]:
+        return {name: scores.flatten() for name, scores in super().survey(scene).items()}
+
+
+class Local(Good):
+    needs = frozenset({"network"})
+
+
+def test_a_criterion_of_the_whole_network_keeps_the_contract() -> None:
+    check_criterion(Whole)
+
+
 @pytest.mark.parametrize(
     ("cls", "sentence"),
     [
+        (Partial, "found no scores of layer 'hidden'"),
+        (Flat, "scored layer 'conv_a' with torch.float32 .72,., expected floats"),
+        (Local, 'it needs "network" without being a prunekit.NetworkCriterion'),
         (WrongShape, "expected floats"),
         (Undefined, "NaN"),
         (Unrepeatable, "another mask the second time"),

@@ -139,6 +139,24 @@ def test_showing_activations_runs_every_batch_in_evaluation_mode():
     assert modes == [False] * 4
 
 
+def test_a_whole_network_runs_on_calibration_batches_and_gives_losses_with_their_graphs():
+    model = nn.Linear(3, 2)
+    shower = Shower(Numbers(), model, Hardware.of("cpu", Training()), Seeds(1), limit=2)
+    whole = shower.evidence(model).whole
+    batches = Numbers().batches("train", 0, Seeds(1))
+    for loss, batch in zip(whole.losses(), batches, strict=False):
+        assert not model.training
+        gradient = torch.autograd.grad(loss, model.weight)[0]
+        assert torch.equal(gradient, torch.autograd.grad(F.mse_loss(model(batch[0]), batch[1]), model.weight)[0])
+    model.train()
+    calibration = Numbers().batches("calibration", 0, Seeds(1))
+    for batch, expected in zip(whole.batches(), calibration, strict=False):
+        assert torch.equal(whole.forward(batch), model(expected[0]))
+        assert not model.training
+    assert sum(1 for _ in whole.losses()) == sum(1 for _ in whole.batches()) == 2
+    assert model.weight.grad is None
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # the compiler's own
 def test_a_compiled_model_takes_the_same_steps():
