@@ -16,11 +16,14 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import MaskError
+from prunekit.ranking import first_best, kth_largest, mark_best
 
 Scope = Literal["unit", "layer", "global"]
 
 
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+_STEP = 1 << 19  # scores to work on at once, so that what is made on the way stays small
+_FEW = 16  # neighbours that are compared each with each; of more, each group is partitioned
 
 
 @attrs.frozen
@@ -137,17 +140,16 @@ def top_counts(scores: Tensor, counts: Tensor) -> Tensor:
     Returns:
         bool ``[units, fan]``, exactly ``counts[u]`` True in row u.
     """
-    counts = counts.to(scores.device).unsqueeze(1)
-    largest = int(counts.max()) if counts.numel() else 0
-    if largest == 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    best = scores.topk(largest, dim=1).values
-    threshold = best.gather(1, (counts - 1).clamp(min=0))
-    above = scores > threshold
-    level = scores == threshold
-    # The k-th largest value settles all but its equals; of those the first ones fill the count.
-    level &= level.cumsum(1) <= counts - above.sum(1, keepdim=True)
-    return (above | level) & (counts > 0)
+    if len(scores) == 1:
+        return mark_best([scores], int(counts))[0]
+    mask = torch.zeros_like(scores, dtype=torch.bool)
+    rows = max(1, _STEP // max(1, scores.shape[1]))
+    for part, wanted, marks in zip(*(torch.split(whole, rows) for whole in (scores, counts, mask)), strict=True):
+        for count in wanted.unique().tolist():
+            if count:
+                of = (wanted == count).nonzero().squeeze(1).to(scores.device)
+                marks[of] = first_best(part[of], kth_largest(part[of], count).unsqueeze(1), count)
+    return mask
 
 
 def keep_best(scores: Tensor, quota: Quota) -> Tensor:
@@ -188,26 +190,53 @@ def _keep_rows(scores: Tensor, quota: Quota) -> Tensor:
 
 
 def _keep_n_of_m(scores: Tensor, pattern: NofM, quota: Quota) -> Tensor:
-    # Neighbours along the input channels: kernel taps move to the front.
-    by_channel = scores.reshape(*scores.shape[:2], quota.fan_shape[0], -1).transpose(-1, -2)
-    groups = by_channel.reshape(-1, pattern.m)
-    mask = top_counts(groups, torch.full((len(groups),), pattern.n)).reshape(by_channel.shape)
-    return mask.transpose(-1, -2).reshape(scores.shape)
+    # Neighbours along the input channels: [units, groups, m, kernel taps].
+    n, m = pattern.n, pattern.m
+    by_group = scores.reshape(-1, quota.fan_shape[0] // m, m, scores.shape[2] // quota.fan_shape[0])
+    mask = torch.empty_like(by_group, dtype=torch.bool)
+    rows = max(1, _STEP // by_group[0].numel())
+    for part, marks in zip(torch.split(by_group, rows), torch.split(mask, rows), strict=True):
+        if m <= _FEW:
+            marks.copy_(_rank_of_few(part.movedim(2, 0).contiguous()).lt_(n).movedim(0, 2))
+        else:
+            groups = part.transpose(2, 3)
+            best = top_counts(groups.reshape(-1, m), torch.full((groups.numel() // m,), n))
+            marks.copy_(best.reshape(groups.shape).transpose(2, 3))
+    return mask.reshape(scores.shape)
+
+
+def _rank_of_few(scores: Tensor) -> Tensor:
+    """Count by how many others each score is beaten along the first axis, by earlier equals too: uint8."""
+    beaten = torch.zeros_like(scores, dtype=torch.uint8)
+    for later in range(1, len(scores)):
+        wins = scores[:later] >= scores[later]
+        beaten[later] += wins.sum(0, dtype=torch.uint8)
+        beaten[:later] += wins.logical_not_()
+    return beaten
 
 
 def _keep_blocks(scores: Tensor, pattern: Blocks, quota: Quota) -> Tensor:
-    groups, out, fan = scores.shape
-    rows, columns = pattern.rows, pattern.columns
-    cut = (groups, out // rows, rows, fan // columns, columns)
+    cut = _cut(scores, pattern)
     whole = None if quota.candidates is None else quota.candidates.reshape(cut).all(4).all(2)
-    # In float64 the sum of a block of the lowest scores is still above -inf.
-    mask = _keep_rows(among(scores.reshape(cut).double().sum((2, 4)), whole), attrs.evolve(quota, candidates=whole))
+    mask = _keep_rows(among(_block_sums(scores.reshape(cut)), whole), attrs.evolve(quota, candidates=whole))
     return mask[:, :, None, :, None].expand(cut).reshape(scores.shape)
+
+
+def _cut(scores: Tensor, pattern: Blocks) -> tuple[int, ...]:
+    groups, out, fan = scores.shape
+    return groups, out // pattern.rows, pattern.rows, fan // pattern.columns, pattern.columns
+
+
+def _block_sums(tiles: Tensor) -> Tensor:
+    """Sum ``[G, R, rows, C, columns]`` over rows and columns: float64, where a sum of the lowest scores is finite."""
+    sums = torch.empty((*tiles.shape[:2], tiles.shape[3]), dtype=torch.float64, device=tiles.device)
+    step = max(1, _STEP // tiles[0, 0].numel())
+    for group, of_group in zip(tiles, sums, strict=True):
+        for part, into in zip(torch.split(group, step), torch.split(of_group, step), strict=True):
+            torch.sum(part.sum(1, dtype=torch.float64), 2, out=into)
+    return sums
 
 
 def keep_best_global(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     """Let the connections of several layers compete: the ``count`` best of all, as one mask per layer."""
-    flat = torch.cat([layer.reshape(-1) for layer in scores.values()])
-    mask = top_counts(flat.unsqueeze(0), torch.tensor([count])).squeeze(0)
-    parts = torch.split(mask, [layer.numel() for layer in scores.values()])
-    return {name: part.reshape(layer.shape) for (name, layer), part in zip(scores.items(), parts, strict=True)}
+    return dict(zip(scores, mark_best(list(scores.values()), count), strict=True))

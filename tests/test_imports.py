@@ -24,6 +24,7 @@ ORDER = [
     "layers",
     "core_views",
     "finding",
+    "ranking",
     "selection",
     "ranks",
     "moments",
