@@ -93,6 +93,7 @@ def rows() -> Iterator[Row]:
     known = read_and_write(weights, threshold)
     assert all(torch.equal(mask.view(-1), other) for mask, other in zip(ours.values(), known, strict=True))
     what, peer = "best tenth of 25 M", "prune.global_unstructured"
+    calls: dict[str, Callable[[], object]]
     calls = {"ours": lambda: keep_best_global(scores, KEPT), "floor": lambda: read_and_write(weights, threshold)}
     times = interleaved(calls, repeats=21)
     yield Row(what, times["ours"], "reading and writing", times["floor"], FLOOR)

@@ -108,7 +108,7 @@ def prepare(
     for update in (update for stage in plan.stages for update in stage.updates):
         criterion = make_criterion()
         check_layers({name: views[name] for name in update.targets}, observed=bool(criterion.needs))
-        criterion.check(update.scope or criterion.scope, update.pattern)
+        criterion.check(update.competition(criterion.scope), update.pattern)
     parts = (f"task {config.task.name}", data, f"criterion {config.criterion.name}", f"schedule {config.schedule.name}")
     files = (f"{name} {path}" for name, path in (("masks", config.masks), ("weights", config.weights)) if path)
     headline = "; ".join(filter(None, (*parts, *files)))

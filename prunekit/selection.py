@@ -8,7 +8,6 @@ This module knows scores and counts only.
 
 import math
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Literal
 
 import attrs
@@ -16,7 +15,27 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import MaskError
+from prunekit.patterns import Blocks, NofM, Pattern, Units, asked_count, kept_count, pattern_problem
 from prunekit.ranking import first_best, kth_largest, mark_best
+
+# Whoever selects needs patterns as well, and finds them here.
+__all__ = [
+    "Blocks",
+    "NofM",
+    "Pattern",
+    "Quota",
+    "Scope",
+    "Units",
+    "among",
+    "asked_count",
+    "keep_best",
+    "keep_best_global",
+    "kept_count",
+    "pattern_problem",
+    "top_counts",
+    "unit_counts",
+    "unit_shares",
+]
 
 Scope = Literal["unit", "layer", "global"]
 
@@ -27,25 +46,6 @@ _FEW = 16  # neighbours that are compared each with each; of more, each group is
 
 
 @attrs.frozen
-class NofM:
-    """Keep n of every m neighbours along the input channels (2:4 is ``NofM(2, 4)``)."""
-
-    n: int
-    m: int
-
-
-@attrs.frozen
-class Blocks:
-    """Keep or drop blocks of ``rows`` output units x ``columns`` connections; 1 x fan removes whole units."""
-
-    rows: int
-    columns: int
-
-
-Pattern = NofM | Blocks
-
-
-@attrs.frozen
 class Quota:
     """How many connections of one layer to keep, and what competes with what.
 
@@ -53,7 +53,7 @@ class Quota:
         density: kept / total, in (0, 1].
         fan_shape: the shape of one unit's connections, input channels first.
         scope: "unit" gives every output unit its share; "layer" lets all connections compete.
-        pattern: N:M or blocks; ``None``: unstructured.
+        pattern: N:M, blocks or whole units; ``None``: unstructured.
         candidates: bool ``[G, out, fan]``, the connections that may be kept; ``None``: all.
     """
 
@@ -62,11 +62,6 @@ class Quota:
     scope: Literal["unit", "layer"] = "layer"
     pattern: Pattern | None = None
     candidates: Tensor | None = None
-
-
-def kept_count(density: float, total: int) -> int:
-    """Return round(density * total), halves up, computed exactly."""
-    return math.floor(Fraction(density) * total + Fraction(1, 2))
 
 
 def unit_counts(density: float, units: int, fan: int) -> Tensor:
@@ -83,26 +78,6 @@ def unit_counts(density: float, units: int, fan: int) -> Tensor:
     # Multiples of the golden ratio spread evenly, and so do the first few of them in the order of their size.
     place = (torch.arange(units, dtype=torch.float64) * _GOLDEN_RATIO).frac().argsort().argsort()
     return share + (place < extra).to(torch.int64)
-
-
-def asked_count(density: float, total: int, pattern: Pattern | None = None) -> int:
-    """Return how many of ``total`` connections a density keeps: whole blocks, where the pattern has blocks."""
-    size = pattern.rows * pattern.columns if isinstance(pattern, Blocks) else 1
-    return kept_count(density, total // size) * size
-
-
-def pattern_problem(pattern: Pattern | None, density: float, outputs: int, fan_shape: tuple[int, ...]) -> str:
-    """Say why a pattern does not fit a layer or a density; "" if it does."""
-    if isinstance(pattern, NofM):
-        if not 0 < pattern.n <= pattern.m or fan_shape[0] % pattern.m:
-            return f"pattern {pattern.n}:{pattern.m} does not divide {fan_shape[0]} input channels"
-        if not math.isclose(density, pattern.n / pattern.m):
-            return f"pattern {pattern.n}:{pattern.m} is density {pattern.n / pattern.m:g}, asked was {density:g}"
-    if isinstance(pattern, Blocks):
-        fan = math.prod(fan_shape)
-        if min(pattern.rows, pattern.columns) < 1 or outputs % pattern.rows or fan % pattern.columns:
-            return f"blocks of {pattern.rows} x {pattern.columns} do not divide a layer of {outputs} x {fan}"
-    return ""
 
 
 def unit_shares(quota: Quota, units: int, fan: int) -> Tensor:
@@ -165,8 +140,8 @@ def keep_best(scores: Tensor, quota: Quota) -> Tensor:
     scores = among(scores, quota.candidates)
     if isinstance(quota.pattern, NofM):
         mask = _keep_n_of_m(scores, quota.pattern, quota)
-    elif isinstance(quota.pattern, Blocks):
-        mask = _keep_blocks(scores, quota.pattern, quota)
+    elif isinstance(quota.pattern, Blocks | Units):
+        mask = _keep_blocks(scores, _as_blocks(quota.pattern, scores), quota)
     else:
         mask = _keep_rows(scores, quota)
     if quota.candidates is not None and bool((mask & ~quota.candidates).any()):
@@ -222,6 +197,10 @@ def _keep_blocks(scores: Tensor, pattern: Blocks, quota: Quota) -> Tensor:
     return mask[:, :, None, :, None].expand(cut).reshape(scores.shape)
 
 
+def _as_blocks(pattern: Blocks | Units, scores: Tensor) -> Blocks:
+    return Blocks(1, scores.shape[2]) if isinstance(pattern, Units) else pattern
+
+
 def _cut(scores: Tensor, pattern: Blocks) -> tuple[int, ...]:
     groups, out, fan = scores.shape
     return groups, out // pattern.rows, pattern.rows, fan // pattern.columns, pattern.columns
@@ -237,6 +216,20 @@ def _block_sums(tiles: Tensor) -> Tensor:
     return sums
 
 
-def keep_best_global(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    """Let the connections of several layers compete: the ``count`` best of all, as one mask per layer."""
-    return dict(zip(scores, mark_best(list(scores.values()), count), strict=True))
+def keep_best_global(scores: Mapping[str, Tensor], count: int, pattern: Blocks | None = None) -> dict[str, Tensor]:
+    """Let the connections of several layers compete: the ``count`` best of all, as one mask per layer.
+
+    Args:
+        scores: ``[G, out, fan]`` of each layer.
+        count: connections to keep; of blocks, a multiple of their size.
+        pattern: blocks that compete by the sums of their scores; all have one size.
+    """
+    if pattern is None:
+        return dict(zip(scores, mark_best(list(scores.values()), count), strict=True))
+    cuts = {name: _cut(layer, pattern) for name, layer in scores.items()}
+    sums = [_block_sums(layer.reshape(cuts[name])) for name, layer in scores.items()]
+    best = mark_best(sums, count // (pattern.rows * pattern.columns))
+    return {
+        name: mask[:, :, None, :, None].expand(cuts[name]).reshape(scores[name].shape)
+        for name, mask in zip(scores, best, strict=True)
+    }
