@@ -41,7 +41,7 @@ def read_and_write(weights: dict[str, Tensor], threshold: float) -> list[Tensor]
     scratch, masks = torch.empty(BLOCK), []
     for weight in weights.values():
         mask = torch.empty(weight.numel(), dtype=torch.bool)
-        for part, into in zip(weight.view(-1).split(BLOCK), mask.split(BLOCK), strict=True):
+        for part, into in zip(torch.split(weight.view(-1), BLOCK), torch.split(mask, BLOCK), strict=True):
             torch.gt(torch.abs(part, out=scratch[: part.numel()]), threshold, out=into)
         masks.append(mask)
     return masks
@@ -53,7 +53,7 @@ def global_unstructured(model: nn.Module) -> None:
     prune.global_unstructured(layers, prune.L1Unstructured, amount=WEIGHTS - KEPT)
     for module, name in layers:
         module.weight.data = module.weight_orig.data
-        prune.remove(module, name)
+        prune.remove(module, name)  # type: ignore[no-untyped-call]  # torch's stubs leave it untyped
 
 
 def plain_2_of_4(scores: Tensor) -> Tensor:
@@ -72,12 +72,13 @@ def plain_blocks(scores: Tensor) -> Tensor:
 
 def sparsifier(block: tuple[int, int], zeros: int, level: float) -> Callable[[], object]:
     """Return torchao's work on one layer: norms, and masks of groups or blocks."""
-    from torchao.prototype.sparsity import WeightNormSparsifier
+    from torchao.prototype.sparsity import WeightNormSparsifier  # type: ignore[import-untyped,import-not-found,unused-ignore]  # an extra without types
 
     tool = WeightNormSparsifier(sparsity_level=level, sparse_block_shape=block, zeros_per_block=zeros)
     model = nn.Sequential(nn.Linear(SHAPE[1], SHAPE[0]))
     tool.prepare(model, [{"tensor_fqn": "0.weight"}])
-    return tool.step
+    step: Callable[[], object] = tool.step
+    return step
 
 
 @torch.no_grad()
@@ -85,9 +86,10 @@ def rows() -> Iterator[Row]:
     """Measure in turns."""
     weights = make_weights()
     scores = {name: weight.abs() for name, weight in weights.items()}
-    model = nn.Sequential(*(nn.Linear(*SHAPE[::-1]) for _ in weights))
-    for module, weight in zip(model, weights.values(), strict=True):
-        module.weight.copy_(weight[0])
+    layers = [nn.Linear(*SHAPE[::-1]) for _ in weights]
+    for layer, weight in zip(layers, weights.values(), strict=True):
+        layer.weight.copy_(weight[0])
+    model = nn.Sequential(*layers)
     threshold = float(torch.cat([score.view(-1) for score in scores.values()]).kthvalue(WEIGHTS - KEPT).values)
     ours = keep_best_global(scores, KEPT)
     known = read_and_write(weights, threshold)

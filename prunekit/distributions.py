@@ -65,7 +65,7 @@ def _factor(layer: LayerShape, rule: Rule) -> float:
     if rule == "uniform":
         return 1.0
     sides = [inputs, layer.outputs, *(kernel if rule == "erdos-renyi-kernel" else ())]
-    return sum(sides) / math.prod(sides)
+    return float(sum(sides) / math.prod(sides))
 
 
 def _check_budget(

@@ -40,9 +40,10 @@ def _print_layers(prepared: "Prepared") -> None:
 
 def _print_stages(prepared: "Prepared") -> None:
     from prunekit.cli.tables import make_table, print_table
-    from prunekit.selection import kept_count
+    from prunekit.selection import asked_count
 
     weights = {layer.name: layer.weights for layer in prepared.layers}
+    fans = {layer.name: layer.fan for layer in prepared.layers}
     total = sum(weights.values())
     given = {name: int(mask.sum()) for name, mask in prepared.given.masks.items()}
     kept = weights | given
@@ -51,7 +52,10 @@ def _print_stages(prepared: "Prepared") -> None:
     table = make_table("Stages", *columns, numbers=numbers)
     for number, stage in enumerate(prepared.plan.stages):
         for update in stage.updates:
-            kept |= {name: kept_count(density, weights[name]) for name, density in update.targets.items()}
+            kept |= {
+                name: asked_count(density, weights[name], update.pattern, fans[name])
+                for name, density in update.targets.items()
+            }
         left = sum(kept.values())
         start = f"step {stage.start.step}" if stage.start.kind == "step" else stage.start.kind
         start = "initial" if start == "previous" and number == 0 else start
@@ -67,7 +71,8 @@ def _print_stages(prepared: "Prepared") -> None:
 def _describe(update: "MaskUpdate") -> str:
     targets = " ".join(f"{layer}={_fraction(density)}" for layer, density in update.targets.items())
     scope = f" per {update.scope}" if update.scope else ""
-    return (f"at {update.at:.0%}: " if update.at else "") + targets + scope
+    pattern = f" as {update.pattern}" if update.pattern else ""
+    return (f"at {update.at:.0%}: " if update.at else "") + targets + scope + pattern
 
 
 def _fraction(density: float) -> str:
