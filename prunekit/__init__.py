@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from prunekit.selection import Blocks as Blocks
     from prunekit.selection import NofM as NofM
     from prunekit.selection import Quota as Quota
+    from prunekit.selection import Units as Units
     from prunekit.sparse_checkpoints import load_weights as load_weights
     from prunekit.sparse_checkpoints import save_sparse as save_sparse
     from prunekit.tasks import Evaluation as Evaluation
@@ -61,7 +62,7 @@ _MODULES = {
     "own_loop": ("select",),
     "schedules": ("Budget", "Grow", "MaskUpdate", "Plan", "PlanRequest", "Schedule", "Stage", "Start"),
     "seeds": ("Seeds",),
-    "selection": ("Blocks", "NofM", "Quota"),
+    "selection": ("Blocks", "NofM", "Quota", "Units"),
     "sparse_checkpoints": ("load_weights", "save_sparse"),
     "tasks": ("Evaluation", "Task", "Training"),
 }

@@ -4,6 +4,7 @@ Order of precedence: ``-o``, then flags, then the recipe, then the defaults here
 numbers only; what the names stand for is looked up later, by the registry.
 """
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +14,11 @@ import attrs
 import tomli_w
 
 from prunekit.construct import construct, convert_options
+from prunekit.distributions import Rule
 from prunekit.errors import ConfigError, nearest
+from prunekit.patterns import NofM, Pattern, parse_pattern
 from prunekit.schedules import check_density
+from prunekit.selection import Scope
 from prunekit.structure import parse_structure
 from prunekit.tasks import Training, budget_of
 
@@ -42,6 +46,13 @@ class RunConfig:
         schedule: when to prune what.
         structure: "LAYER=DENSITY ..."; ``None``: the task's own.
         density: short for the structure "*=DENSITY"; not together with ``structure``.
+        distribution: how the layers share ``density``, a total that is then met exactly: "uniform", "erdos-renyi",
+            "erdos-renyi-kernel"; ``None``: each layer has that density.
+        keep_dense: layers that are not pruned: names, aliases, globs, "first", "last"; the others get sparser, so
+            that ``density`` is met.
+        pattern: "2:4", "4x1" (rows x columns), "units"; of every mask update that has none of its own.
+        scope: what competes, "unit", "layer" or "global", in every mask update that says nothing else; ``None``: what
+            the criterion prefers.
         masks: a mask file to start from; ``None``: all weights are kept at first.
         freeze_masks: only re-train, in one stage, under these masks.
         dense: train through the plan's stages, but change no mask: the control of a pruned run.
@@ -62,6 +73,10 @@ class RunConfig:
     schedule: Choice = Choice("layerwise")
     structure: str | None = None
     density: float | None = None
+    distribution: Rule | None = None
+    keep_dense: tuple[str, ...] = ()
+    pattern: str | None = None
+    scope: Scope | None = None
     masks: str | None = None
     freeze_masks: bool = False
     dense: bool = False
@@ -91,12 +106,54 @@ class RunConfig:
             check_density(self.density, "density")
         if self.structure is not None:
             parse_structure(self.structure)
+        self._check_shares()
         merge_training(Training(), self.training)
+
+    def _check_shares(self) -> None:
+        pattern = self.parsed_pattern
+        for key, value in (("distribution", self.distribution), ("keep_dense", ", ".join(self.keep_dense))):
+            if value and self.structure is not None:
+                raise ConfigError(
+                    f"{key} {value!r} shares one density out, but structure {self.structure!r} gives each layer its "
+                    "own; keep one of them, or give --density in place of the structure"
+                )
+            if value and self.asked_density is None:
+                raise ConfigError(f"{key} {value!r} shares one density out, but none is given; add --density NUMBER")
+        if not isinstance(pattern, NofM):
+            return
+        share = pattern.n / pattern.m
+        if self.density is not None and not math.isclose(self.density, share):
+            raise ConfigError(
+                f"pattern {pattern} has density {share:g}, asked was {self.density:g}; leave the density out"
+            )
+        if self.distribution is not None:
+            raise ConfigError(
+                f"pattern {pattern} has density {share:g} in every layer, so distribution {self.distribution!r} "
+                "has nothing to share out; leave it out"
+            )
+        if self.keep_dense and self.density is not None:
+            raise ConfigError(
+                f"pattern {pattern} cannot make up for layers that stay dense, since it has density {share:g} "
+                "everywhere; leave the density out"
+            )
+
+    @property
+    def parsed_pattern(self) -> Pattern | None:
+        """The pattern as a record."""
+        return None if self.pattern is None else parse_pattern(self.pattern)
+
+    @property
+    def asked_density(self) -> float | None:
+        """The one density that the user asked for, by an N:M pattern alone too; ``None``: densities by layer."""
+        pattern = self.parsed_pattern
+        if self.density is None and self.structure is None and isinstance(pattern, NofM):
+            return pattern.n / pattern.m
+        return self.density
 
     @property
     def asked_structure(self) -> str | None:
         """The structure that the user asked for in either way; ``None``: the task's own."""
-        return self.structure if self.density is None else f"*={self.density!r}"
+        return self.structure if self.asked_density is None else f"*={self.asked_density!r}"
 
 
 def _check_text(value: Any, where: str) -> None:

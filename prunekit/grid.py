@@ -9,13 +9,14 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import cattrs
 
 from prunekit.config import Choice, RunConfig, build_config, to_choice
 from prunekit.construct import convert_options
+from prunekit.distributions import RULES
 from prunekit.errors import ConfigError
 from prunekit.hardware import pick_device
 from prunekit.plugins import PluginManager
@@ -24,17 +25,49 @@ from prunekit.registry import Registry
 from prunekit.schedules import Plan, Stage
 
 _AXES = {"criteria": "criterion", "schedules": "schedule"}
+_NAMED = {"structures": "structures or densities", "allocations": "distributions or patterns"}  # what users write
+GLOBAL: Literal["global"] = "global"
 _DIGITS = 10  # of a digest: enough for a trillion runs in one folder
 _LONGEST_NAME = 60
 
 
 @attrs.frozen
+class Allocation:
+    """How a density becomes masks; ``None``: as the recipe has it.
+
+    Attributes:
+        distribution: one of ``distributions.RULES``, or "global": the ranking of all layers shares the density out.
+        pattern: as text; "none": unstructured.
+    """
+
+    distribution: str | None = None
+    pattern: str | None = None
+
+    def __str__(self) -> str:
+        return ", ".join(filter(None, (self.distribution, self.pattern)))
+
+    def changes(self, base: RunConfig) -> dict[str, Any]:
+        """Return what it changes of a configuration."""
+        changed: dict[str, Any] = {}
+        if self.distribution is not None:
+            ranked = self.distribution == GLOBAL
+            changed |= {
+                "distribution": None if ranked else self.distribution,
+                "scope": GLOBAL if ranked else base.scope,
+            }
+        if self.pattern is not None:
+            changed["pattern"] = None if self.pattern == "none" else self.pattern
+        return changed
+
+
+@attrs.frozen
 class Sweep:
-    """A grid over structures, criteria, schedules, training; the first of each is what the others are compared with.
+    """A grid; the first entry of each axis is what the others are compared with.
 
     Attributes:
         base: what all cells have in common.
-        structures: "LAYER=DENSITY ..." each.
+        structures: "LAYER=DENSITY ..." each, or one density of all layers; ``None``: as in ``base``.
+        allocations: how densities become masks.
         criteria: names with options.
         schedules: names with options.
         training: settings that differ from those of ``base``.
@@ -43,7 +76,8 @@ class Sweep:
     """
 
     base: RunConfig
-    structures: tuple[str, ...]
+    structures: tuple[str | float | None, ...]
+    allocations: tuple[Allocation, ...]
     criteria: tuple[Choice, ...]
     schedules: tuple[Choice, ...]
     training: tuple[Mapping[str, Any], ...]
@@ -56,6 +90,9 @@ class _Section:
     """The plain keys of [sweep]."""
 
     structures: list[str] | None = None
+    densities: list[float] | None = None
+    distributions: list[str] | None = None
+    patterns: list[str] | None = None
     training: list[dict[str, Any]] | None = None
     metrics: list[str] | None = None
     kept_correlation: bool = False
@@ -89,20 +126,29 @@ def read_sweep(
             raise ConfigError(
                 f"{kind}.{option} is set, but sweep.{axis} brings {axis} with options of their own; set it there"
             )
-    structures = settings.structures or [base.asked_structure or ""]
+    if settings.structures and settings.densities:
+        raise ConfigError("both sweep.structures and sweep.densities are given; keep one of them")
+    patterns: Sequence[str | None] = settings.patterns or (None,)
+    distributions: Sequence[str | None] = settings.distributions or (None,)
+    allocations = [Allocation(rule, pattern) for pattern, rule in product(patterns, distributions)]
+    for distribution in settings.distributions or ():
+        if distribution not in (*RULES, GLOBAL):
+            raise ConfigError(f"sweep.distributions has {distribution!r}, expected of {', '.join((*RULES, GLOBAL))}")
     sweep = Sweep(
         base,
-        tuple(structures),
+        tuple(settings.structures or settings.densities or [None]),
+        tuple(allocations),
         _choices(section, "criteria", base.criterion),
         _choices(section, "schedules", base.schedule),
         tuple(settings.training or ({},)),
         tuple(settings.metrics or ()),
         settings.kept_correlation,
     )
-    for axis in ("structures", "criteria", "schedules", "training", "metrics"):
+    for axis in ("structures", "allocations", "criteria", "schedules", "training", "metrics"):
         values = getattr(sweep, axis)
         if any(value in values[:index] for index, value in enumerate(values)):
-            raise ConfigError(f"sweep.{axis} names one of its entries twice: {', '.join(map(_label, values))}")
+            named = _NAMED.get(axis, axis)
+            raise ConfigError(f"sweep.{named} names one of its entries twice: {', '.join(map(_label, values))}")
     return sweep
 
 
@@ -117,9 +163,9 @@ def _choices(section: Mapping[str, Any], axis: str, default: Choice) -> tuple[Ch
     return tuple(to_choice(_AXES[axis], table) for table in tables) or (default,)
 
 
-def _label(value: str | Choice | Mapping[str, Any]) -> str:
-    if isinstance(value, str):
-        return value
+def _label(value: str | float | Choice | Allocation | Mapping[str, Any] | None) -> str:
+    if value is None or isinstance(value, str | float | Allocation):
+        return str(value)
     settings = value.options if isinstance(value, Choice) else value
     text = ", ".join(f"{key}={setting}" for key, setting in settings.items())
     if isinstance(value, Choice):
@@ -133,13 +179,14 @@ class Cell:
 
     Attributes:
         kind: "dense" (not pruned, not trained on), "control" (not pruned, trained on for as many steps), "pruned".
-        structure: as the recipe has it; "" for the dense network.
+        structure: as the recipe has it; of one density "*=DENSITY"; "" for the dense network.
         criterion: with options, for reading; "" where nothing is pruned.
         schedule: likewise.
         training: settings that differ from the recipe's; "" for none.
         config: what to run; its seed is the first.
         plan: its stages.
         traced: whether the criterion ranks by what training steps did.
+        allocation: how the density becomes masks, where the sweep varies that; "" otherwise, and for the dense network.
     """
 
     kind: str
@@ -150,10 +197,11 @@ class Cell:
     config: RunConfig
     plan: Plan
     traced: bool = False
+    allocation: str = ""
 
     def __str__(self) -> str:
         kind = "" if self.kind == "pruned" else self.kind
-        parts = (kind, self.structure, self.criterion, self.schedule, self.training)
+        parts = (kind, self.structure, self.allocation, self.criterion, self.schedule, self.training)
         return "; ".join(filter(None, parts))
 
 
@@ -186,13 +234,22 @@ def make_cells(sweep: Sweep, manager: PluginManager, registry: Registry) -> list
     like: Prepared | None = None
 
     def add(
-        kind: str, structure: str, training: Mapping[str, Any], schedule: Choice, criterion: Choice, last: int | None
+        kind: str,
+        target: tuple[str | float | None, Allocation],
+        training: Mapping[str, Any],
+        schedule: Choice,
+        criterion: Choice,
+        last: int | None,
     ) -> None:
         nonlocal like
+        structure, allocation = target
+        changed: dict[str, Any] = allocation.changes(sweep.base)
+        if structure is not None:
+            changed |= dict.fromkeys(("structure", "density"))
+            changed["structure" if isinstance(structure, str) else "density"] = structure
         config = attrs.evolve(
             sweep.base,
-            structure=structure or None,
-            density=None if structure else sweep.base.density,
+            **changed,
             criterion=criterion,
             schedule=schedule,
             training={**sweep.base.training, **training},
@@ -201,16 +258,18 @@ def make_cells(sweep: Sweep, manager: PluginManager, registry: Registry) -> list
         like = prepare(config, manager, registry, device="meta", like=like)
         plan = Plan(like.plan.stages[:last])
         labels = (_label(criterion), _label(schedule)) if kind == "pruned" else ("", "")
-        shown = "" if kind == "dense" else structure or like.task.structure
+        shown = "" if kind == "dense" else config.asked_structure or like.task.structure
+        how = "" if kind == "dense" else str(allocation)
         traced = "training" in like.make_criterion().needs
-        cells.append(Cell(kind, shown, *labels, _label(training), config, plan, traced))
+        cells.append(Cell(kind, shown, *labels, _label(training), config, plan, traced, how))
 
     firsts = sweep.schedules[0], sweep.criteria[0]
-    add("dense", sweep.structures[0], sweep.training[0], *firsts, 1)
-    for structure, training in product(sweep.structures, sweep.training):
+    targets = list(product(sweep.structures, sweep.allocations))
+    add("dense", targets[0], sweep.training[0], *firsts, 1)
+    for target, training in product(targets, sweep.training):
         for schedule, criterion in product(sweep.schedules, sweep.criteria):
-            add("pruned", structure, training, schedule, criterion, None)
-        add("control", structure, training, *firsts, None)
+            add("pruned", target, training, schedule, criterion, None)
+        add("control", target, training, *firsts, None)
     return cells
 
 

@@ -3,7 +3,7 @@
 It must not know the engine.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, SupportsFloat
 
@@ -11,27 +11,31 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.criteria import Criterion, observes
+from prunekit.distributions import RULES, Rule
 from prunekit.errors import ConfigError
 from prunekit.finding import check_layers, find_layers, parameter_name
 from prunekit.layers import LayerView
 from prunekit.masks import Masks
 from prunekit.observing import Evidence, Whole
+from prunekit.patterns import NofM, Pattern, parse_pattern
 from prunekit.plugins import make_manager, view_of
 from prunekit.pruning import choose_masks
 from prunekit.registry import collect
-from prunekit.schedules import MaskUpdate, check_density
+from prunekit.schedules import Entry, MaskUpdate, check_density
 from prunekit.seeds import Seeds
-from prunekit.selection import Pattern, Scope
-from prunekit.structure import resolve_densities
+from prunekit.selection import Scope
+from prunekit.structure import distribute, resolve_densities
 
 
 def select(
     model: nn.Module,
     criterion: str | Callable[[], Criterion] = "magnitude",
     *,
-    density: SupportsFloat | Mapping[str, SupportsFloat],
+    density: SupportsFloat | Mapping[str, SupportsFloat] | None = None,
+    distribution: Rule | None = None,
+    keep_dense: Sequence[str] = (),
     scope: Scope | None = None,
-    pattern: Pattern | None = None,
+    pattern: Pattern | str | None = None,
     batches: Iterable[Any] | None = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
     loss: Callable[[nn.Module, Any], Tensor] | None = None,
@@ -44,10 +48,14 @@ def select(
         model: any module with linear layers, convolutions or attention, or layers that a plugin knows.
         criterion: the name of one, with its default options, or a callable that makes one.
         density: kept / total in (0, 1], for all prunable layers, or by layer: a name, the end of one,
-            or a glob. A layer that is not named gets no mask.
+            or a glob. A layer that is not named gets no mask. ``None``: that of an N:M pattern.
+        distribution: how the layers share one density, a total that is then met exactly: see
+            ``prunekit.distributions.spread``; ``None``: each layer has that density.
+        keep_dense: layers that get no mask: names, globs, "first", "last"; the others get sparser, so that one
+            density is met.
         scope: what competes: the connections of a "unit", of a "layer", or of all layers ("global");
             ``None``: what the criterion prefers.
-        pattern: ``NofM(2, 4)``, ``Blocks(4, 4)``; ``None``: unstructured.
+        pattern: "2:4", "4x4", "units", or ``NofM(2, 4)``, ``Blocks(4, 4)``, ``Units()``; ``None``: unstructured.
         batches: what a criterion with needs observes, a list or a loader; read once for each pass.
         forward: runs the model on a batch; ``None``: ``model(batch)``, or its first entry if it is a tuple.
         loss: for criteria that need gradients.
@@ -69,10 +77,8 @@ def select(
     layers = find_layers(model, view_of(manager))
     if not layers:
         raise ConfigError(f"{type(model).__name__} has no layer that can be pruned")
-    wanted = density if isinstance(density, Mapping) else {"*": density}
-    others = dict(model.named_modules()).keys() - layers.keys()
-    densities = [(name, _number(value, name)) for name, value in wanted.items()]
-    entries = resolve_densities(densities, list(layers), {}, others)
+    pattern = parse_pattern(pattern) if isinstance(pattern, str) else pattern
+    entries = _entries(model, layers, density, distribution, keep_dense, pattern)
     targets = {layer: value for entry in entries for layer, value in entry.targets.items()}
     if not targets:
         raise ConfigError("density names no layer; give one number for all, or for example {'conv*': 0.5}")
@@ -125,6 +131,35 @@ def _evidence(
 
     whole = Whole(model, partial(losses, loss) if loss else None, lambda: iter(batches), partial(forward, model))
     return Evidence(show, partial(show_gradients, loss) if loss else None, activations, whole)
+
+
+def _entries(
+    model: nn.Module,
+    layers: Mapping[str, LayerView],
+    density: SupportsFloat | Mapping[str, SupportsFloat] | None,
+    distribution: Rule | None,
+    keep_dense: Sequence[str],
+    pattern: Pattern | None,
+) -> tuple[Entry, ...]:
+    shared = distribution is not None or len(keep_dense) > 0
+    if isinstance(pattern, NofM):
+        if distribution is not None or (shared and density is not None):
+            raise ConfigError(f"pattern {pattern} has one density in every layer; leave density and distribution out")
+        density = pattern.n / pattern.m if density is None else density
+    if density is None:
+        raise ConfigError("density is missing; give one number for all layers, or for example {'conv*': 0.5}")
+    if shared:
+        if isinstance(density, Mapping):
+            raise ConfigError("distribution and keep_dense share one density out, but density gives each layer its own")
+        rule = distribution or "uniform"
+        if rule not in RULES:
+            raise ConfigError(f"distribution is {rule!r}, expected one of {', '.join(RULES)}")
+        shapes = [view.shape(name) for name, view in layers.items()]
+        return distribute(_number(density, "*"), shapes, rule, keep_dense, {}, pattern)
+    wanted = density if isinstance(density, Mapping) else {"*": density}
+    others = dict(model.named_modules()).keys() - layers.keys()
+    densities = [(name, _number(value, name)) for name, value in wanted.items()]
+    return resolve_densities(densities, list(layers), {}, others)
 
 
 def _number(density: SupportsFloat, name: str) -> float:

@@ -22,7 +22,7 @@ from prunekit.plugins import PluginManager, view_of
 from prunekit.registry import Registry
 from prunekit.schedules import Entry, Plan, PlanRequest, Schedule, Stage, check_plan
 from prunekit.seeds import Seeds
-from prunekit.structure import resolve_structure
+from prunekit.structure import check_fit, distribute, resolve_structure
 from prunekit.tasks import Task, Training, budget_of
 
 
@@ -109,7 +109,7 @@ def prepare(
     for update in (update for stage in plan.stages for update in stage.updates):
         criterion = make_criterion()
         check_layers({name: views[name] for name in update.targets}, observed=observes(criterion))
-        criterion.check(update.scope or criterion.scope, update.pattern)
+        criterion.check(update.competition(criterion.scope), update.pattern)
     parts = (f"task {config.task.name}", data, f"criterion {config.criterion.name}", f"schedule {config.schedule.name}")
     files = (f"{name} {path}" for name, path in (("masks", config.masks), ("weights", config.weights)) if path)
     headline = "; ".join(filter(None, (*parts, *files)))
@@ -139,13 +139,25 @@ def _build(task: Task, seeds: Seeds, *use: str | int, device: str = "cpu") -> nn
 def _structure(config: RunConfig, task: Task, network: nn.Module, views: Mapping[str, LayerView]) -> tuple[Entry, ...]:
     if not views:
         raise ConfigError(f"task {config.task.name!r}: its network {type(network).__name__} has no prunable layer")
-    text = task.structure if config.asked_structure is None else config.asked_structure
     if config.freeze_masks:
         return ()
+    shapes = [view.shape(name) for name, view in views.items()]
+    pattern = config.parsed_pattern
+    entries = _entries(config, task, network, shapes)
+    if pattern is not None:
+        check_fit(entries, shapes, pattern)
+    return entries
+
+
+def _entries(config: RunConfig, task: Task, network: nn.Module, layers: Sequence[LayerShape]) -> tuple[Entry, ...]:
+    if config.asked_density is not None and (config.distribution or config.keep_dense):
+        rule = config.distribution or "uniform"
+        return distribute(config.asked_density, layers, rule, config.keep_dense, task.aliases, config.parsed_pattern)
+    text = task.structure if config.asked_structure is None else config.asked_structure
     if not text:
         raise ConfigError(f"task {config.task.name!r} has no structure of its own; give --structure or --density")
-    others = dict(network.named_modules()).keys() - views.keys()
-    return resolve_structure(text, list(views), task.aliases, others)
+    names = [layer.name for layer in layers]
+    return resolve_structure(text, names, task.aliases, dict(network.named_modules()).keys() - {*names})
 
 
 def _plan(
@@ -160,6 +172,34 @@ def _plan(
     dense, retraining = budget_of(training)
     if config.freeze_masks:
         return Plan((Stage("retrain", retraining),))
-    plan = schedule.plan(PlanRequest(shapes, structure, dense, retraining))
+    plan = _with_pattern(schedule.plan(PlanRequest(shapes, structure, dense, retraining)), config)
+    _check_global(plan, config, structure)
     check_plan(plan, shapes, given.densities())
     return Plan(tuple(attrs.evolve(stage, updates=()) for stage in plan.stages)) if config.dense else plan
+
+
+def _with_pattern(plan: Plan, config: RunConfig) -> Plan:
+    """Give the run's scope and pattern to every update that has none of its own."""
+    pattern = config.parsed_pattern
+    return Plan(
+        tuple(
+            attrs.evolve(
+                stage,
+                updates=tuple(
+                    attrs.evolve(update, scope=update.scope or config.scope, pattern=update.pattern or pattern)
+                    for update in stage.updates
+                ),
+            )
+            for stage in plan.stages
+        )
+    )
+
+
+def _check_global(plan: Plan, config: RunConfig, structure: Sequence[Entry]) -> None:
+    """Refuse a competition of layers that never meet."""
+    together = [len(update.targets) for stage in plan.stages for update in stage.updates]
+    if config.scope == "global" and max(together, default=1) == 1 and len(structure) > 1:
+        raise ConfigError(
+            f"scope 'global' lets the layers of a mask update compete, but schedule {config.schedule.name!r} prunes "
+            "one layer at a time; take a schedule that prunes all at once, such as one-shot"
+        )

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.criteria import Criterion, NetworkCriterion, observes
-from prunekit.errors import ConfigError, PluginError
+from prunekit.errors import ConfigError, MaskError, PluginError
 from prunekit.events import LayerUpdate
 from prunekit.layers import LayerView
 from prunekit.observing import Evidence, observe, summed_gradients, survey
 from prunekit.schedules import MaskUpdate, check_target
 from prunekit.seeds import Seeds
-from prunekit.selection import Quota, among, asked_count, keep_best, keep_best_global, kept_count
+from prunekit.selection import Blocks, Pattern, Quota, among, asked_count, keep_best, keep_best_global, kept_count
 
 
 @attrs.frozen
@@ -70,7 +70,7 @@ def choose_masks(
         check_target(update, view.shape(name))
     criteria = {name: _Draw() if update.by == "random" else make_criterion() for name in targets}
     for criterion in criteria.values():
-        criterion.check(update.scope or criterion.scope, update.pattern)
+        criterion.check(update.competition(criterion.scope), update.pattern)
     before = {name: _matrix_of(current, name, view) for name, view in targets.items()}
     _observe(network, targets, criteria, evidence)
     _survey(network, targets, before, criteria, evidence)
@@ -185,13 +185,13 @@ def _select(
     exchanged = update.grow.fraction if update.grow is not None else 0.0
     there = {name: scores[name].numel() if (old := before[name]) is None else int(old.sum()) for name in layers}
     counts = {
-        name: asked_count(update.targets[name] * (1 - exchanged), scores[name].numel(), update.pattern)
-        for name in layers
+        name: asked_count(update.targets[name] * (1 - exchanged), scores[name].numel(), update.pattern, view.fan)
+        for name, view in layers.items()
     }
-    scope = update.scope or next(iter(criteria.values())).scope
+    scope = update.competition(next(iter(criteria.values())).scope)
     if scope == "global":
         ranked = {name: among(score, before[name]) for name, score in scores.items()}
-        return keep_best_global(ranked, min(sum(counts.values()), sum(there.values())))
+        return _keep_best_global(ranked, sum(counts.values()), before, update.pattern)
     # A layer that is to grow keeps what it has; growth fills it up.
     counts = {name: min(count, there[name]) for name, count in counts.items()}
     masks = {}
@@ -206,6 +206,19 @@ def _select(
                 f"criterion {criteria[name].name!r} kept {found} connections of layer {name!r}, "
                 f"expected exactly {counts[name]} as bool {tuple(scores[name].shape)}"
             )
+    return masks
+
+
+def _keep_best_global(
+    scores: Mapping[str, Tensor], count: int, before: Mapping[str, Tensor | None], pattern: Pattern | None
+) -> dict[str, Tensor]:
+    if not isinstance(pattern, Blocks):  # no other pattern competes over layers, see ``check_target``
+        there = sum(scores[name].numel() if mask is None else int(mask.sum()) for name, mask in before.items())
+        return keep_best_global(scores, min(count, there))
+    masks = keep_best_global(scores, count, pattern)
+    for name, mask in before.items():
+        if mask is not None and bool((masks[name] & ~mask).any()):
+            raise MaskError(f"{count} connections are asked for, but fewer are left in whole blocks of {pattern}")
     return masks
 
 
@@ -245,11 +258,12 @@ def _describe(asked: float, mask: Tensor, scores: Tensor) -> LayerUpdate:
         asked=asked,
         kept=int(mask.sum()),
         weights=mask.numel(),
-        mean_kept_score=_finite_mean(scores[mask]),
-        mean_score=_finite_mean(scores),
+        mean_kept_score=_finite_mean(scores, scores.isfinite() & mask),
+        mean_score=_finite_mean(scores, scores.isfinite()),
     )
 
 
-def _finite_mean(scores: Tensor) -> float:
-    finite = scores[scores.isfinite()]
-    return float(finite.double().mean()) if finite.numel() else 0.0
+def _finite_mean(scores: Tensor, finite: Tensor) -> float:
+    # Sums of zeros in the place of the others; picking values out would take many times as long.
+    total = torch.where(finite, scores, 0.0).sum(dtype=torch.float64)
+    return float(total) / max(1, int(finite.count_nonzero()))

@@ -15,7 +15,7 @@ import attrs
 
 from prunekit.errors import ConfigError, nearest
 from prunekit.layers import LayerShape
-from prunekit.selection import Pattern, Scope, asked_count, kept_count, pattern_problem
+from prunekit.selection import NofM, Pattern, Scope, Units, asked_count, kept_count, pattern_problem
 
 
 @attrs.frozen
@@ -75,7 +75,7 @@ class MaskUpdate:
         targets: layer name -> density after the update, in (0, 1].
         scope: what competes: the connections of a unit, of a layer, or of all targets together
             ("global": the total is exact, the layers share it by score). ``None``: as the criterion prefers.
-        pattern: N:M or blocks; ``None``: unstructured.
+        pattern: N:M, blocks or whole units; ``None``: unstructured.
         grow: ``None``: a dropped connection never comes back.
         by: who ranks the connections: the criterion, or a random draw, each with the same chance (the first masks
             of dynamic sparse training). What competes in a random draw are the layers' connections, where
@@ -93,6 +93,16 @@ class MaskUpdate:
     def reopens(self) -> bool:
         """Whether every connection of the targets comes back, so that there is nothing to select."""
         return self.grow is not None and self.grow.fraction == 0 and set(self.targets.values()) == {1.0}
+
+    def competition(self, preferred: Scope) -> Scope:
+        """Return what competes: the update's own scope, or what the criterion prefers where the pattern allows it.
+
+        Pieces of a pattern compete within their layer, if nobody asks otherwise; whole units have no competition
+        inside themselves.
+        """
+        if self.scope is not None or self.pattern is None:
+            return self.scope or preferred
+        return "layer" if preferred == "global" or isinstance(self.pattern, Units) else preferred
 
 
 @attrs.frozen
@@ -242,10 +252,22 @@ def check_target(update: MaskUpdate, layer: LayerShape) -> None:
         return
     density = update.targets[layer.name]
     problem = pattern_problem(update.pattern, density, layer.outputs, layer.fan_shape)
-    if not problem and asked_count(density, layer.weights, update.pattern) == 0:
+    problem = problem or _scope_problem(update)
+    if not problem and asked_count(density, layer.weights, update.pattern, layer.fan) == 0:
         problem = f"density {density:g} keeps none of its {layer.weights:,} weights"
     if problem:
         raise ConfigError(f"layer {layer.name!r}: {problem}")
+
+
+def _scope_problem(update: MaskUpdate) -> str:
+    """Say why what competes has no meaning with the pattern; "" if it has."""
+    if isinstance(update.pattern, Units) and update.scope == "unit":
+        return "whole units compete with each other, so not with scope 'unit'; take 'layer'"
+    if isinstance(update.pattern, Units) and update.scope == "global":
+        return "units of different layers have different sizes, so their scores cannot be compared; take scope 'layer'"
+    if isinstance(update.pattern, NofM) and update.scope == "global":
+        return f"pattern {update.pattern} keeps as many in every group, so layers have nothing to compete for"
+    return ""
 
 
 def _check_growth(update: MaskUpdate, stage: str) -> None:

@@ -8,7 +8,6 @@ This module knows scores and counts only.
 
 import math
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Literal
 
 import attrs
@@ -16,30 +15,34 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import MaskError
+from prunekit.patterns import Blocks, NofM, Pattern, Units, asked_count, kept_count, pattern_problem
+from prunekit.ranking import first_best, kth_largest, mark_best
+
+# Whoever selects needs patterns as well, and finds them here.
+__all__ = [
+    "Blocks",
+    "NofM",
+    "Pattern",
+    "Quota",
+    "Scope",
+    "Units",
+    "among",
+    "asked_count",
+    "keep_best",
+    "keep_best_global",
+    "kept_count",
+    "pattern_problem",
+    "top_counts",
+    "unit_counts",
+    "unit_shares",
+]
 
 Scope = Literal["unit", "layer", "global"]
 
 
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
-
-
-@attrs.frozen
-class NofM:
-    """Keep n of every m neighbours along the input channels (2:4 is ``NofM(2, 4)``)."""
-
-    n: int
-    m: int
-
-
-@attrs.frozen
-class Blocks:
-    """Keep or drop blocks of ``rows`` output units x ``columns`` connections; 1 x fan removes whole units."""
-
-    rows: int
-    columns: int
-
-
-Pattern = NofM | Blocks
+_STEP = 1 << 19  # scores to work on at once, so that what is made on the way stays small
+_FEW = 16  # neighbours that are compared each with each; of more, each group is partitioned
 
 
 @attrs.frozen
@@ -50,7 +53,7 @@ class Quota:
         density: kept / total, in (0, 1].
         fan_shape: the shape of one unit's connections, input channels first.
         scope: "unit" gives every output unit its share; "layer" lets all connections compete.
-        pattern: N:M or blocks; ``None``: unstructured.
+        pattern: N:M, blocks or whole units; ``None``: unstructured.
         candidates: bool ``[G, out, fan]``, the connections that may be kept; ``None``: all.
     """
 
@@ -59,11 +62,6 @@ class Quota:
     scope: Literal["unit", "layer"] = "layer"
     pattern: Pattern | None = None
     candidates: Tensor | None = None
-
-
-def kept_count(density: float, total: int) -> int:
-    """Return round(density * total), halves up, computed exactly."""
-    return math.floor(Fraction(density) * total + Fraction(1, 2))
 
 
 def unit_counts(density: float, units: int, fan: int) -> Tensor:
@@ -80,26 +78,6 @@ def unit_counts(density: float, units: int, fan: int) -> Tensor:
     # Multiples of the golden ratio spread evenly, and so do the first few of them in the order of their size.
     place = (torch.arange(units, dtype=torch.float64) * _GOLDEN_RATIO).frac().argsort().argsort()
     return share + (place < extra).to(torch.int64)
-
-
-def asked_count(density: float, total: int, pattern: Pattern | None = None) -> int:
-    """Return how many of ``total`` connections a density keeps: whole blocks, where the pattern has blocks."""
-    size = pattern.rows * pattern.columns if isinstance(pattern, Blocks) else 1
-    return kept_count(density, total // size) * size
-
-
-def pattern_problem(pattern: Pattern | None, density: float, outputs: int, fan_shape: tuple[int, ...]) -> str:
-    """Say why a pattern does not fit a layer or a density; "" if it does."""
-    if isinstance(pattern, NofM):
-        if not 0 < pattern.n <= pattern.m or fan_shape[0] % pattern.m:
-            return f"pattern {pattern.n}:{pattern.m} does not divide {fan_shape[0]} input channels"
-        if not math.isclose(density, pattern.n / pattern.m):
-            return f"pattern {pattern.n}:{pattern.m} is density {pattern.n / pattern.m:g}, asked was {density:g}"
-    if isinstance(pattern, Blocks):
-        fan = math.prod(fan_shape)
-        if min(pattern.rows, pattern.columns) < 1 or outputs % pattern.rows or fan % pattern.columns:
-            return f"blocks of {pattern.rows} x {pattern.columns} do not divide a layer of {outputs} x {fan}"
-    return ""
 
 
 def unit_shares(quota: Quota, units: int, fan: int) -> Tensor:
@@ -137,17 +115,16 @@ def top_counts(scores: Tensor, counts: Tensor) -> Tensor:
     Returns:
         bool ``[units, fan]``, exactly ``counts[u]`` True in row u.
     """
-    counts = counts.to(scores.device).unsqueeze(1)
-    largest = int(counts.max()) if counts.numel() else 0
-    if largest == 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    best = scores.topk(largest, dim=1).values
-    threshold = best.gather(1, (counts - 1).clamp(min=0))
-    above = scores > threshold
-    level = scores == threshold
-    # The k-th largest value settles all but its equals; of those the first ones fill the count.
-    level &= level.cumsum(1) <= counts - above.sum(1, keepdim=True)
-    return (above | level) & (counts > 0)
+    if len(scores) == 1:
+        return mark_best([scores], int(counts))[0]
+    mask = torch.zeros_like(scores, dtype=torch.bool)
+    rows = max(1, _STEP // max(1, scores.shape[1]))
+    for part, wanted, marks in zip(*(torch.split(whole, rows) for whole in (scores, counts, mask)), strict=True):
+        for count in wanted.unique().tolist():
+            if count:
+                of = (wanted == count).nonzero().squeeze(1).to(scores.device)
+                marks[of] = first_best(part[of], kth_largest(part[of], count).unsqueeze(1), count)
+    return mask
 
 
 def keep_best(scores: Tensor, quota: Quota) -> Tensor:
@@ -163,8 +140,8 @@ def keep_best(scores: Tensor, quota: Quota) -> Tensor:
     scores = among(scores, quota.candidates)
     if isinstance(quota.pattern, NofM):
         mask = _keep_n_of_m(scores, quota.pattern, quota)
-    elif isinstance(quota.pattern, Blocks):
-        mask = _keep_blocks(scores, quota.pattern, quota)
+    elif isinstance(quota.pattern, Blocks | Units):
+        mask = _keep_blocks(scores, _as_blocks(quota.pattern, scores), quota)
     else:
         mask = _keep_rows(scores, quota)
     if quota.candidates is not None and bool((mask & ~quota.candidates).any()):
@@ -188,26 +165,71 @@ def _keep_rows(scores: Tensor, quota: Quota) -> Tensor:
 
 
 def _keep_n_of_m(scores: Tensor, pattern: NofM, quota: Quota) -> Tensor:
-    # Neighbours along the input channels: kernel taps move to the front.
-    by_channel = scores.reshape(*scores.shape[:2], quota.fan_shape[0], -1).transpose(-1, -2)
-    groups = by_channel.reshape(-1, pattern.m)
-    mask = top_counts(groups, torch.full((len(groups),), pattern.n)).reshape(by_channel.shape)
-    return mask.transpose(-1, -2).reshape(scores.shape)
+    # Neighbours along the input channels: [units, groups, m, kernel taps].
+    n, m = pattern.n, pattern.m
+    by_group = scores.reshape(-1, quota.fan_shape[0] // m, m, scores.shape[2] // quota.fan_shape[0])
+    mask = torch.empty_like(by_group, dtype=torch.bool)
+    rows = max(1, _STEP // by_group[0].numel())
+    for part, marks in zip(torch.split(by_group, rows), torch.split(mask, rows), strict=True):
+        if m <= _FEW:
+            marks.copy_(_rank_of_few(part.movedim(2, 0).contiguous()).lt_(n).movedim(0, 2))
+        else:
+            groups = part.transpose(2, 3)
+            best = top_counts(groups.reshape(-1, m), torch.full((groups.numel() // m,), n))
+            marks.copy_(best.reshape(groups.shape).transpose(2, 3))
+    return mask.reshape(scores.shape)
+
+
+def _rank_of_few(scores: Tensor) -> Tensor:
+    """Count by how many others each score is beaten along the first axis, by earlier equals too: uint8."""
+    beaten = torch.zeros_like(scores, dtype=torch.uint8)
+    for later in range(1, len(scores)):
+        wins = scores[:later] >= scores[later]
+        beaten[later] += wins.sum(0, dtype=torch.uint8)
+        beaten[:later] += wins.logical_not_()
+    return beaten
 
 
 def _keep_blocks(scores: Tensor, pattern: Blocks, quota: Quota) -> Tensor:
-    groups, out, fan = scores.shape
-    rows, columns = pattern.rows, pattern.columns
-    cut = (groups, out // rows, rows, fan // columns, columns)
+    cut = _cut(scores, pattern)
     whole = None if quota.candidates is None else quota.candidates.reshape(cut).all(4).all(2)
-    # In float64 the sum of a block of the lowest scores is still above -inf.
-    mask = _keep_rows(among(scores.reshape(cut).double().sum((2, 4)), whole), attrs.evolve(quota, candidates=whole))
+    mask = _keep_rows(among(_block_sums(scores.reshape(cut)), whole), attrs.evolve(quota, candidates=whole))
     return mask[:, :, None, :, None].expand(cut).reshape(scores.shape)
 
 
-def keep_best_global(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    """Let the connections of several layers compete: the ``count`` best of all, as one mask per layer."""
-    flat = torch.cat([layer.reshape(-1) for layer in scores.values()])
-    mask = top_counts(flat.unsqueeze(0), torch.tensor([count])).squeeze(0)
-    parts = torch.split(mask, [layer.numel() for layer in scores.values()])
-    return {name: part.reshape(layer.shape) for (name, layer), part in zip(scores.items(), parts, strict=True)}
+def _as_blocks(pattern: Blocks | Units, scores: Tensor) -> Blocks:
+    return Blocks(1, scores.shape[2]) if isinstance(pattern, Units) else pattern
+
+
+def _cut(scores: Tensor, pattern: Blocks) -> tuple[int, ...]:
+    groups, out, fan = scores.shape
+    return groups, out // pattern.rows, pattern.rows, fan // pattern.columns, pattern.columns
+
+
+def _block_sums(tiles: Tensor) -> Tensor:
+    """Sum ``[G, R, rows, C, columns]`` over rows and columns: float64, where a sum of the lowest scores is finite."""
+    sums = torch.empty((*tiles.shape[:2], tiles.shape[3]), dtype=torch.float64, device=tiles.device)
+    step = max(1, _STEP // tiles[0, 0].numel())
+    for group, of_group in zip(tiles, sums, strict=True):
+        for part, into in zip(torch.split(group, step), torch.split(of_group, step), strict=True):
+            torch.sum(part.sum(1, dtype=torch.float64), 2, out=into)
+    return sums
+
+
+def keep_best_global(scores: Mapping[str, Tensor], count: int, pattern: Blocks | None = None) -> dict[str, Tensor]:
+    """Let the connections of several layers compete: the ``count`` best of all, as one mask per layer.
+
+    Args:
+        scores: ``[G, out, fan]`` of each layer.
+        count: connections to keep; of blocks, a multiple of their size.
+        pattern: blocks that compete by the sums of their scores; all have one size.
+    """
+    if pattern is None:
+        return dict(zip(scores, mark_best(list(scores.values()), count), strict=True))
+    cuts = {name: _cut(layer, pattern) for name, layer in scores.items()}
+    sums = [_block_sums(layer.reshape(cuts[name])) for name, layer in scores.items()]
+    best = mark_best(sums, count // (pattern.rows * pattern.columns))
+    return {
+        name: mask[:, :, None, :, None].expand(cuts[name]).reshape(scores[name].shape)
+        for name, mask in zip(scores, best, strict=True)
+    }

@@ -6,8 +6,11 @@ This module knows text and layer names; it must not know models or schedules' pl
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from prunekit.distributions import Rule, spread
 from prunekit.errors import ConfigError
 from prunekit.finding import resolve
+from prunekit.layers import LayerShape
+from prunekit.patterns import NofM, Pattern, pattern_problem
 from prunekit.schedules import Entry, check_density
 
 _EXAMPLE = "expected for example 'f=1/256 5b=1/128' or 'conv*=0.5'"
@@ -112,3 +115,66 @@ def resolve_densities(
         else:
             entries += [Entry(layer, {layer: density}) for layer in found]
     return tuple(entries)
+
+
+def distribute(
+    density: float,
+    layers: Sequence[LayerShape],
+    rule: Rule = "uniform",
+    keep_dense: Iterable[str] = (),
+    aliases: Mapping[str, str] | None = None,
+    pattern: Pattern | None = None,
+) -> tuple[Entry, ...]:
+    """Share one total density out to all layers but those that stay dense.
+
+    Args:
+        density: of all layers together; of N:M, of each that is pruned.
+        layers: the prunable layers, from input to output.
+        rule: see ``prunekit.distributions.spread``.
+        keep_dense: names, aliases, globs, "first" and "last".
+        aliases: the task's short names, alias -> layer or glob.
+        pattern: what stays or goes together.
+
+    Returns:
+        One entry a layer, in the order of the network.
+
+    Raises:
+        ConfigError: an unknown layer, no layer left to prune, or a total that cannot be met.
+    """
+    names = [layer.name for layer in layers]
+    ends = {"first": names[0], "last": names[-1]}
+    known = {*names, *(aliases or {})}
+    dense: dict[str, None] = {}
+    for wanted in keep_dense:
+        end = wanted in ends and wanted not in known
+        dense |= dict.fromkeys([ends[wanted]] if end else resolve(wanted, names, aliases))
+    if len(dense) == len(names):
+        raise ConfigError(f"all layers stay dense ({', '.join(names)}); keep fewer of them dense")
+    if isinstance(pattern, NofM):
+        densities = dict.fromkeys(names, density)
+    else:
+        densities = spread(layers, density, rule, tuple(dense), pattern)
+    return tuple(Entry(name, {name: densities[name]}) for name in names if name not in dense)
+
+
+def check_fit(entries: Iterable[Entry], layers: Iterable[LayerShape], pattern: Pattern) -> None:
+    """Refuse a pattern that does not fit some layers.
+
+    Raises:
+        ConfigError: naming all of them, and how to leave them out.
+    """
+    shapes = {layer.name: layer for layer in layers}
+    targets = {name: density for entry in entries for name, density in entry.targets.items()}
+    problems = {}
+    for name, density in targets.items():
+        # A wrong density is the plan's mistake, not the layer's.
+        meant = pattern.n / pattern.m if isinstance(pattern, NofM) else density
+        problem = pattern_problem(pattern, meant, shapes[name].outputs, shapes[name].fan_shape)
+        if problem:
+            problems[name] = problem
+    if problems:
+        listed = "; ".join(f"layer {name!r}: {problem}" for name, problem in problems.items())
+        flags = " ".join(f"--keep-dense {name}" for name in problems)
+        others = " ".join(f"{name}={density:g}" for name, density in targets.items() if name not in problems)
+        instead = f"; or name only the others, --structure '{others}'" if others else ""
+        raise ConfigError(f"{listed}; where one density is asked for, leave out with {flags}{instead}")

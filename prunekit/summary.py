@@ -15,6 +15,8 @@ from prunekit.intervals import CONFIDENCE, Mean, mean_of
 from prunekit.structure import parse_structure
 from prunekit.sweep import Outcome
 
+_AXES = ("criterion", "schedule", "training", "allocation", "structure")
+
 
 @attrs.frozen
 class Row:
@@ -34,6 +36,7 @@ class Row:
         correlation_before: mean absolute correlation of the connections that the last stage's pruning kept, before
             re-training; ``None`` where it pruned nothing or nobody asked.
         correlation_after: the same connections after it.
+        allocation: how the density becomes masks; "" where the sweep does not vary that.
     """
 
     kind: str
@@ -48,6 +51,7 @@ class Row:
     by_seed: Mapping[str, tuple[float, ...]]
     correlation_before: Mean | None
     correlation_after: Mean | None
+    allocation: str = ""
 
     @property
     def compression(self) -> float:
@@ -139,6 +143,7 @@ def _row(cell: Cell, seeds: Sequence[int], outcomes: Mapping[str, Outcome]) -> R
         figures,
         mean_of([_over_layers(outcome.correlation_before) for outcome in measured]) if measured else None,
         mean_of([_over_layers(outcome.correlation_after) for outcome in measured]) if measured else None,
+        cell.allocation,
     )
 
 
@@ -159,20 +164,24 @@ def _questions(cells: Sequence[Cell]) -> Iterator[tuple[str, int, int]]:
             continue
         # Controls go through the stages of the first schedule.
         for other in cells if cell.schedule == lead.schedule else ():
-            if other.kind == "control" and (other.structure, other.training) == (cell.structure, cell.training):
+            if other.kind == "control" and _target(other) == _target(cell) and other.training == cell.training:
                 yield "pruned - dense, trained on for as many steps", cells.index(cell), cells.index(other)
         if (cell.schedule, cell.training) == (lead.schedule, lead.training):
             yield "pruned - dense, not trained on", cells.index(cell), cells.index(dense)
-        for axis in ("criterion", "schedule", "training", "structure"):
+        for axis in _AXES:
             first = next(other for other in cells if other.kind == "pruned" and _differs_only_in(axis, other, cell))
             if first is not cell:
                 names = (getattr(either, axis) or "as the recipe" for either in (first, cell))
                 yield " - ".join(names), cells.index(first), cells.index(cell)
 
 
+def _target(cell: Cell) -> tuple[str, str]:
+    return cell.structure, cell.allocation
+
+
 def _differs_only_in(axis: str, first: Cell, second: Cell) -> bool:
     """Say whether two cells are the same but for one axis; of structures, whether only their order differs."""
-    others = {"criterion", "schedule", "training", "structure"} - {axis}
+    others = {*_AXES} - {axis}
     if any(getattr(first, other) != getattr(second, other) for other in others):
         return False
     return axis != "structure" or set(parse_structure(first.structure)) == set(parse_structure(second.structure))
@@ -198,13 +207,24 @@ def figures_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
     more = ["kept correlation before", "after re-training"] if measured else []
     varied = any(row.training for row in summary.rows)
     settings = ["training"] if varied else []
-    head = ["network", "criterion", "schedule", *settings, "weights left", *summary.metrics, *more]
+    allocated = any(row.allocation for row in summary.rows)
+    head = [
+        "network",
+        *(["allocation"] if allocated else []),
+        "criterion",
+        "schedule",
+        *settings,
+        "weights left",
+        *summary.metrics,
+        *more,
+    ]
     lines = []
     for row in summary.rows:
         name = {"dense": "dense", "control": f"dense, trained on as for {row.structure}"}.get(row.kind, row.structure)
         figures = [_plus_minus(row.metrics[metric]) for metric in summary.metrics]
         correlations = [_plus_minus(row.correlation_before), _plus_minus(row.correlation_after)] if measured else []
-        labels = [name, row.criterion, row.schedule, *([row.training] if varied else [])]
+        how = [row.allocation] if allocated else []
+        labels = [name, *how, row.criterion, row.schedule, *([row.training] if varied else [])]
         lines.append([*labels, f"{row.compression:.3f}", *figures, *correlations])
     return head, lines
 
@@ -217,7 +237,7 @@ def differences_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
     lines = []
     for comparison in summary.comparisons:
         row = summary.rows[comparison.first]
-        of = ", ".join(filter(None, (row.criterion, row.schedule, row.training)))
+        of = ", ".join(filter(None, (row.allocation, row.criterion, row.schedule, row.training)))
         line = [row.structure, of, comparison.question]
         for metric in summary.metrics:
             mean = comparison.differences[metric]

@@ -24,7 +24,10 @@ ORDER = [
     "layers",
     "core_views",
     "finding",
+    "patterns",
+    "ranking",
     "selection",
+    "distributions",
     "ranks",
     "moments",
     "products",
@@ -71,7 +74,19 @@ ORDER = [
 ]
 
 # What a third party may import, so what built-in plugins and the plugins of this repository may.
-OPEN = {"markers", "errors", "options", "seeds", "layers", "core_views", "finding", "selection", "statistics"}
+OPEN = {
+    "markers",
+    "errors",
+    "options",
+    "seeds",
+    "layers",
+    "core_views",
+    "finding",
+    "patterns",
+    "selection",
+    "distributions",
+    "statistics",
+}
 OPEN |= {"criteria", "summing", "schedules", "tasks", "events", "masks", "testing", "files"}
 
 

@@ -103,6 +103,26 @@ def test_n_of_every_m_input_channels_stay_at_every_kernel_tap(pattern, seed):
     assert (values.masked_fill(channels, -math.inf).amax(3) <= worst_kept).all()
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from([(1, 2), (2, 4), (1, 4), (4, 8), (3, 5), (8, 16), (5, 32)]),
+    st.sampled_from([(1,), (2, 3)]),
+    st.integers(1, 4),
+    st.integers(0, 99),
+)
+def test_n_of_every_m_are_those_of_a_stable_sort_of_each_group(pattern, kernel, levels, seed):
+    n, m = pattern
+    generator = torch.Generator().manual_seed(seed)
+    fan_shape = (2 * m, *kernel)
+    scores = torch.randint(levels, (2, 3, math.prod(fan_shape)), generator=generator).float()
+    mask = keep_best(scores, Quota(n / m, fan_shape, pattern=NofM(n, m)))
+    groups = [
+        values.reshape(2, 3, 2, m, -1).transpose(-1, -2).reshape(-1, m)  # kernel taps beside the groups
+        for values in (scores, mask)
+    ]
+    assert torch.equal(groups[1], stable_sort_reference(groups[0], [n] * len(groups[0])))
+
+
 def test_a_pattern_that_does_not_fit_is_an_error():
     with pytest.raises(MaskError, match="does not divide 6 input channels"):
         keep_best(torch.ones(1, 2, 6), Quota(0.5, (6,), pattern=NofM(2, 4)))

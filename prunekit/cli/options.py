@@ -16,6 +16,14 @@ _OPTIONS = (
     click.option("--schedule", metavar="NAME", help="When to prune what."),
     click.option("--structure", metavar="TEXT", help="Layers and densities in order: 'f=1/256 5b=1/128'."),
     click.option("--density", metavar="NUMBER", help="One density for all layers, in (0, 1]."),
+    click.option(
+        "--distribution",
+        metavar="NAME",
+        help="How layers share --density: uniform, erdos-renyi, erdos-renyi-kernel; the total is met exactly.",
+    ),
+    click.option("--keep-dense", multiple=True, metavar="LAYER", help="Do not prune it; also first, last; repeatable."),
+    click.option("--pattern", metavar="TEXT", help="What stays or goes together: 2:4, 4x1 (rows x columns), units."),
+    click.option("--scope", metavar="NAME", help="What competes: unit, layer or global."),
     click.option("--masks", metavar="FILE", help="Start from the masks in FILE."),
     click.option("--freeze-masks", is_flag=True, default=None, help="Only re-train under --masks, in one stage."),
     click.option("--dense", is_flag=True, default=None, help="Train through all stages, prune nothing: the control."),
@@ -45,6 +53,7 @@ def read_config(
     data: str | None,
     precision: str | None,
     no_plugins: tuple[str, ...],
+    keep_dense: tuple[str, ...],
     **flags: str | bool | None,
 ) -> "RunConfig":
     """Return the configuration that a recipe and the options of ``config_options`` ask for.
@@ -60,5 +69,6 @@ def read_config(
             raise ConfigError(f"{name} is empty, expected a path; leave it out where none is meant")
     short = {"task.data": data, "training.precision": precision}
     spelled = tuple(f"{path}={value}" for path, value in short.items() if value is not None)
+    lists = {"no_plugins": list(no_plugins) or None, "keep_dense": list(keep_dense) or None}
     content = read_recipe(recipe) if recipe is not None else {}
-    return build_config(content, flags | {"no_plugins": list(no_plugins) or None}, spelled + overrides)
+    return build_config(content, flags | lists, spelled + overrides)

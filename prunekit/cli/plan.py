@@ -43,9 +43,10 @@ def _print_layers(prepared: "Prepared") -> None:
 
 def _print_stages(prepared: "Prepared") -> None:
     from prunekit.cli.tables import make_table, print_table
-    from prunekit.selection import kept_count
+    from prunekit.selection import asked_count
 
     weights = {layer.name: layer.weights for layer in prepared.layers}
+    fans = {layer.name: layer.fan for layer in prepared.layers}
     total = sum(weights.values())
     given = {name: int(mask.sum()) for name, mask in prepared.given.masks.items()}
     kept = weights | given
@@ -54,7 +55,10 @@ def _print_stages(prepared: "Prepared") -> None:
     table = make_table("Stages", *columns, numbers=numbers)
     for number, stage in enumerate(prepared.plan.stages):
         for update in stage.updates:
-            kept |= {name: kept_count(density, weights[name]) for name, density in update.targets.items()}
+            kept |= {
+                name: asked_count(density, weights[name], update.pattern, fans[name])
+                for name, density in update.targets.items()
+            }
         left = sum(kept.values())
         start = f"step {stage.start.step}" if stage.start.kind == "step" else stage.start.kind
         start = "initial" if start == "previous" and number == 0 else start
@@ -77,7 +81,9 @@ def _shortened(lines: list[str]) -> list[str]:
 
 def _describe(update: "MaskUpdate") -> str:
     targets = " ".join(f"{layer}={_fraction(density)}" for layer, density in update.targets.items())
-    words = [targets, f"per {update.scope}" if update.scope else "", "at random" if update.by == "random" else ""]
+    words = [targets, f"per {update.scope}" if update.scope else "", f"as {update.pattern}" if update.pattern else ""]
+    if update.by == "random":
+        words.append("at random")
     if update.grow is not None and not update.reopens:
         by = "by gradient" if update.grow.by == "gradient" else "at random"
         words.append(f"({update.grow.fraction:.0%} dropped and grown {by})")
