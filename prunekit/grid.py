@@ -289,7 +289,7 @@ def _wanted_later(cell: Cell, last: int) -> list[Any]:
     """Return what later stages want kept of the stages before: a run that did not keep it cannot serve them."""
     plan = cell.plan
     starts = {stage.start for stage in plan.stages[last:] if stage.start.kind in {"initial", "step"}}
-    rewinds: list[Any] = sorted(cattrs.unstructure(starts), key=repr)
+    rewinds: list[Any] = sorted(map(cattrs.unstructure, starts), key=repr)
     if cell.traced and (ranked := plan.ranked_by(last - 1)):
         rewinds.append(["traces", cattrs.unstructure(cell.config.criterion), ranked])
     return rewinds
