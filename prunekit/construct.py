@@ -98,6 +98,7 @@ _NOT_CONVERTED = (
     OverflowError,
     cattrs.BaseValidationError,
     cattrs.StructureHandlerNotFoundError,
+    cattrs.errors.CattrsError,  # a word that is none of a Literal's
 )
 
 # What attrs.field() returns; attrs takes it out of a class that it decorates.

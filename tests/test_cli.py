@@ -101,6 +101,18 @@ def test_plan_takes_a_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert "1,640 weights and compression ratio 0.50" in lines(capsys)[-1]
 
 
+def test_plan_counts_whole_pieces_and_shares_one_density_out(capsys: pytest.CaptureFixture[str]) -> None:
+    magnitude = [*TOY, "--criterion", "magnitude", "--schedule", "one-shot"]
+    assert main(["plan", *magnitude, "--pattern", "units", "--density", "0.6"]) == 0
+    printed = "\n".join(lines(capsys))
+    assert "classifier=0.6 as units" in printed
+    assert "977 weights left" in printed  # 5 of 8 units of 9, 5 of 8 of 36, 10 of 16 of 72, 2 of 4 of 16
+    assert main(["plan", *magnitude, "--density", "0.2", "--distribution", "erdos-renyi", "--keep-dense", "first"]) == 0
+    assert "(315 weights left" in "\n".join(lines(capsys))  # of 1,576
+    assert main(["plan", *magnitude, "--pattern", "2:4", "--keep-dense", "conv_a", "--scope", "layer"]) == 0
+    assert "conv_b=1/2 hidden=1/2 classifier=1/2 per layer as 2:4" in "\n".join(lines(capsys))
+
+
 def test_plan_draws_nothing_from_the_global_generator() -> None:
     before = torch.get_rng_state()
     assert main(["plan", *TOY]) == 0
@@ -114,6 +126,10 @@ def test_plan_draws_nothing_from_the_global_generator() -> None:
         (["list", "--no-plugin", "magnitud"], "did you mean 'magnitude'"),
         (["plan"], "pip install ./plugins/prunekit-deepid2plus"),
         (["plan", *TOY, "--schedule", "oneshot"], "did you mean 'one-shot'"),
+        (["plan", *TOY, "--criterion", "magnitude", "--density", "0.5", "--scope", "global"], "such as one-shot"),
+        (["plan", *TOY, "--pattern", "2:4"], "leave out with --keep-dense conv_a"),
+        (["plan", *TOY, "--density", "0.04", "--keep-dense", "first"], "conv_a, which stay dense, are 0.04569"),
+        (["plan", *TOY, "--pattern", "units", "--density", "0.5"], "use criterion.mode='highest'"),
         (["plan", *TOY, "--criterion", "rnd"], "no criterion 'rnd'"),
         (["plan", *TOY, "-o", "criterion.strenth=1"], "no option 'strenth' (did you mean 'strength'?)"),
         (["plan", *TOY, "--structure", "hiden=0.5"], "did you mean 'hidden'"),

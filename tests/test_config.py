@@ -1,3 +1,4 @@
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +187,34 @@ def test_what_is_written_is_read_back_equal(tmp_path_factory: pytest.TempPathFac
 def test_training_overrides_leave_the_tasks_other_settings_alone() -> None:
     merged = merge_training(Training(budget="7 epochs", warmup=0.1), {"warmup": "0.2", "clip_norm": "none"})
     assert merged == attrs.evolve(Training(budget="7 epochs"), warmup=0.2)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"pattern": "2-4"}, "pattern '2-4' is not understood"),
+        ({"scope": "row"}, "scope is 'row', expected one of unit, layer, global or none"),
+        ({"density": 0.5, "distribution": "erk"}, "expected one of uniform, erdos-renyi, erdos-renyi-kernel or none"),
+        ({"distribution": "uniform"}, "distribution 'uniform' shares one density out, but none is given"),
+        ({"keep_dense": ["first"]}, "keep_dense 'first' shares one density out, but none is given"),
+        ({"structure": "a=1/2", "distribution": "uniform"}, "but structure 'a=1/2' gives each layer its own"),
+        ({"structure": "a=1/2", "keep_dense": ["a", "b"]}, "keep_dense 'a, b' shares one density out"),
+        ({"pattern": "2:4", "density": 0.1}, "pattern 2:4 has density 0.5, asked was 0.1; leave the density out"),
+        ({"pattern": "2:4", "density": 0.5, "keep_dense": ["a"]}, "cannot make up for layers that stay dense"),
+        ({"pattern": "1:4", "distribution": "uniform"}, "density 0.25 in every layer, so distribution 'uniform'"),
+    ],
+)
+def test_shares_that_contradict_each_other_are_refused(recipe, message):
+    with pytest.raises(ConfigError, match=message):
+        build_config(recipe)
+
+
+def test_how_densities_become_masks_survives_being_written():
+    config = build_config(
+        {"density": 0.5, "distribution": "uniform", "pattern": "4x1", "scope": "layer"}, {"keep_dense": ["first", "f*"]}
+    )
+    assert config.keep_dense == ("first", "f*")
+    assert build_config(tomllib.loads(to_toml(config))) == config
+    assert build_config({"pattern": "1:4"}).asked_structure == "*=0.25"
+    assert build_config({"pattern": "1:4", "structure": "a=1/4"}).asked_structure == "a=1/4"
+    assert build_config({"pattern": "4x1"}).asked_structure is None

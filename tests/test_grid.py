@@ -3,6 +3,7 @@ import pytest
 
 from prunekit.errors import ConfigError
 from prunekit.grid import chain, make_cells, read_sweep
+from prunekit.patterns import Blocks, Units
 from prunekit.plugins import make_manager
 from prunekit.registry import collect
 
@@ -126,3 +127,46 @@ def test_training_settings_are_an_axis_with_controls_of_their_own():
     _, one, control, other, other_control = map(names, cells_of(recipe))
     assert one[0] == other[0]
     assert len({one[1], control[1], other[1], other_control[1]}) == 4
+
+
+ONE_SHOT = {**RECIPE, "schedule": {"name": "one-shot"}, "criterion": {"name": "magnitude"}}
+
+
+def test_densities_and_ways_to_share_them_are_axes():
+    rules = ["uniform", "erdos-renyi-kernel", "global"]
+    cells = cells_of({**ONE_SHOT, "sweep": {"densities": [0.5, "1/8"], "distributions": rules}})
+    pruned = [cell for cell in cells if cell.kind == "pruned"]
+    assert [(cell.structure, cell.allocation) for cell in pruned] == [
+        (f"*={density}", rule) for density in (0.5, 0.125) for rule in rules
+    ]
+    assert str(cells[1]) == "*=0.5; uniform; magnitude; one-shot"
+    assert [cell.config.scope for cell in pruned[:3]] == [None, None, "global"]
+    assert [cell.config.distribution for cell in pruned[:3]] == ["uniform", "erdos-renyi-kernel", None]
+    assert len({names(cell)[-1] for cell in pruned}) == 6
+    controls = [cell for cell in cells if cell.kind == "control"]
+    assert len(controls) == 6
+    assert len({names(cell)[-1] for cell in controls}) == 1
+
+
+def test_patterns_are_an_axis():
+    cells = cells_of({**ONE_SHOT, "density": 0.5, "sweep": {"patterns": ["none", "units", "4x1"]}})
+    pruned = [cell for cell in cells if cell.kind == "pruned"]
+    assert [cell.allocation for cell in pruned] == ["none", "units", "4x1"]
+    assert [cell.plan.stages[1].updates[0].pattern for cell in pruned] == [None, Units(), Blocks(4, 1)]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ({"structures": ["a=1/2"], "densities": [0.5]}, "both sweep.structures and sweep.densities"),
+        ({"densities": [0.5, 0.5]}, "sweep.structures or densities names one of its entries twice"),
+        ({"densities": [0.5], "patterns": ["units", "units"]}, "distributions or patterns names one .* units, units"),
+        ({"densities": [0.5], "distributions": ["erk"]}, "has 'erk', expected of uniform, .* global"),
+        ({"distributions": ["uniform"]}, "shares one density out, but none is given"),
+        ({"densities": [0.5], "patterns": ["1:4"]}, "pattern 1:4 has density 0.25"),
+        ({"densities": [50]}, "for 50 percent write 0.5"),
+    ],
+)
+def test_a_wrong_way_to_share_is_one_line_before_anything_runs(sweep, message):
+    with pytest.raises(ConfigError, match=message):
+        cells_of({**ONE_SHOT, "sweep": sweep})

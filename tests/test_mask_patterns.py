@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunekit.mask_patterns import empty_lines, find_pattern
-from prunekit.selection import Blocks, NofM, Quota, keep_best
+from prunekit.selection import Blocks, NofM, Quota, Units, keep_best
 
 
 def chosen(pattern: NofM | Blocks, density: float) -> torch.Tensor:
@@ -52,3 +52,10 @@ def test_all_or_nothing_is_no_pattern(value: bool) -> None:
 def test_a_random_mask_has_no_pattern() -> None:
     torch.manual_seed(0)
     assert find_pattern(torch.rand(32, 64) < 0.5) is None
+
+
+def test_whole_units_are_rows_in_a_linear_layer_and_filters_of_a_convolution() -> None:
+    for fan_shape in ((12,), (3, 2, 2)):
+        scores = torch.rand(1, 8, 12, generator=torch.Generator().manual_seed(0))
+        mask = keep_best(scores, Quota(0.5, fan_shape, pattern=Units()))[0].reshape(8, *fan_shape)
+        assert find_pattern(mask) == "rows"

@@ -98,6 +98,22 @@ def test_a_pattern_and_a_global_scope_are_met(network):
     assert prunekit.select(network, density=0.1, scope="global").density() == pytest.approx(0.1, abs=0.001)
 
 
+def test_a_pattern_may_be_text_and_n_of_m_is_a_density(network):
+    rest = ["conv_a"]
+    assert prunekit.select(network, pattern="2:4", keep_dense=rest) == prunekit.select(
+        network, density={"conv_b": 0.5, "hidden": 0.5, "classifier": 0.5}, pattern=NofM(2, 4)
+    )
+    masks = prunekit.select(network, density=0.5, pattern="units")
+    assert set(masks.tensors["hidden.weight"].sum(1).tolist()) == {0, 72}
+
+
+def test_a_distribution_meets_one_density_exactly_beside_layers_that_stay_dense(network):
+    masks = prunekit.select(network, density=0.2, distribution="erdos-renyi-kernel", keep_dense=["first"])
+    total = sum(module.weight.numel() for module in network.modules() if hasattr(module, "weight"))
+    assert "conv_a.weight" not in masks.tensors
+    assert sum(int(mask.sum()) for mask in masks.tensors.values()) + network.conv_a.weight.numel() == round(0.2 * total)
+
+
 def test_the_zeros_stay_in_a_plain_loop(network):
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.01, weight_decay=0.1)
     masks = prunekit.select(network, density=0.2)
@@ -116,6 +132,12 @@ def test_the_zeros_stay_in_a_plain_loop(network):
         (nn.Linear(2, 2), {"density": "much"}, "density of '\\*' is 'much', expected a number"),
         (nn.Linear(2, 2), {"density": torch.ones(2)}, "expected a number"),
         (nn.Linear(2, 2), {"density": {}}, "density names no layer"),
+        (nn.Linear(2, 2), {}, "density is missing"),
+        (nn.Linear(4, 2), {"density": 0.5, "keep_dense": ["first"]}, "all layers stay dense"),
+        (nn.Linear(4, 2), {"density": {"*": 0.5}, "keep_dense": ["first"]}, "density gives each layer its own"),
+        (nn.Linear(4, 2), {"density": 0.5, "distribution": "erk"}, "expected one of uniform, erdos-renyi"),
+        (nn.Linear(4, 2), {"pattern": "2:4", "distribution": "uniform"}, "one density in every layer"),
+        (nn.Linear(4, 2), {"density": 0.5, "pattern": "2-4"}, "is not understood"),
         (nn.Linear(2, 2), {"density": 50}, "for 50 percent write 0.5"),
         (nn.Sequential(nn.Linear(2, 2)), {"density": {"1": 0.5}}, "'1'"),
         (nn.Linear(2, 2), {"density": 0.5, "criterion": "magnitud"}, "did you mean 'magnitude'"),

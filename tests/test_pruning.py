@@ -8,13 +8,13 @@ from torch import nn
 from prunekit.builtin.correlation import Correlation
 from prunekit.builtin.magnitude import Magnitude
 from prunekit.criteria import Criterion, NetworkCriterion
-from prunekit.errors import ConfigError, DataError, PluginError
+from prunekit.errors import ConfigError, DataError, MaskError, PluginError
 from prunekit.finding import find_layers
 from prunekit.observing import Evidence, Whole
 from prunekit.pruning import choose_masks
 from prunekit.schedules import Grow, MaskUpdate
 from prunekit.seeds import Seeds
-from prunekit.selection import Blocks, NofM, kept_count
+from prunekit.selection import Blocks, NofM, Units, kept_count
 
 NOTHING = Evidence(None)
 
@@ -287,9 +287,52 @@ def test_blocks_keep_whole_blocks_at_any_density_and_again_under_their_own_mask(
     assert not (second["0"] & ~first["0"]).any()
 
 
+def test_whole_units_stay_by_their_sums_and_again_under_their_own_mask():
+    model = network()
+    first = choose(model, MaskUpdate(0.0, {"0": 0.5, "2": 0.5}, pattern=Units())).masks
+    second = choose(model, MaskUpdate(0.0, {"0": 0.33}, pattern=Units()), first).masks
+    best = model[0].weight.detach().abs().sum(1).argsort(descending=True)
+    for mask, count in ((first["0"], 5), (second["0"], 3)):
+        assert mask.all(1).nonzero().squeeze(1).tolist() == sorted(best[:count].tolist())
+        assert int(mask.sum()) == count * 12
+    assert first["2"].all(1).sum() == 3
+
+
+def test_blocks_of_all_layers_compete_by_their_sums():
+    model = network()
+    update = MaskUpdate(0.0, {"0": 0.5, "2": 0.5}, scope="global", pattern=Blocks(2, 2))
+    masks = choose(model, update).masks
+    sums = {
+        name: weight.detach().abs().double().reshape(weight.shape[0] // 2, 2, weight.shape[1] // 2, 2).sum((1, 3))
+        for name, weight in (("0", model[0].weight), ("2", model[2].weight))
+    }
+    ranked = torch.cat([values.flatten() for values in sums.values()]).sort(descending=True).values
+    for name, values in sums.items():
+        expected = (values > ranked[23]).repeat_interleave(2, 0).repeat_interleave(2, 1)  # 15 and 8 of 45 blocks
+        assert torch.equal(masks[name], expected)
+    worn = {"0": torch.rand(10, 12, generator=torch.Generator().manual_seed(0)) < 0.5}
+    with pytest.raises(MaskError, match="92 connections are asked for, but fewer are left in whole blocks of 2x2"):
+        choose(model, update, worn)
+
+
+def test_a_pattern_is_ranked_within_layers_where_only_the_criterion_would_rank_globally():
+    @attrs.define
+    class Everywhere(Magnitude):
+        scope = "global"
+
+    model = network()
+    for pattern in (NofM(2, 4), Units(), Blocks(2, 2)):
+        update = MaskUpdate(0.0, {"0": 0.5}, pattern=pattern)
+        assert torch.equal(choose(model, update, criterion=Everywhere).masks["0"], choose(model, update).masks["0"])
+
+
 @pytest.mark.parametrize(
     ("update", "words"),
     [
+        (MaskUpdate(0.0, {"0": 0.5}, "unit", Units()), "layer '0': whole units compete with each other"),
+        (MaskUpdate(0.0, {"0": 0.5}, "global", Units()), "units of different layers have different sizes"),
+        (MaskUpdate(0.0, {"0": 0.5}, "global", NofM(2, 4)), "keeps as many in every group"),
+        (MaskUpdate(0.0, {"0": 0.04}, pattern=Units()), "keeps none of its 120 weights"),
         (MaskUpdate(0.0, {"0": 1e-9}), "layer '0': density 1e-09 keeps none of its 120 weights"),
         (MaskUpdate(0.0, {"0": 0.5}, pattern=NofM(2, 5)), "layer '0': pattern 2:5 does not divide 12 input channels"),
         (MaskUpdate(0.0, {"0": 0.3}, pattern=NofM(2, 4)), "layer '0': pattern 2:4 is density 0.5, asked was 0.3"),

@@ -3,8 +3,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunekit.errors import ConfigError
+from prunekit.layers import LayerShape
+from prunekit.patterns import Blocks, NofM, Units, kept_count
 from prunekit.schedules import Entry
-from prunekit.structure import parse_structure, resolve_densities, resolve_structure
+from prunekit.structure import check_fit, distribute, parse_structure, resolve_densities, resolve_structure
 
 LAYERS = ["conv1", "conv2", "features.f", "head"]
 
@@ -100,3 +102,57 @@ def test_a_module_without_a_view_is_told_from_an_unknown_one() -> None:
 def test_an_alias_of_a_module_without_a_view_is_refused() -> None:
     with pytest.raises(ConfigError, match="module 'pool' has no weights"):
         resolve_structure("p=0.5", LAYERS, {"p": "pool"}, others=["pool"])
+
+
+SHAPES = [
+    LayerShape("conv1", "convolution", 1, 8, (3, 3, 3)),
+    LayerShape("features.conv2", "convolution", 1, 8, (8, 3, 3)),
+    LayerShape("fc", "linear", 1, 4, (64,)),
+]
+
+
+def test_layers_stay_dense_by_name_end_glob_alias_and_place():
+    def rest(*keep_dense):
+        entries = distribute(0.6, SHAPES, "uniform", keep_dense, {"head": "fc"})
+        assert all(entry.targets.keys() == {entry.name} for entry in entries)
+        return [entry.name for entry in entries]
+
+    assert rest() == ["conv1", "features.conv2", "fc"]
+    assert rest("first") == rest("conv1") == ["features.conv2", "fc"]
+    assert rest("last", "first") == rest("head", "conv1", "fc") == ["features.conv2"]
+    assert rest("conv2") == ["conv1", "fc"]
+    with pytest.raises(ConfigError, match="all layers stay dense"):
+        rest("*")
+    with pytest.raises(ConfigError, match="no prunable layer is called 'frist'"):
+        rest("frist")
+
+
+def test_a_layer_that_is_called_last_is_that_layer():
+    layers = [LayerShape(name, "linear", 1, 4, (4,)) for name in ("last", "end")]
+    assert [entry.name for entry in distribute(0.6, layers, keep_dense=["last"])] == ["end"]
+
+
+def test_the_total_is_met_by_the_layers_that_are_left():
+    entries = distribute(0.5, SHAPES, "erdos-renyi", ["first"])
+    targets = {name: density for entry in entries for name, density in entry.targets.items()}
+    kept = sum(kept_count(targets.get(layer.name, 1.0), layer.weights) for layer in SHAPES)
+    assert kept == kept_count(0.5, sum(layer.weights for layer in SHAPES))
+
+
+def test_n_of_m_has_its_density_in_each_layer_that_is_left():
+    entries = distribute(0.5, SHAPES, keep_dense=["first"], pattern=NofM(2, 4))
+    assert [dict(entry.targets) for entry in entries] == [{"features.conv2": 0.5}, {"fc": 0.5}]
+
+
+def test_all_layers_that_a_pattern_does_not_fit_are_named_with_a_way_out():
+    entries = [Entry(layer.name, {layer.name: 0.5}) for layer in SHAPES]
+    with pytest.raises(ConfigError) as caught:
+        check_fit(entries, SHAPES, NofM(2, 4))
+    assert str(caught.value) == (
+        "layer 'conv1': pattern 2:4 does not divide 3 input channels; where one density is asked for, leave out with "
+        "--keep-dense conv1; or name only the others, --structure 'features.conv2=0.5 fc=0.5'"
+    )
+    with pytest.raises(ConfigError, match=r"layer 'conv1'.*layer 'features.conv2'.*--keep-dense conv1 --keep-dense"):
+        check_fit(entries, SHAPES, Blocks(1, 64))
+    check_fit(entries, SHAPES, Units())
+    check_fit(entries[1:], SHAPES, NofM(1, 8))

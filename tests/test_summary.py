@@ -142,3 +142,26 @@ def test_entries_of_training_and_orders_of_a_structure_are_compared():
     assert asked.count("hidden=1/4 b=1/2 - b=1/2 hidden=1/4") == 2
     assert not any(question.endswith("- hidden=1/4 b=1/4") for question in asked)
     assert asked.count("pruned - dense, trained on for as many steps") == 6
+
+
+def test_ways_to_share_a_density_have_a_column_and_are_compared_at_the_same_density():
+    manager = make_manager(third_party=False)
+    rules = ["uniform", "global"]
+    base = {"task": RECIPE["task"], "schedule": {"name": "one-shot"}, "criterion": {"name": "magnitude"}}
+    sweep = read_sweep({**base, "sweep": {"densities": [0.5, 0.25], "distributions": rules}})
+    cells = make_cells(sweep, manager, collect(manager))
+    outcome = Outcome({"accuracy": 0.5}, 1, 2, 1.0, {}, {})
+    names = [node.name for cell in cells for seed in (0, 1) for node in chain(cell, seed)]
+    summary = summarise(sweep, cells, (0, 1), dict.fromkeys(names, outcome))
+    head, lines = figures_table(summary)
+    assert head[:3] == ["network", "allocation", "criterion"]
+    assert [line[:3] for line in lines[1:3]] == [
+        ["*=0.5", "uniform", "magnitude"],
+        ["dense, trained on as for *=0.5", "uniform", ""],
+    ]
+    compared = [item for item in summary.comparisons if item.question == "uniform - global"]
+    assert [summary.rows[item.first].structure for item in compared] == ["*=0.5", "*=0.25"]
+    assert [summary.rows[item.second].allocation for item in compared] == ["global", "global"]
+    controls = [item for item in summary.comparisons if item.question.endswith("for as many steps")]
+    assert all(summary.rows[item.first].allocation == summary.rows[item.second].allocation for item in controls)
+    assert len(controls) == 4

@@ -65,15 +65,15 @@ class Correlation(Criterion):
 
     def check(self, scope: Scope, pattern: Pattern | None) -> None:
         """Refuse what has no meaning: halves are those of one unit, and no pattern fits a draw."""
-        if self.mode == "halves" and scope != "unit":
-            raise ConfigError(
-                f"criterion 'correlation' with mode='halves' selects per output unit, not with scope={scope!r}; "
-                "use scope='unit' or criterion.mode='highest'"
-            )
         if self.mode == "halves" and pattern is not None:
             raise ConfigError(
                 f"criterion 'correlation' with mode='halves' cannot keep the pattern {pattern}; "
                 "use criterion.mode='highest'"
+            )
+        if self.mode == "halves" and scope != "unit":
+            raise ConfigError(
+                f"criterion 'correlation' with mode='halves' selects per output unit, not with scope={scope!r}; "
+                "use scope='unit' or criterion.mode='highest'"
             )
         if self.mode == "random" and scope == "global":
             raise ConfigError(

@@ -44,7 +44,8 @@ def print_result(finished: "RunFinished") -> None:
     print_table(table)
     if more := all_metrics[_SHOWN:]:
         click.echo(f"also in the metric log: {', '.join(more)}")
-    click.echo(f"{len(finished.stages)} stages in {timedelta(seconds=round(finished.seconds))}")
+    stages = "1 stage" if len(finished.stages) == 1 else f"{len(finished.stages)} stages"
+    click.echo(f"{stages} in {timedelta(seconds=round(finished.seconds))}")
 
 
 def _figure(evaluation: "Evaluation", name: str) -> str:
