@@ -10,6 +10,7 @@ This module knows numbers alone; it must not know layers or densities.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
+from typing import Any
 
 import attrs
 import numpy as np
@@ -59,10 +60,21 @@ def kth_largest(rows: Tensor, count: int) -> Tensor:
     """Return the ``count``-th largest value of each row of ``[..., values]``; 1 <= count <= values."""
     if rows.device.type != "cpu":
         return rows.kthvalue(rows.shape[-1] - count + 1).values
-    # NumPy's partition uses vector instructions; torch's does not. Halves are exact in single precision.
-    wide = rows.detach() if rows.dtype in _FAST else rows.detach().float()
+    # NumPy's partition uses vector instructions; torch's does not.
     place = rows.shape[-1] - count
-    return torch.from_numpy(np.partition(wide.numpy(), place, axis=-1)[..., place].copy()).to(rows.dtype)
+    return torch.from_numpy(np.partition(as_array(rows), place, axis=-1)[..., place].copy()).to(rows.dtype)
+
+
+def as_array(tensor: Tensor) -> Any:
+    """Return a tensor in the CPU's memory as NumPy's array, any other as it is.
+
+    On the CPU NumPy compares and counts several times faster than torch, and waits for no other thread. It shares the
+    memory, but for half precision, which is widened, exactly.
+    """
+    if tensor.device.type != "cpu":
+        return tensor
+    half = tensor.dtype in (torch.float16, torch.bfloat16)
+    return (tensor.detach().float() if half else tensor.detach()).numpy()
 
 
 @attrs.define
@@ -226,9 +238,6 @@ def _between(low: float, high: float, dtype: torch.dtype) -> float:
     # As whole numbers the bits of positive floats have the floats' order; those of negative ones have it reversed.
     place = sum(bit if bit >= 0 else -(bit + sign) for bit in bits) // 2
     return float(torch.tensor(place if place >= 0 else -place - sign, dtype=whole).view(dtype))
-
-
-# On the CPU NumPy does the work of a pass several times faster than torch, and waits for no other thread.
 
 
 def _count(marks: Tensor) -> int:

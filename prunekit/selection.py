@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prunekit.errors import MaskError
 from prunekit.patterns import Blocks, NofM, Pattern, Units, asked_count, kept_count, pattern_problem
-from prunekit.ranking import first_best, kth_largest, mark_best
+from prunekit.ranking import as_array, first_best, kth_largest, mark_best
 
 # Whoever selects needs patterns as well, and finds them here.
 __all__ = [
@@ -41,7 +41,7 @@ Scope = Literal["unit", "layer", "global"]
 
 
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
-_STEP = 1 << 19  # scores to work on at once, so that what is made on the way stays small
+_STEP, _GPU_STEP = 1 << 20, 1 << 24  # scores to work on at once, so that what is made on the way stays small
 _FEW = 16  # neighbours that are compared each with each; of more, each group is partitioned
 
 
@@ -118,13 +118,18 @@ def top_counts(scores: Tensor, counts: Tensor) -> Tensor:
     if len(scores) == 1:
         return mark_best([scores], int(counts))[0]
     mask = torch.zeros_like(scores, dtype=torch.bool)
-    rows = max(1, _STEP // max(1, scores.shape[1]))
+    rows = _at_once(scores, scores.shape[1])
     for part, wanted, marks in zip(*(torch.split(whole, rows) for whole in (scores, counts, mask)), strict=True):
         for count in wanted.unique().tolist():
             if count:
                 of = (wanted == count).nonzero().squeeze(1).to(scores.device)
                 marks[of] = first_best(part[of], kth_largest(part[of], count).unsqueeze(1), count)
     return mask
+
+
+def _at_once(scores: Tensor, size: int) -> int:
+    """Return how many rows of ``size`` scores to work on at once."""
+    return max(1, (_STEP if scores.device.type == "cpu" else _GPU_STEP) // max(1, size))
 
 
 def keep_best(scores: Tensor, quota: Quota) -> Tensor:
@@ -169,10 +174,11 @@ def _keep_n_of_m(scores: Tensor, pattern: NofM, quota: Quota) -> Tensor:
     n, m = pattern.n, pattern.m
     by_group = scores.reshape(-1, quota.fan_shape[0] // m, m, scores.shape[2] // quota.fan_shape[0])
     mask = torch.empty_like(by_group, dtype=torch.bool)
-    rows = max(1, _STEP // by_group[0].numel())
+    rows = _at_once(scores, by_group[0].numel())
     for part, marks in zip(torch.split(by_group, rows), torch.split(mask, rows), strict=True):
         if m <= _FEW:
-            marks.copy_(_rank_of_few(part.movedim(2, 0).contiguous()).lt_(n).movedim(0, 2))
+            # In memory of their own the scores of one place lie side by side.
+            marks.copy_((_rank_of_few(part.movedim(2, 0).contiguous()) < n).movedim(0, 2))
         else:
             groups = part.transpose(2, 3)
             best = top_counts(groups.reshape(-1, m), torch.full((groups.numel() // m,), n))
@@ -183,10 +189,12 @@ def _keep_n_of_m(scores: Tensor, pattern: NofM, quota: Quota) -> Tensor:
 def _rank_of_few(scores: Tensor) -> Tensor:
     """Count by how many others each score is beaten along the first axis, by earlier equals too: uint8."""
     beaten = torch.zeros_like(scores, dtype=torch.uint8)
-    for later in range(1, len(scores)):
-        wins = scores[:later] >= scores[later]
-        beaten[later] += wins.sum(0, dtype=torch.uint8)
-        beaten[:later] += wins.logical_not_()
+    values, counts = as_array(scores), as_array(beaten)
+    for later in range(1, len(values)):
+        for earlier in range(later):
+            wins = values[earlier] >= values[later]
+            counts[later] += wins
+            counts[earlier] += ~wins
     return beaten
 
 
@@ -209,7 +217,7 @@ def _cut(scores: Tensor, pattern: Blocks) -> tuple[int, ...]:
 def _block_sums(tiles: Tensor) -> Tensor:
     """Sum ``[G, R, rows, C, columns]`` over rows and columns: float64, where a sum of the lowest scores is finite."""
     sums = torch.empty((*tiles.shape[:2], tiles.shape[3]), dtype=torch.float64, device=tiles.device)
-    step = max(1, _STEP // tiles[0, 0].numel())
+    step = _at_once(tiles, tiles[0, 0].numel())
     for group, of_group in zip(tiles, sums, strict=True):
         for part, into in zip(torch.split(group, step), torch.split(of_group, step), strict=True):
             torch.sum(part.sum(1, dtype=torch.float64), 2, out=into)
