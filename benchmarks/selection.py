@@ -28,6 +28,7 @@ WEIGHTS = LAYERS * SHAPE[0] * SHAPE[1]
 KEPT = round(DENSITY * WEIGHTS)
 BLOCK = 1 << 18
 FLOOR, PRUNE, MEMORY, PLAIN = 2.5, 1 / 30, 0.6, 0.5
+SELECT = 0.2  # with scores, their checks and means
 
 
 def make_weights() -> dict[str, Tensor]:
@@ -106,7 +107,7 @@ def rows() -> Iterator[Row]:
     }
     times = interleaved(calls, repeats=3)
     yield Row(what, times["ours"], peer, times["theirs"], PRUNE)
-    yield Row(f"{what}, prunekit.select", times["select"], peer, times["theirs"], 0.1)
+    yield Row(f"{what}, prunekit.select", times["select"], peer, times["theirs"], SELECT)
     before, after = _memory()
     yield Row(f"{what}, memory", after - before, "weights", 4 * WEIGHTS / 2**20, MEMORY, unit="MiB")
     one = scores["layer0"]

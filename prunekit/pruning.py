@@ -254,16 +254,13 @@ def _grow(
 
 
 def _describe(asked: float, mask: Tensor, scores: Tensor) -> LayerUpdate:
+    finite = scores.isfinite()
+    # Zeros in the place of the others: picking values out would take many times as long.
+    known = torch.where(finite, scores, 0.0).double()
     return LayerUpdate(
         asked=asked,
-        kept=int(mask.sum()),
+        kept=int(mask.count_nonzero()),
         weights=mask.numel(),
-        mean_kept_score=_finite_mean(scores, scores.isfinite() & mask),
-        mean_score=_finite_mean(scores, scores.isfinite()),
+        mean_kept_score=float((known * mask).sum()) / max(1, int((finite & mask).count_nonzero())),
+        mean_score=float(known.sum()) / max(1, int(finite.count_nonzero())),
     )
-
-
-def _finite_mean(scores: Tensor, finite: Tensor) -> float:
-    # Sums of zeros in the place of the others; picking values out would take many times as long.
-    total = torch.where(finite, scores, 0.0).sum(dtype=torch.float64)
-    return float(total) / max(1, int(finite.count_nonzero()))
