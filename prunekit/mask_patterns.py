@@ -15,7 +15,8 @@ def find_pattern(mask: Tensor) -> str | None:
     """Name the pattern of a mask; ``None`` where it has none, or keeps all or nothing.
 
     Looked for are, in this order: "rows" and "columns" (each kept or dropped whole), "N:M" (exactly N kept of each M
-    consecutive inputs, the smallest such M), "blocks RxC" (each kept or dropped whole, the largest powers of two).
+    consecutive input channels, the smallest such M), "blocks RxC" (each kept or dropped whole, the largest powers of
+    two).
 
     Args:
         mask: bool, any shape.
@@ -27,8 +28,10 @@ def find_pattern(mask: Tensor) -> str | None:
         return "rows"
     if bool((matrix == matrix[:1]).all()) and len(matrix) > 1:
         return "columns"
+    # Of a kernel the input channels at each tap are neighbours.
+    channels = mask.movedim(1, -1).flatten(0, -2) if mask.dim() > 2 else matrix  # noqa: PLR2004 - outputs, inputs
     for size in _GROUPS:
-        kept = _kept_of_each(matrix, size)
+        kept = _kept_of_each(channels, size)
         if kept is not None and kept < size:
             return f"{kept}:{size}"
     across = _largest(lambda size: _is_constant(matrix, size))

@@ -59,3 +59,9 @@ def test_whole_units_are_rows_in_a_linear_layer_and_filters_of_a_convolution() -
         scores = torch.rand(1, 8, 12, generator=torch.Generator().manual_seed(0))
         mask = keep_best(scores, Quota(0.5, fan_shape, pattern=Units()))[0].reshape(8, *fan_shape)
         assert find_pattern(mask) == "rows"
+
+
+def test_groups_of_a_convolution_are_found_along_its_input_channels() -> None:
+    scores = torch.rand(1, 8, 8 * 9, generator=torch.Generator().manual_seed(0))
+    mask = keep_best(scores, Quota(0.25, (8, 3, 3), pattern=NofM(1, 4)))[0].reshape(8, 8, 3, 3)
+    assert find_pattern(mask) == "1:4"
