@@ -2,18 +2,42 @@
 
 from pathlib import Path
 
+import pytest
+
 from prunekit.config import read_recipe
-from prunekit.grid import chain, make_cells, read_sweep
+from prunekit.grid import Cell, chain, make_cells, read_sweep
 from prunekit.plugins import make_manager
 from prunekit.registry import collect
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
-def test_the_comparison_of_criteria_shares_its_dense_network_and_one_control() -> None:
+def cells_of(name: str) -> list[Cell]:
     manager = make_manager()
-    sweep = read_sweep(read_recipe(EXAMPLES / "mnist-criteria.toml"))
-    cells = make_cells(sweep, manager, collect(manager))
-    pruned = len(sweep.structures) * len(sweep.criteria)
-    assert [cell.kind for cell in cells].count("pruned") == pruned
-    assert len({node.name for cell in cells for node in chain(cell, 0)}) == 1 + pruned + 1
+    return make_cells(read_sweep(read_recipe(EXAMPLES / f"{name}.toml")), manager, collect(manager))
+
+
+@pytest.mark.parametrize(("name", "densities", "methods"), [("criteria", 3, 11), ("densities", 3, 3)])
+def test_every_method_is_compared_at_every_density_with_one_control(name: str, densities: int, methods: int) -> None:
+    cells = cells_of(f"mnist-{name}")
+    assert [cell.kind for cell in cells].count("pruned") == densities * methods
+    controls = {list(chain(cell, 0))[-1].name for cell in cells if cell.kind == "control"}
+    assert len(controls) == 1
+
+
+def test_criteria_start_from_one_dense_network_but_movement_watches_its_own_being_trained() -> None:
+    starts: dict[str, set[str]] = {}
+    for cell in cells_of("mnist-criteria"):
+        starts.setdefault(next(chain(cell, 0)).name, set()).add(cell.config.criterion.name)
+    shared, own = sorted(starts.values(), key=len, reverse=True)
+    assert own == {"movement"}
+    assert len(shared) == 10
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("mnist-*.toml")))
+def test_a_recipe_on_mnist_makes_cells_that_prune_lenet_300_100(name: str) -> None:
+    pruned = [cell for cell in cells_of(name) if cell.kind == "pruned"]
+    assert pruned
+    for cell in pruned:
+        reached = [set(update.targets) for stage in cell.plan.stages for update in stage.updates]
+        assert set.union(*reached) == {"fc1", "fc2", "fc3"}
