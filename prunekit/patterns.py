@@ -77,7 +77,10 @@ def pattern_problem(pattern: Pattern | None, density: float, outputs: int, fan_s
         if not 0 < pattern.n <= pattern.m or fan_shape[0] % pattern.m:
             return f"pattern {pattern} does not divide {fan_shape[0]} input channels"
         if not math.isclose(density, pattern.n / pattern.m):
-            return f"pattern {pattern} is density {pattern.n / pattern.m:g}, asked was {density:g}"
+            return (
+                f"pattern {pattern} is density {pattern.n / pattern.m:g}, asked was {density:g}; "
+                "ask for that one, in a schedule without densities in between, such as one-shot"
+            )
     if isinstance(pattern, Blocks):
         fan = math.prod(fan_shape)
         if min(pattern.rows, pattern.columns) < 1 or outputs % pattern.rows or fan % pattern.columns:
