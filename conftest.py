@@ -45,7 +45,8 @@ def pytest_collection_modifyitems(items: list[Any]) -> None:
 
 
 def _with_real_data(terminalreporter: Any, outcome: str) -> Iterator[Any]:
-    return (report for report in terminalreporter.getreports(outcome) if "real_data" in report.keywords)
+    # A module that is skipped as a whole has a report without keywords.
+    return (report for report in terminalreporter.getreports(outcome) if "real_data" in getattr(report, "keywords", ()))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
