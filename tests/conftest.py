@@ -136,6 +136,18 @@ def labelled_batches():
 
 
 @pytest.fixture
+def batch_gradients(mixed_network, labelled_batches):
+    """Return the gradients of each batch's mean loss: one dictionary by layer for each batch."""
+    found = []
+    for batch in labelled_batches:
+        mixed_network.zero_grad()
+        cross_entropy(mixed_network, batch).backward()
+        found.append({name: mixed_network[int(name)].weight.grad.clone() for name in ("0", "2", "5", "7")})
+    mixed_network.zero_grad()
+    return found
+
+
+@pytest.fixture
 def scores_of():
     """Return a function that gives the scores of all layers, found the way the engine does."""
 

@@ -93,9 +93,8 @@ def test_another_seed_gives_other_weights(toy_run):
     assert first.model.read_bytes() != second.model.read_bytes()
 
 
-@pytest.mark.parametrize("stop", [(0, 3), (0, 4), (0, 19), (1, 1), (1, 4), (2, 14)])
-def test_a_stopped_and_resumed_run_ends_with_the_bytes_of_one_that_was_not(toy_run, stop):
-    recipe = {**RECIPE, "task": {"name": "dropout"}}
+def ends_alike(toy_run, recipe, stop):
+    """Run a recipe whole, and stopped and resumed; compare all bytes."""
     _, _, whole = toy_run(recipe, [Tasks()], out="whole")
     with pytest.raises(KeyboardInterrupt):
         toy_run(recipe, [Tasks(), Stopper(*stop)], out="stopped")
@@ -103,6 +102,13 @@ def test_a_stopped_and_resumed_run_ends_with_the_bytes_of_one_that_was_not(toy_r
     assert resumed.masks.read_bytes() == whole.masks.read_bytes()
     assert resumed.model.read_bytes() == whole.model.read_bytes()
     assert metrics_of(resumed) == metrics_of(whole)
+    return finished
+
+
+@pytest.mark.parametrize("stop", [(0, 3), (0, 4), (0, 19), (1, 1), (1, 4), (2, 14)])
+def test_a_stopped_and_resumed_run_ends_with_the_bytes_of_one_that_was_not(toy_run, stop):
+    recipe = {**RECIPE, "task": {"name": "dropout"}}
+    finished = ends_alike(toy_run, recipe, stop)
     assert [stage.name for stage in finished.stages] == ["dense", "hidden", "conv_b"]
 
 
@@ -122,25 +128,13 @@ def test_a_stopped_and_resumed_run_ends_with_the_bytes_of_one_that_was_not(toy_r
 )
 def test_every_schedule_goes_on_from_the_middle_to_the_same_bytes(toy_run, schedule, stop):
     recipe = {**RECIPE, "task": {"name": "dropout"}, "criterion": {"name": "magnitude"}, "schedule": schedule}
-    _, _, whole = toy_run(recipe, [Tasks()], out="whole")
-    with pytest.raises(KeyboardInterrupt):
-        toy_run(recipe, [Tasks(), Stopper(*stop)], out="stopped")
-    _, _, resumed = toy_run(recipe, [Tasks()], out="stopped", resume=True)
-    assert resumed.masks.read_bytes() == whole.masks.read_bytes()
-    assert resumed.model.read_bytes() == whole.model.read_bytes()
-    assert metrics_of(resumed) == metrics_of(whole)
+    ends_alike(toy_run, recipe, stop)
 
 
 @pytest.mark.parametrize(("schedule", "stop"), [("gradual", (0, 14)), ("layerwise", (1, 6)), ("layerwise", (2, 1))])
 def test_sums_over_training_steps_are_resumed_to_the_same_bytes(toy_run, schedule, stop):
     recipe = {**RECIPE, "task": {"name": "dropout"}, "criterion": {"name": "movement"}, "schedule": {"name": schedule}}
-    _, _, whole = toy_run(recipe, [Tasks()], out="whole")
-    with pytest.raises(KeyboardInterrupt):
-        toy_run(recipe, [Tasks(), Stopper(*stop)], out="stopped")
-    _, _, resumed = toy_run(recipe, [Tasks()], out="stopped", resume=True)
-    assert resumed.masks.read_bytes() == whole.masks.read_bytes()
-    assert resumed.model.read_bytes() == whole.model.read_bytes()
-    assert metrics_of(resumed) == metrics_of(whole)
+    ends_alike(toy_run, recipe, stop)
 
 
 def test_resuming_a_finished_run_trains_nothing_and_gives_its_table(toy_run, capsys):

@@ -6,20 +6,11 @@ from prunekit.builtin.snip import Snip
 from prunekit.errors import DataError
 
 
-def gradients(model, batches):
-    """Return the gradients of each batch's mean loss: one dictionary by layer for each batch."""
-    found = []
-    for images, labels in batches:
-        model.zero_grad()
-        cross_entropy(model(images), labels).backward()
-        found.append({name: model[int(name)].weight.grad.clone() for name in ("0", "2", "5", "7")})
-    model.zero_grad()
-    return found
-
-
-def test_scores_are_gradient_times_weight_of_the_summed_loss(mixed_network, labelled_batches, scores_of):
+def test_scores_are_gradient_times_weight_of_the_summed_loss(
+    mixed_network, labelled_batches, scores_of, batch_gradients
+):
     scores = scores_of(Snip, mixed_network, labelled_batches)
-    found = gradients(mixed_network, labelled_batches)
+    found = batch_gradients
     for name, score in scores.items():
         summed = sum(batch[name] for batch in found)
         expected = (summed * mixed_network[int(name)].weight).abs()

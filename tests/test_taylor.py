@@ -1,25 +1,15 @@
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
 
 from prunekit.builtin.taylor import Taylor
 from prunekit.errors import DataError
 
 
-def gradients(model, batches):
-    """Return the gradients of each batch's mean loss: one dictionary by layer for each batch."""
-    found = []
-    for images, labels in batches:
-        model.zero_grad()
-        cross_entropy(model(images), labels).backward()
-        found.append({name: model[int(name)].weight.grad.clone() for name in ("0", "2", "5", "7")})
-    model.zero_grad()
-    return found
-
-
-def test_scores_are_the_squared_products_of_each_batch_summed(mixed_network, labelled_batches, scores_of):
+def test_scores_are_the_squared_products_of_each_batch_summed(
+    mixed_network, labelled_batches, scores_of, batch_gradients
+):
     scores = scores_of(Taylor, mixed_network, labelled_batches)
-    found = gradients(mixed_network, labelled_batches)
+    found = batch_gradients
     for name, score in scores.items():
         expected = sum((batch[name] * mixed_network[int(name)].weight).square() for batch in found)
         torch.testing.assert_close(score.flatten(), expected.flatten(), rtol=1e-12, atol=0)
