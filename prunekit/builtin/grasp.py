@@ -17,7 +17,7 @@ from prunekit.summing import add
 class Grasp(NetworkCriterion):
     """Keep the connections that carry the flow of the gradient (GraSP: Wang, Zhang, Grosse, ICLR 2020).
 
-    To first order, removing a weight changes the squared norm of the gradient by twice ``S = -w * (H g)``, equation (8)
+    To first order, removing a weight changes the squared norm of the gradient by twice ``S = -w * (H g)``
     of the paper, H the Hessian and g the gradient of the loss. The paper removes the weights with the greatest S: what
     is left then has the least reduced flow. Here higher = keep, so the score is ``w * (H g)``.
 

@@ -17,7 +17,7 @@ class Lamp(Criterion):
     """Keep weights that are large beside those which outlive them (LAMP: Lee et al., ICLR 2021).
 
     With the weights of a layer in the order of their magnitudes, the score of weight u is
-    ``w_u^2 / sum of w_v^2 over v >= u``, equation (5) of the paper. Within a layer it ranks as magnitude does; between
+    ``w_u^2 / sum of w_v^2 over v >= u``. Within a layer it ranks as magnitude does; between
     layers ("global", its scope) it shares out the density, and every layer keeps at least its largest weight, whose
     score is 1. Weights of the same magnitude are in the order of their places, as the paper has it: the later
     one has the higher score. A weight of 0 scores 0.

@@ -17,8 +17,8 @@ from prunekit.summing import add, batch_gradient, total
 class Snip(Criterion):
     """Keep the connections to which the loss is most sensitive (SNIP: Lee, Ajanthan, Torr, ICLR 2019).
 
-    The score is ``|g * w|``, equations (4) and (5) of the paper without the division by the sum over the network,
-    which moves no rank. ``g`` is the gradient of the loss summed over the training batches shown; the paper takes
+    The score is ``|g * w|``, the paper's without the division by the sum over the network, which moves no rank.
+    ``g`` is the gradient of the loss summed over the training batches shown; the paper takes
     one batch, before training.
     """
 

@@ -17,8 +17,8 @@ class SynFlow(NetworkCriterion):
     """Keep the connections that carry most of a synthetic flow (SynFlow: Tanaka et al., NeurIPS 2020).
 
     All parameters and buffers are replaced by their absolute values in double precision, the input is one sample of
-    ones, and R is the sum of what comes out; the score is ``|w| * dR / d|w|``, equation (2) of the paper with the R of
-    section 6. The network is in evaluation mode, and stays as it is: the other values are only lent to it. Of the
+    ones, and R is the sum of what comes out; the score is ``|w| * dR / d|w|``, the score of the paper.
+    The network is in evaluation mode, and stays as it is: the other values are only lent to it. Of the
     calibration batch only the shape matters; entries that are no floating-point numbers (labels, tokens)
     are taken as they are.
 
