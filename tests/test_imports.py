@@ -61,6 +61,8 @@ ORDER = [
     "training",
     "checkpoint",
     "run_folder",
+    "samples",
+    "pruned",
     "state",
     "stage",
     "engine",
