@@ -98,7 +98,7 @@ def test_a_run_without_a_model_says_how_to_finish_it(toy_run):
 def test_a_folder_that_is_no_run_and_a_name_that_is_nothing_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="holds no run"):
         open_pruned(str(tmp_path))
-    with pytest.raises(ConfigError, match="no run folder 'runs/nothing'; name one, or a model as file.py:function"):
+    with pytest.raises(ConfigError, match=r"no run folder 'runs/nothing'; name one, or a model as file\.py:function"):
         open_pruned("runs/nothing")
 
 
