@@ -65,6 +65,7 @@ ORDER = [
     "run_folder",
     "samples",
     "pruned",
+    "shrinking",
     "export",
     "state",
     "stage",
@@ -79,7 +80,7 @@ ORDER = [
 ]
 
 # Packages of modules that may import each other.
-PACKAGES = ("cli", "export", "sparse")
+PACKAGES = ("cli", "export", "shrinking", "sparse")
 
 # What a third party may import, so what built-in plugins and the plugins of this repository may.
 OPEN = {

@@ -9,6 +9,7 @@ MODULES = {
     "sparse": "sparse",
     "csr": "csr",
     "semi-structured": "semi_structured",
+    "shrunk": "shrunk",
     "torch-export": "torch_export",
     "onnx": "onnx",
 }
