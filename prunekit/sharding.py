@@ -1,8 +1,8 @@
 """Tensors that are spread over processes (torch's ``DTensor``): the part that lies here, and the whole.
 
 FSDP2 (``fully_shard``) and tensor parallelism make the parameters of a model such tensors, with their gradients and
-optimiser states. Whoever masks asks here for parts, whoever ranks asks for the whole. An ordinary tensor is its own part
-and its own whole, at no cost. This module must not know masks, criteria or training.
+optimiser states. Whoever masks asks here for parts, whoever ranks asks for the whole. An ordinary tensor is its own
+part and its own whole, at no cost. This module must not know masks, criteria or training.
 """
 
 import sys
@@ -52,7 +52,7 @@ def spread_like(tensor: Tensor, pattern: Tensor) -> Tensor:
     """
     if not is_spread(pattern):
         return tensor
-    from torch.distributed.tensor import Replicate, distribute_tensor  # noqa: PLC0415 - loaded by now
+    from torch.distributed.tensor import Replicate, distribute_tensor
 
     # Of a sum that is yet to be formed over the processes, each holds the whole shape.
     placements = [Replicate() if placement.is_partial() else placement for placement in pattern.placements]

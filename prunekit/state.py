@@ -44,7 +44,8 @@ class RunState:
         masks: layer -> mask of the weight's shape, for the layers that have one.
         finished: one record for each finished stage.
         losses: training losses of the epoch under way.
-        traces: layer -> what the criterion sums over training steps, ``[G, out, fan]``; empty where it asks for none.
+        traces: layer -> what the criterion sums over training steps, of the weight's shape; empty where it asks for
+            none.
     """
 
     config: RunConfig
