@@ -4,7 +4,7 @@ It must not know what is computed.
 """
 
 import platform
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import attrs
@@ -85,7 +85,7 @@ class Hardware:
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of mixed precision; does nothing in fp32."""
         lower = _AUTOCAST.get(self.precision)
-        return torch.autocast(self.device.type, dtype=lower or torch.bfloat16, enabled=lower is not None)
+        return nullcontext() if lower is None else torch.autocast(self.device.type, dtype=lower)
 
     def scaler(self) -> torch.amp.GradScaler:
         """Return the gradient scaler, which does something in fp16 only."""
