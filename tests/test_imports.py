@@ -20,6 +20,7 @@ ORDER = [
     "torch_files",
     "options",
     "seeds",
+    "sharding",
     "computed",
     "layers",
     "core_views",
