@@ -171,7 +171,10 @@ def main(names, threads, rounds):
         for masked in (False, True):
             for _ in range(rounds):
                 ours, theirs = measure(recipe, epochs, masked=masked)
-                print(f"{name:28} {'masked' if masked else 'dense':7} {ours:9.3f} {theirs:9.3f} {ours/theirs:.4f}", flush=True)
+                print(
+                    f"{name:28} {'masked' if masked else 'dense':7} {ours:9.3f} {theirs:9.3f} {ours / theirs:.4f}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":
