@@ -18,6 +18,8 @@ from prunekit.sharding import own_part, placement, reshard, spread_like
 # stays in the cache. 12.7 M of them take 3.4 ms on one thread, where reading and writing them takes 3.5 ms; blocks
 # of 2**17 take 4.7 ms, and each costs two more hand-overs to the threads, which a busy machine makes slow.
 BLOCK = 2**19
+# Up to here, 256 KiB for 32-bit weights, the mask is kept as integers: what counts is how many calls are made.
+SMALL = 2**16
 _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _Weight = TypeVar("_Weight", bound=Tensor)
 
@@ -35,29 +37,39 @@ class Keeper:
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = mask
-        self._flat: dict[tuple[object, tuple[int, ...], torch.device], Tensor] = {}
+        self._prepared: dict[tuple[object, ...], Tensor] = {}
 
     def __call__(self, tensor: Tensor) -> None:
         """Zero the dropped entries of ``tensor`` in place; any dtype of at most 8 bytes, any strides."""
         if tensor.layout != torch.strided:
             raise MaskError(f"cannot mask a tensor of layout {tensor.layout}; make its gradients dense (sparse=False)")
-        part = own_part(tensor)
+        part, integer = own_part(tensor), _INTEGER[tensor.element_size()]
+        if part.numel() <= SMALL:
+            part.view(integer).mul_(self._integers(tensor, part, integer))
+            return
         order = tuple(sorted(range(part.dim()), key=part.stride, reverse=True))
         in_memory_order = part.permute(order)
         if not in_memory_order.is_contiguous():  # a slice of something larger
             part.masked_fill_(~self.part_for(tensor).to(part.device), 0)
             return
-        bits = in_memory_order.view(-1).view(_INTEGER[part.element_size()])
+        bits = in_memory_order.view(-1).view(integer)
         key = (placement(tensor), order, part.device)
-        if key not in self._flat:  # gradients may have another order than weights
-            self._flat[key] = self.part_for(tensor).to(part.device).permute(order).contiguous().view(-1)
-        mask = self._flat[key]
+        if key not in self._prepared:  # gradients may have another order than weights
+            self._prepared[key] = self.part_for(tensor).to(part.device).permute(order).contiguous().view(-1)
+        mask = self._prepared[key]
         if part.device.type != "cpu":
             bits.mul_(mask)
             return
         buffer = torch.empty(min(BLOCK, bits.numel()), dtype=bits.dtype)
         for block, keep in zip(torch.split(bits, BLOCK), torch.split(mask, BLOCK), strict=True):
             block.mul_(buffer[: keep.numel()].copy_(keep))
+
+    def _integers(self, tensor: Tensor, part: Tensor, integer: torch.dtype) -> Tensor:
+        """Return the mask as 1 and 0 of the part's size and memory order."""
+        key = (placement(tensor), part.stride(), integer, part.device)
+        if key not in self._prepared:
+            self._prepared[key] = torch.empty_like(part, dtype=integer).copy_(self.part_for(tensor))
+        return self._prepared[key]
 
     def part_for(self, tensor: Tensor) -> Tensor:
         """Return what of the mask belongs to the part of ``tensor`` that lies on this process."""

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from prunekit import events
+from prunekit.agreement import check_agreement
 from prunekit.errors import TrainingError
 from prunekit.holding import Held
 from prunekit.pruning import choose_masks
+from prunekit.ranks import sum_over_ranks
 from prunekit.schedules import MaskUpdate, Stage, Start
 from prunekit.seeds import Seeds
 from prunekit.state import RunState
@@ -112,7 +114,7 @@ class StageTraining:
             self.state.save_checkpoint(self.index, step, loop)
 
     def _read_losses(self, step: int, loop: Loop) -> None:
-        losses = torch.stack(self._unread).tolist()
+        losses = sum_over_ranks(torch.stack(self._unread)).tolist()
         self._unread.clear()
         for number, loss in enumerate(losses, step - len(losses) + 1):
             if not math.isfinite(loss):
@@ -161,6 +163,7 @@ class StageTraining:
                 shower.evidence(prepared.network, state.traces),
                 Seeds(state.seeds.derive("update", self.index, number)),
             )
+        check_agreement(chosen)
         with torch.no_grad():
             for name, weight in chosen.repaired.items():
                 prepared.views[name].weight.copy_(weight)

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "prunekit"
 # From the bottom to the top: a module imports only from modules to its left or above it.
 ORDER = [
     "errors",
+    "launched",
     "markers",
     "files",
     "tensor_files",
@@ -30,6 +31,10 @@ ORDER = [
     "selection",
     "distributions",
     "ranks",
+    "random_states",
+    "parts",
+    "shared_norms",
+    "parallel",
     "moments",
     "products",
     "statistics",
@@ -52,11 +57,14 @@ ORDER = [
     "registry",
     "structure",
     "config",
+    "recipes",
     "given",
     "hardware",
+    "process_group",
     "preparation",
     "observing",
     "pruning",
+    "agreement",
     "tracing",
     "own_loop",
     "training",
@@ -70,6 +78,7 @@ ORDER = [
     "grid",
     "sweep",
     "summary",
+    "toy_task",
     "testing",
     "cli",
 ]
@@ -87,6 +96,8 @@ OPEN = {
     "selection",
     "distributions",
     "statistics",
+    "ranks",
+    "parts",
 }
 OPEN |= {"criteria", "summing", "schedules", "tasks", "events", "masks", "testing", "files"}
 
