@@ -39,6 +39,7 @@ ORDER = [
     "foreign_masks",
     "mask_files",
     "masks",
+    "accounting",
     "sparse_checkpoints",
     "criteria",
     "summing",
