@@ -62,6 +62,8 @@ ORDER = [
     "training",
     "checkpoint",
     "run_folder",
+    "samples",
+    "pruned",
     "state",
     "stage",
     "engine",
