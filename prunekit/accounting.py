@@ -108,7 +108,7 @@ def account(
         found = sum(uses) * view.outputs * view.fan
         products[owner][0] += found
         products[owner][1] += sum(times * left for times, left in zip(uses, kept[owner], strict=True))
-        explained += min(found, seen)  # torch does not count the product of a matrix and one vector
+        explained += min(found, seen)  # torch does not count every operation, mv for one
 
     with FlopCounterMode(display=False) as counter, ExitStack() as stack:
         for name, view in all_views(network, view_of):

@@ -15,6 +15,7 @@ PACKAGE = ROOT / "prunekit"
 ORDER = [
     "errors",
     "markers",
+    "timing",
     "files",
     "tensor_files",
     "torch_files",

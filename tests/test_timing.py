@@ -1,0 +1,41 @@
+import statistics
+import time
+
+import pytest
+
+from prunekit.timing import Timing, interleaved, take_turns
+
+
+def test_calls_take_turns_and_the_warm_up_is_not_counted():
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}
+    seconds = take_turns(calls, {"a": 1, "b": 2}, turns=3, warmup=1)
+    assert "".join(order) == "abb" * 4
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 6}
+
+
+def test_a_timing_has_the_quartiles_of_its_calls():
+    timing = Timing.of([5.0, 1.0, 2.0, 4.0, 3.0])
+    assert (timing.lower, timing.median, timing.upper, timing.calls) == (2, 3, 4, 5)
+    assert timing.median == statistics.median([1, 2, 3, 4, 5])
+
+
+def test_short_calls_are_timed_more_often_and_each_at_least_five_times():
+    times = interleaved({"short": lambda: None, "long": lambda: time.sleep(0.01)}, seconds=0.0)
+    assert times["long"].calls == 5
+    assert times["short"].calls > 100
+    assert times["long"].median >= 0.01
+    for timing in times.values():
+        assert 0 <= timing.lower <= timing.median <= timing.upper
+
+
+def test_the_time_given_bounds_the_turns():
+    began = time.perf_counter()
+    times = interleaved({"sleep": lambda: time.sleep(0.005)}, seconds=0.1)
+    assert time.perf_counter() - began < 5
+    assert 5 <= times["sleep"].calls <= 40
+
+
+def test_a_call_that_fails_is_not_timed():
+    with pytest.raises(ZeroDivisionError):
+        interleaved({"fails": lambda: 1 / 0}, seconds=0.1)
