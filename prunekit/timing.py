@@ -22,7 +22,7 @@ _LEAST_TURNS = 5
 
 
 @attrs.frozen
-class Timing:
+class Latency:
     """Seconds of one call: the median, and the quartiles around it.
 
     Attributes:
@@ -38,7 +38,7 @@ class Timing:
     calls: int
 
     @classmethod
-    def of(cls, seconds: list[float]) -> "Timing":
+    def of(cls, seconds: list[float]) -> "Latency":
         """Summarise at least two times."""
         lower, median, upper = statistics.quantiles(seconds, n=4, method="inclusive")
         return cls(median, lower, upper, len(seconds))
@@ -59,7 +59,7 @@ def take_turns(
     return seconds
 
 
-def interleaved(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, Timing]:
+def interleaved(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, Latency]:
     """Time calls in turns for about so long, or for five turns where those take longer.
 
     Args:
@@ -70,4 +70,4 @@ def interleaved(calls: Mapping[str, Callable[[], object]], seconds: float) -> di
     repeats = {name: max(1, math.ceil(_TURN / max(taken, _SHORTEST))) for name, taken in first.items()}
     turn = sum(repeats[name] * max(taken, _SHORTEST) for name, taken in first.items())
     turns = max(_LEAST_TURNS, int(seconds / turn))
-    return {name: Timing.of(times) for name, times in take_turns(calls, repeats, turns).items()}
+    return {name: Latency.of(times) for name, times in take_turns(calls, repeats, turns).items()}

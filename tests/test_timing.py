@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from prunekit.timing import Timing, interleaved, take_turns
+from prunekit.timing import Latency, interleaved, take_turns
 
 
 def test_calls_take_turns_and_the_warm_up_is_not_counted():
@@ -14,10 +14,10 @@ def test_calls_take_turns_and_the_warm_up_is_not_counted():
     assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 6}
 
 
-def test_a_timing_has_the_quartiles_of_its_calls():
-    timing = Timing.of([5.0, 1.0, 2.0, 4.0, 3.0])
-    assert (timing.lower, timing.median, timing.upper, timing.calls) == (2, 3, 4, 5)
-    assert timing.median == statistics.median([1, 2, 3, 4, 5])
+def test_a_latency_has_the_quartiles_of_its_calls():
+    latency = Latency.of([5.0, 1.0, 2.0, 4.0, 3.0])
+    assert (latency.lower, latency.median, latency.upper, latency.calls) == (2, 3, 4, 5)
+    assert latency.median == statistics.median([1, 2, 3, 4, 5])
 
 
 def test_short_calls_are_timed_more_often_and_each_at_least_five_times():
