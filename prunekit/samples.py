@@ -63,11 +63,13 @@ class Samples:
 
         return Samples(*pytree.tree_map(taken, (self.arguments, dict(self.keywords))))
 
-    def to(self, device: torch.device) -> "Samples":
-        """Return the same samples on a device."""
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "Samples":
+        """Return the same samples on a device, floating-point ones as ``dtype`` where one is given."""
 
         def moved(value: Any) -> Any:
-            return value.to(device) if isinstance(value, Tensor) else value
+            if not isinstance(value, Tensor):
+                return value
+            return value.to(device, dtype if value.is_floating_point() else None)
 
         return Samples(*pytree.tree_map(moved, (self.arguments, dict(self.keywords))))
 

@@ -55,6 +55,7 @@ ORDER = [
     "config",
     "given",
     "hardware",
+    "semi_structured",
     "preparation",
     "observing",
     "pruning",
@@ -65,6 +66,7 @@ ORDER = [
     "run_folder",
     "samples",
     "pruned",
+    "export",
     "state",
     "stage",
     "engine",
@@ -76,6 +78,8 @@ ORDER = [
     "testing",
     "cli",
 ]
+
+PACKAGES = {"cli", "export"}  # have a place in the order as a whole
 
 # What a third party may import, so what built-in plugins and the plugins of this repository may.
 OPEN = {
@@ -124,14 +128,16 @@ def modules_of_the_core() -> list[Path]:
 
 
 def test_every_module_has_its_place_in_the_order() -> None:
-    assert {path.stem for path in modules_of_the_core()} | {"cli"} == set(ORDER)
+    assert {path.stem for path in modules_of_the_core()} | PACKAGES == set(ORDER)
 
 
 @pytest.mark.parametrize(
-    "path", [*modules_of_the_core(), *sorted((PACKAGE / "cli").glob("*.py"))], ids=lambda path: path.stem
+    "path",
+    [*modules_of_the_core(), *(path for name in sorted(PACKAGES) for path in sorted((PACKAGE / name).glob("*.py")))],
+    ids=lambda path: str(path.relative_to(PACKAGE)),
 )
 def test_imports_only_go_down(path: Path) -> None:
-    own = ORDER.index("cli") + 1 if path.parent.name == "cli" else ORDER.index(path.stem)
+    own = ORDER.index(path.parent.name) + 1 if path.parent != PACKAGE else ORDER.index(path.stem)
     # The list of the built-in plugins is names only, so that whoever imports it imports none of them.
     assert set(imported(path)) - {"builtin"} <= set(ORDER[:own])
 
@@ -179,7 +185,13 @@ def test_an_unknown_public_name_is_an_attribute_error() -> None:
         "import prunekit; prunekit.hookimpl",
         *(
             f"from prunekit.cli import main; assert main({arguments}) == 0"
-            for arguments in (["--help"], ["list", "--help"], ["run", "--help"], ["masks", "show", "--help"])
+            for arguments in (
+                ["--help"],
+                ["list", "--help"],
+                ["run", "--help"],
+                ["masks", "show", "--help"],
+                ["export", "--help"],
+            )
         ),
     ],
 )
