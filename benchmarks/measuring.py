@@ -1,5 +1,6 @@
 """What the benchmarks share: taking turns, medians, one row of the table. Timings are compared within one run only."""
 
+import itertools
 import statistics
 from collections.abc import Callable, Mapping
 
@@ -44,4 +45,4 @@ class Row:
 def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, float]:
     """Return the median ms of each call; they take turns, so that a drift of the machine hits all alike."""
     times = take_turns(calls, dict.fromkeys(calls, 1), repeats, warmup)
-    return {name: statistics.median(seconds) * 1e3 for name, seconds in times.items()}
+    return {name: statistics.median(itertools.chain(*turns)) * 1e3 for name, turns in times.items()}

@@ -3,10 +3,11 @@
 Times are wall-clock. This module must not know what is called.
 """
 
+import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 
@@ -30,33 +31,41 @@ class Latency:
         lower: the first quartile.
         upper: the third quartile.
         calls: how many were timed.
+        turns: the median of each turn.
     """
 
     median: float
     lower: float
     upper: float
     calls: int
+    turns: tuple[float, ...] = attrs.field(repr=False)
 
     @classmethod
-    def of(cls, seconds: list[float]) -> "Latency":
-        """Summarise at least two times."""
+    def of(cls, turns: Sequence[Sequence[float]]) -> "Latency":
+        """Summarise the times of each turn, at least two together."""
+        seconds = list(itertools.chain(*turns))
         lower, median, upper = statistics.quantiles(seconds, n=4, method="inclusive")
-        return cls(median, lower, upper, len(seconds))
+        return cls(median, lower, upper, len(seconds), tuple(map(statistics.median, turns)))
+
+    def ratio(self, other: "Latency") -> float:
+        """Return the median of the ratios to another call in the same turns; what slows both down changes it little."""
+        return statistics.median(own / theirs for own, theirs in zip(self.turns, other.turns, strict=True))
 
 
 def take_turns(
     calls: Mapping[str, Callable[[], object]], repeats: Mapping[str, int], turns: int, warmup: int = 0
-) -> dict[str, list[float]]:
-    """Call each so often in each turn, and return the seconds of every call after the warm-up turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(warmup + turns):
+) -> dict[str, list[list[float]]]:
+    """Call each so often in each turn, and return the seconds of its calls, turn by turn, after the warm-up turns."""
+    seconds: dict[str, list[list[float]]] = {name: [] for name in calls}
+    for _ in range(warmup + turns):
         for name, call in calls.items():
+            times = []
             for _ in range(repeats[name]):
                 began = time.perf_counter()
                 call()
-                if turn >= warmup:
-                    seconds[name].append(time.perf_counter() - began)
-    return seconds
+                times.append(time.perf_counter() - began)
+            seconds[name].append(times)
+    return {name: times[warmup:] for name, times in seconds.items()}
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, Latency]:
@@ -66,7 +75,7 @@ def interleaved(calls: Mapping[str, Callable[[], object]], seconds: float) -> di
         calls: what to call, by name; on a device that works on its own, each waits until that has finished.
         seconds: for all together, the first two calls of each left out, which warm up and tell how many will do.
     """
-    first = {name: times[0] for name, times in take_turns(calls, dict.fromkeys(calls, 1), 1, warmup=1).items()}
+    first = {name: times[0][0] for name, times in take_turns(calls, dict.fromkeys(calls, 1), 1, warmup=1).items()}
     repeats = {name: max(1, math.ceil(_TURN / max(taken, _SHORTEST))) for name, taken in first.items()}
     turn = sum(repeats[name] * max(taken, _SHORTEST) for name, taken in first.items())
     turns = max(_LEAST_TURNS, int(seconds / turn))

@@ -82,7 +82,7 @@ def _needed(layer: LayerResult, densities: Mapping[int, float | None]) -> str:
     found = {size: density for size, density in densities.items() if density is not None}
     parts = [f"below density {density:.2g} at batch {size}" for size, density in found.items()]
     if never := densities.keys() - found.keys():
-        parts.append(f"at no density down to {LEAST:.2g} at batch {_and(sorted(never))}")
+        parts.append(f"at no density down to 1/{1 / LEAST:.0f} at batch {_and(sorted(never))}")
     told = f"{layer.name} ({layer.kind}) has density {layer.density:.2g}; as measured here it gains"
     return f"{told} {_and(parts)}"
 

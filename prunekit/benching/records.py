@@ -66,9 +66,9 @@ class Comparison:
     absent: Mapping[str, str] = attrs.field(factory=dict)
 
     def ratio(self, form: str, batch_size: int) -> float:
-        """Return the median time of a form / that of the dense network."""
-        found = {result.name: result.latencies[batch_size].median for result in self.forms}
-        return found[form] / found[DENSE]
+        """Return the time of a form / that of the dense network, measured in turns."""
+        found = {result.name: result.latencies[batch_size] for result in self.forms}
+        return found[form].ratio(found[DENSE])
 
 
 @attrs.frozen
