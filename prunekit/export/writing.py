@@ -74,7 +74,9 @@ def export(pruned: Pruned, to: str, path: str | os.PathLike[str], *, force: bool
 
 
 def check_free(path: str | os.PathLike[str], *, force: bool) -> None:
-    """Raise ``CheckpointError`` where a file stands in the way that may not be written over."""
+    """Raise ``CheckpointError`` where a folder stands in the way, or a file that may not be written over."""
+    if Path(path).is_dir():
+        raise CheckpointError(f"cannot write {os.fspath(path)}: it is a folder; name a file in it")
     if Path(path).is_file() and not force:
         raise CheckpointError(f"{os.fspath(path)} is there already; write over it (--force) or choose another --out")
 
