@@ -19,9 +19,11 @@ class LinearView(LayerView):
     """``nn.Linear``: one group, one position; all leading dimensions (tokens too) are samples."""
 
     kind = "linear"
+    module: nn.Linear
 
     def __init__(self, module: nn.Linear) -> None:
         super().__init__(module, 1, module.out_features, (module.in_features,))
+        self.channel_axis = -1 if type(module).forward is nn.Linear.forward else None
 
     def positions(self, inputs: Tensor) -> int:
         return 1
@@ -31,6 +33,10 @@ class LinearView(LayerView):
 
     def outputs_at(self, outputs: Tensor, positions: slice) -> Tensor:
         return outputs.reshape(1, 1, -1, self.outputs)
+
+    def resize(self, groups: int, outputs: int, channels: int, *, bias: bool) -> None:
+        self.module.in_features, self.module.out_features = channels, outputs
+        self.renew((outputs, channels), (outputs,) if bias else None)
 
 
 class ConvolutionView(LayerView):
@@ -45,6 +51,18 @@ class ConvolutionView(LayerView):
     def __init__(self, module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> None:
         fan_shape = (module.in_channels // module.groups, *module.kernel_size)
         super().__init__(module, module.groups, module.out_channels // module.groups, fan_shape)
+        known = type(module).forward in {nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward}
+        self.channel_axis = -len(fan_shape) if known else None
+
+    @property
+    def pads(self) -> bool:
+        return self.module.padding_mode == "zeros" and any(map(sum, self._margins()))
+
+    def resize(self, groups: int, outputs: int, channels: int, *, bias: bool) -> None:
+        module = self.module
+        module.groups, module.in_channels, module.out_channels = groups, groups * channels, groups * outputs
+        shape = (module.out_channels, channels, *module.kernel_size)
+        self.renew(shape, (module.out_channels,) if bias else None)
 
     def _batched(self, images: Tensor) -> Tensor:
         return images if images.dim() == len(self.module.kernel_size) + 2 else images.unsqueeze(0)

@@ -52,6 +52,7 @@ ORDER = [
     "construct",
     "plugins",
     "registry",
+    "shrinking",
     "structure",
     "config",
     "given",
@@ -68,6 +69,7 @@ ORDER = [
     "samples",
     "pruned",
     "export",
+    "benching",
     "state",
     "stage",
     "engine",
@@ -81,7 +83,7 @@ ORDER = [
 ]
 
 # Packages of modules that may import each other.
-PACKAGES = ("cli", "export", "sparse")
+PACKAGES = ("benching", "cli", "export", "shrinking", "sparse")
 
 # What a third party may import, so what built-in plugins and the plugins of this repository may.
 OPEN = {

@@ -58,7 +58,8 @@ def _nothing(best: Mapping[int, float], forms: int) -> str:
     where = f"at batch {_and(best)}"
     if forms == 1:
         return f"nothing is gained {where}: no sparse form is possible"
-    return f"nothing is gained {where}: the fastest form takes {_and(f'{ratio:.2f}' for ratio in best.values())} of the dense time"
+    times = _and(f"{ratio:.2f}" for ratio in best.values())
+    return f"nothing is gained {where}: the fastest form takes {times} of the dense time"
 
 
 def _shares(account: Account, dense: Mapping[int, float], layers: Sequence[LayerResult]) -> list[str]:

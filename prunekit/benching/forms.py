@@ -20,7 +20,7 @@ from prunekit.export.writing import find_format
 from prunekit.pruned import Pruned
 from prunekit.samples import Samples
 from prunekit.semi_structured import load_semi_structured
-from prunekit.shrinking import shrink
+from prunekit.shrinking import save_shrunk, shrink
 from prunekit.sparse import LayerReport, run_sparse, save_csr
 from prunekit.sparse_checkpoints import encode_weights
 
@@ -147,4 +147,7 @@ def _shrunk(pruned: Pruned) -> Form:
     before, after = shrunk.report.weights
     if before == after:
         raise PrunekitError("no unit is gone from a layer")
-    return Form("shrunk", shrunk.network, len(encode_weights(shrunk.network.state_dict())))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "shrunk.safetensors")
+        save_shrunk(path, shrunk.network, view_of=pruned.view_of)
+        return Form("shrunk", shrunk.network, path.stat().st_size)
