@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.config import build_config, read_recipe
+from prunekit.core_views import core_view
 from prunekit.errors import CheckpointError, ConfigError, MaskError
 from prunekit.finding import find_layers, parameter_name
 from prunekit.given import check_weights
-from prunekit.layers import LayerView
+from prunekit.layers import LayerView, ViewOf
 from prunekit.masking import match
 from prunekit.masks import Masks, load_masks
 from prunekit.plugins import make_manager, view_of
@@ -39,6 +40,7 @@ class Pruned:
         views: its prunable layers by name, from input to output.
         samples: what to call it with.
         name: what the user called it.
+        view_of: what the views came from.
     """
 
     network: nn.Module
@@ -46,6 +48,7 @@ class Pruned:
     views: dict[str, LayerView]
     samples: Samples
     name: str
+    view_of: ViewOf = core_view
 
     def outputs(self, samples: Samples | None = None) -> tuple[Tensor, ...]:
         """Run the network and return its output tensors; without ``samples`` on its own."""
@@ -125,7 +128,8 @@ def _open_run(folder: RunFolder, no_plugins: Sequence[str]) -> Pruned:
     loaded = load_masks(folder.masks) if folder.masks.is_file() else Masks({})
     fitted = _fit(loaded, network, folder.masks)
     samples = task_samples(task, model, seeds)
-    return Pruned(network, fitted, find_layers(network, view_of(manager)), samples, str(folder.path))
+    views_by = view_of(manager)
+    return Pruned(network, fitted, find_layers(network, views_by), samples, str(folder.path), views_by)
 
 
 def _open_model(
@@ -153,8 +157,8 @@ def _open_model(
     else:
         zeros = Masks.from_zeros(network).tensors.items()
         fitted = Masks({key: mask for key, mask in zeros if not bool(mask.all())})
-    views = find_layers(network, view_of(make_manager(no_plugins)))
-    return Pruned(network, fitted, views, samples, name)
+    views_by = view_of(make_manager(no_plugins))
+    return Pruned(network, fitted, find_layers(network, views_by), samples, name, views_by)
 
 
 def _made(name: str) -> nn.Module:

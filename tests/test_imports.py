@@ -16,6 +16,7 @@ ORDER = [
     "errors",
     "launched",
     "markers",
+    "timing",
     "files",
     "tensor_files",
     "torch_files",
@@ -45,6 +46,7 @@ ORDER = [
     "foreign_masks",
     "mask_files",
     "masks",
+    "accounting",
     "sparse_checkpoints",
     "sparse",
     "criteria",
@@ -56,6 +58,7 @@ ORDER = [
     "construct",
     "plugins",
     "registry",
+    "shrinking",
     "structure",
     "config",
     "recipes",
@@ -75,6 +78,7 @@ ORDER = [
     "samples",
     "pruned",
     "export",
+    "benching",
     "state",
     "stage",
     "engine",
@@ -89,7 +93,7 @@ ORDER = [
 ]
 
 # Packages of modules that may import each other.
-PACKAGES = ("cli", "export", "sparse")
+PACKAGES = ("benching", "cli", "export", "shrinking", "sparse")
 
 # What a third party may import, so what built-in plugins and the plugins of this repository may.
 OPEN = {
