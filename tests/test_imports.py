@@ -14,12 +14,15 @@ PACKAGE = ROOT / "prunekit"
 # From the bottom to the top: a module imports only from modules to its left or above it.
 ORDER = [
     "errors",
+    "launched",
     "markers",
+    "timing",
     "files",
     "tensor_files",
     "torch_files",
     "options",
     "seeds",
+    "sharding",
     "computed",
     "layers",
     "core_views",
@@ -29,6 +32,10 @@ ORDER = [
     "selection",
     "distributions",
     "ranks",
+    "random_states",
+    "parts",
+    "shared_norms",
+    "parallel",
     "moments",
     "products",
     "statistics",
@@ -39,6 +46,7 @@ ORDER = [
     "foreign_masks",
     "mask_files",
     "masks",
+    "accounting",
     "sparse_checkpoints",
     "sparse",
     "criteria",
@@ -50,14 +58,18 @@ ORDER = [
     "construct",
     "plugins",
     "registry",
+    "shrinking",
     "structure",
     "config",
+    "recipes",
     "given",
     "hardware",
+    "process_group",
     "semi_structured",
     "preparation",
     "observing",
     "pruning",
+    "agreement",
     "tracing",
     "own_loop",
     "training",
@@ -65,8 +77,8 @@ ORDER = [
     "run_folder",
     "samples",
     "pruned",
-    "shrinking",
     "export",
+    "benching",
     "state",
     "stage",
     "engine",
@@ -75,12 +87,13 @@ ORDER = [
     "grid",
     "sweep",
     "summary",
+    "toy_task",
     "testing",
     "cli",
 ]
 
 # Packages of modules that may import each other.
-PACKAGES = ("cli", "export", "shrinking", "sparse")
+PACKAGES = ("benching", "cli", "export", "shrinking", "sparse")
 
 # What a third party may import, so what built-in plugins and the plugins of this repository may.
 OPEN = {
@@ -95,6 +108,8 @@ OPEN = {
     "selection",
     "distributions",
     "statistics",
+    "ranks",
+    "parts",
 }
 OPEN |= {"criteria", "summing", "schedules", "tasks", "events", "masks", "testing", "files"}
 

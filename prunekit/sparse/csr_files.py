@@ -25,7 +25,7 @@ from prunekit.core_views import core_view
 from prunekit.errors import CheckpointError
 from prunekit.files import write_atomically
 from prunekit.layers import ViewOf
-from prunekit.mask_files import METADATA, tool_name
+from prunekit.mask_files import METADATA, tool
 from prunekit.masking import match_names
 from prunekit.masks import Masks
 from prunekit.sparse.layers import DENSE
@@ -88,7 +88,7 @@ def encode_csr(model: nn.Module, masks: Masks, reports: tuple[LayerReport, ...])
     forms = {report.layer: {str(size): form for size, form in report.forms.items()} for report in reports}
     header = {
         "csr": VERSION,
-        "tool": tool_name(),
+        "tool": tool(),
         "matrices": matrices,
         "tied": tied,
         "forms": {layer: found for layer, found in forms.items() if found},
