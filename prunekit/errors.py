@@ -35,6 +35,10 @@ class TrainingError(PrunekitError):
     """Training cannot go on, for example because the loss is no longer a number."""
 
 
+class RankError(PrunekitError):
+    """The other processes of a distributed run cannot be reached any more."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` or, with nothing near, `` (known: a, b)``.
 

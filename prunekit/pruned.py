@@ -13,7 +13,6 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from prunekit.config import build_config, read_recipe
 from prunekit.core_views import core_view
 from prunekit.errors import CheckpointError, ConfigError, MaskError
 from prunekit.finding import find_layers, parameter_name
@@ -23,6 +22,7 @@ from prunekit.masking import match
 from prunekit.masks import Masks, load_masks
 from prunekit.plugins import make_manager, view_of
 from prunekit.preparation import build_model
+from prunekit.recipes import build_config, read_recipe
 from prunekit.registry import collect, import_named
 from prunekit.run_folder import RunFolder
 from prunekit.samples import Samples, random_samples, task_samples

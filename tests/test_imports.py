@@ -14,6 +14,7 @@ PACKAGE = ROOT / "prunekit"
 # From the bottom to the top: a module imports only from modules to its left or above it.
 ORDER = [
     "errors",
+    "launched",
     "markers",
     "timing",
     "files",
@@ -21,6 +22,7 @@ ORDER = [
     "torch_files",
     "options",
     "seeds",
+    "sharding",
     "computed",
     "layers",
     "core_views",
@@ -30,6 +32,10 @@ ORDER = [
     "selection",
     "distributions",
     "ranks",
+    "random_states",
+    "parts",
+    "shared_norms",
+    "parallel",
     "moments",
     "products",
     "statistics",
@@ -55,12 +61,15 @@ ORDER = [
     "shrinking",
     "structure",
     "config",
+    "recipes",
     "given",
     "hardware",
+    "process_group",
     "semi_structured",
     "preparation",
     "observing",
     "pruning",
+    "agreement",
     "tracing",
     "own_loop",
     "training",
@@ -78,6 +87,7 @@ ORDER = [
     "grid",
     "sweep",
     "summary",
+    "toy_task",
     "testing",
     "cli",
 ]
@@ -98,6 +108,8 @@ OPEN = {
     "selection",
     "distributions",
     "statistics",
+    "ranks",
+    "parts",
 }
 OPEN |= {"criteria", "summing", "schedules", "tasks", "events", "masks", "testing", "files"}
 
