@@ -28,8 +28,8 @@ def print_bench(found: "Bench") -> None:
 def _print_layers(found: "Bench") -> None:
     account = found.account
     numbers = ("weights", "left", "density", "multiply-adds", "left")
-    title = "Weights, and multiply-adds of one sample (theoretical: kept weights x their uses)"
-    table = make_table(title, "layer", "kind", *numbers, numbers=numbers)
+    click.echo("weights, and multiply-adds of one sample: theoretical, kept weights x their uses")
+    table = make_table("", "layer", "kind", *numbers, numbers=numbers)
     for layer in account.layers:
         density = f"{layer.kept / layer.weights:.4f}"
         costs = (_count(layer.multiply_adds), _count(layer.kept_multiply_adds))
@@ -44,7 +44,8 @@ def _print_layers(found: "Bench") -> None:
 
 def _print_comparison(comparison: "Comparison") -> None:
     names = tuple(form.name for form in comparison.forms)
-    table = make_table(comparison.machine, "", *names, numbers=names)
+    click.echo(f"{comparison.machine}; medians of calls in turns")
+    table = make_table("", "", *names, numbers=names)
     table.add_row("file", *(_bytes(form.file) for form in comparison.forms))
     table.add_row("in memory", *(_bytes(form.memory) for form in comparison.forms))
     for size in comparison.forms[0].latencies:
@@ -53,7 +54,7 @@ def _print_comparison(comparison: "Comparison") -> None:
         table.add_row(f"batch {size}: ms", *(_ms(median) for median in medians))
         table.add_row("quartiles", *(_quartiles(form, size) for form in comparison.forms))
         table.add_row("samples/s", *(_count(size / median) for median in medians))
-        table.add_row("of dense", *(f"{comparison.ratio(name, size):.2f}" for name in names))
+        table.add_row("of dense", *(f"{form.ratios[size]:.2f}" for form in comparison.forms))
     print_table(table)
     for form, reason in comparison.absent.items():
         click.echo(f"{form}: {reason}")
