@@ -125,6 +125,14 @@ def test_arguments_by_name_reach_every_form():
     assert [form.name for form in found.comparisons[0].forms] == ["dense", "csr", "auto"]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_on_a_gpu_2_of_4_is_measured_beside_dense_and_shrunk():
+    mask = (torch.arange(64) % 4 < 2).expand(64, 64)
+    found = bench(pruned(nn.Sequential(nn.Linear(64, 64)), mask), [1, 32])
+    assert [form.name for form in found.comparisons[1].forms] == ["dense", "2:4"]
+    assert "GPU" in found.comparisons[1].machine
+
+
 def test_a_network_that_drops_nothing_is_refused():
     for network in (
         pruned(nn.Linear(64, 3)),
