@@ -200,8 +200,8 @@ def test_where_nothing_gains_the_density_that_would_is_said():
     assert lines == (
         "nothing is gained at batch 1 and 8: the fastest form takes 1.01 and 0.99 of the dense time",
         (
-            "fc (linear) has density 0.5; as measured here it gains below density 0.13 at batch 1 and at no density down "
-            "to 1/256 at batch 8"
+            "fc (linear) has density 0.5; as measured here it gains below density 0.13 at batch 1 and at no density "
+            "down to 1/256 at batch 8"
         ),
         "whole units gain without any sparse kernel: prune with --pattern units, then prunekit export --to shrunk",
     )
