@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -152,19 +151,3 @@ def _join_state(tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> di
         index, _, name = key.partition("/")
         state.setdefault(int(index), {})[name] = value
     return state
-
-
-def random_state() -> dict[str, Tensor]:
-    """Return the states of torch's global generators, which dropout draws from."""
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states |= {f"cuda:{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
-    return states
-
-
-def set_random_state(states: Mapping[str, Tensor]) -> None:
-    """Put back what ``random_state`` returned; states of devices that are not here are left out."""
-    torch.set_rng_state(states["cpu"])
-    for index in range(torch.cuda.device_count()):
-        if f"cuda:{index}" in states:
-            torch.cuda.set_rng_state(states[f"cuda:{index}"], index)

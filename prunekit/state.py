@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prunekit.checkpoint import Checkpoint, newest_checkpoint, random_state, save_checkpoint, set_random_state
+from prunekit.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from prunekit.config import RunConfig
 from prunekit.errors import CheckpointError, TrainingError
 from prunekit.events import StageFinished
@@ -24,6 +24,8 @@ from prunekit.finding import parameter_name
 from prunekit.hardware import Hardware
 from prunekit.masks import Masks
 from prunekit.preparation import Prepared
+from prunekit.random_states import random_states, restore_random_states
+from prunekit.ranks import gather_numbers, own_rank
 from prunekit.run_folder import RunFolder
 from prunekit.schedules import Start
 from prunekit.seeds import Seeds
@@ -44,7 +46,8 @@ class RunState:
         masks: layer -> mask of the weight's shape, for the layers that have one.
         finished: one record for each finished stage.
         losses: training losses of the epoch under way.
-        traces: layer -> what the criterion sums over training steps, ``[G, out, fan]``; empty where it asks for none.
+        traces: layer -> what the criterion sums over training steps, of the weight's shape; empty where it asks for
+            none.
     """
 
     config: RunConfig
@@ -114,7 +117,9 @@ class RunState:
                 )
 
     def save_results(self) -> None:
-        """Write the masks and the deployed network as they are now."""
+        """Write the masks and the deployed network as they are now; the first rank does."""
+        if own_rank() > 0:
+            return
         masks, weights = self.as_masks(), self.prepared.network.state_dict()
         if self.masks:
             masks.save(self.folder.masks)
@@ -123,18 +128,24 @@ class RunState:
         else:
             save_weights(self.folder.model, weights)
 
-    def save_checkpoint(self, stage: int, step: int, loop: Loop | None) -> Path:
-        """Write a checkpoint after ``step`` steps of a stage; without a loop: before the stage begins."""
+    def save_checkpoint(self, stage: int, step: int, loop: Loop | None) -> None:
+        """Write a checkpoint after ``step`` steps of a stage; without a loop: before the stage begins.
+
+        Of several ranks the first one writes; all must come here.
+        """
         facts: dict[str, Any] = {
             "finished": cattrs.unstructure(self.finished),
             "losses": self.losses,
             "seconds": self.seconds,
             "scaler": loop.scaler.state_dict() if loop else {},
         }
-        tensors = {"model": self.prepared.model.state_dict(), "masks": self.masks, "random": random_state()}
+        random = random_states()
+        if own_rank() > 0:
+            return
+        tensors = {"model": self.prepared.model.state_dict(), "masks": self.masks, "random": random}
         tensors |= {"traces": self.traces} if self.traces else {}
         optimizer = loop.optimizer.state_dict() if loop else None
-        return save_checkpoint(self.folder.checkpoints, Checkpoint(stage, step, tensors, optimizer, facts))
+        save_checkpoint(self.folder.checkpoints, Checkpoint(stage, step, tensors, optimizer, facts))
 
     def restore(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
         """Bring back model, masks and results from the newest good checkpoint.
@@ -146,6 +157,13 @@ class RunState:
             CheckpointError: when none can be read, or it is of another network.
         """
         checkpoint, broken = newest_checkpoint(self.folder.checkpoints)
+        places = gather_numbers([-1, -1] if checkpoint is None else [checkpoint.stage, checkpoint.step])
+        for rank, place in enumerate(places):
+            if place != places[0]:
+                raise CheckpointError(
+                    f"rank {rank} finds another checkpoint than rank 0 (stage and step {place}, {places[0]}); "
+                    f"{self.folder.checkpoints} must be one folder that all machines see"
+                )
         notes = tuple(f"{problem}; going on from the one before" for problem in broken)
         if checkpoint is None:
             return None, notes
@@ -163,20 +181,21 @@ class RunState:
             ) from error
         return checkpoint, notes
 
-    @staticmethod
-    def restore_loop(checkpoint: Checkpoint, loop: Loop) -> None:
+    def restore_loop(self, checkpoint: Checkpoint, loop: Loop) -> None:
         """Bring back optimiser, scaler and random generators in the middle of a stage."""
         assert checkpoint.optimizer is not None
         try:
             loop.optimizer.load_state_dict(dict(checkpoint.optimizer))
             loop.scaler.load_state_dict(checkpoint.facts["scaler"])
-            set_random_state(checkpoint.tensors["random"])
+            if not restore_random_states(checkpoint.tensors["random"]):  # the run had fewer ranks
+                torch.manual_seed(self.seeds.derive("training", checkpoint.stage, own_rank(), checkpoint.step))
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"the checkpoint does not fit the optimiser of the task: {error}") from error
 
     def keep_weights(self, start: Start) -> None:
-        """Write the weights that a later stage is to start from."""
-        save_weights(self._weights_file(start), self.prepared.model.state_dict())
+        """Write the weights that a later stage is to start from; the first rank does."""
+        if own_rank() == 0:
+            save_weights(self._weights_file(start), self.prepared.model.state_dict())
 
     def start_weights(self, start: Start, stage: int) -> None:
         """Give the model the weights that a stage starts from."""

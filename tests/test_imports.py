@@ -14,12 +14,15 @@ PACKAGE = ROOT / "prunekit"
 # From the bottom to the top: a module imports only from modules to its left or above it.
 ORDER = [
     "errors",
+    "launched",
     "markers",
+    "timing",
     "files",
     "tensor_files",
     "torch_files",
     "options",
     "seeds",
+    "sharding",
     "computed",
     "layers",
     "core_views",
@@ -29,6 +32,10 @@ ORDER = [
     "selection",
     "distributions",
     "ranks",
+    "random_states",
+    "parts",
+    "shared_norms",
+    "parallel",
     "moments",
     "products",
     "statistics",
@@ -39,6 +46,7 @@ ORDER = [
     "foreign_masks",
     "mask_files",
     "masks",
+    "accounting",
     "sparse_checkpoints",
     "sparse",
     "criteria",
@@ -50,18 +58,27 @@ ORDER = [
     "construct",
     "plugins",
     "registry",
+    "shrinking",
     "structure",
     "config",
+    "recipes",
     "given",
     "hardware",
+    "process_group",
+    "semi_structured",
     "preparation",
     "observing",
     "pruning",
+    "agreement",
     "tracing",
     "own_loop",
     "training",
     "checkpoint",
     "run_folder",
+    "samples",
+    "pruned",
+    "export",
+    "benching",
     "state",
     "stage",
     "engine",
@@ -70,12 +87,13 @@ ORDER = [
     "grid",
     "sweep",
     "summary",
+    "toy_task",
     "testing",
     "cli",
 ]
 
 # Packages of modules that may import each other.
-PACKAGES = ("cli", "sparse")
+PACKAGES = ("benching", "cli", "export", "shrinking", "sparse")
 
 # What a third party may import, so what built-in plugins and the plugins of this repository may.
 OPEN = {
@@ -90,6 +108,8 @@ OPEN = {
     "selection",
     "distributions",
     "statistics",
+    "ranks",
+    "parts",
 }
 OPEN |= {"criteria", "summing", "schedules", "tasks", "events", "masks", "testing", "files"}
 
@@ -130,7 +150,7 @@ def test_every_module_has_its_place_in_the_order() -> None:
 @pytest.mark.parametrize(
     "path",
     [*modules_of_the_core(), *(path for name in PACKAGES for path in sorted((PACKAGE / name).glob("*.py")))],
-    ids=lambda path: path.stem,
+    ids=lambda path: str(path.relative_to(PACKAGE)),
 )
 def test_imports_only_go_down(path: Path) -> None:
     own = ORDER.index(path.parent.name) + 1 if path.parent.name in PACKAGES else ORDER.index(path.stem)
@@ -181,7 +201,13 @@ def test_an_unknown_public_name_is_an_attribute_error() -> None:
         "import prunekit; prunekit.hookimpl",
         *(
             f"from prunekit.cli import main; assert main({arguments}) == 0"
-            for arguments in (["--help"], ["list", "--help"], ["run", "--help"], ["masks", "show", "--help"])
+            for arguments in (
+                ["--help"],
+                ["list", "--help"],
+                ["run", "--help"],
+                ["masks", "show", "--help"],
+                ["export", "--help"],
+            )
         ),
     ],
 )

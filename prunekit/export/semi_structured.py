@@ -1,0 +1,83 @@
+"""Format ``semi-structured``: linear layers that keep two of every four inputs, for sparse tensor cores.
+
+What has another pattern or shape stays dense. Without a GPU the file is proved by unpacking it; with one, its kernels
+are run, too.
+"""
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import ExportError
+from prunekit.export.formats import Format, Run
+from prunekit.finding import parameter_name
+from prunekit.pruned import Pruned
+from prunekit.samples import Samples
+from prunekit.semi_structured import encode, load_semi_structured, read, weight_problem
+from prunekit.tensor_files import some
+
+_HALF_TOLERANCE = 2e-2
+"""Of kernels in half precision, as a part of the greatest output: ten bits, and sums in another order."""
+
+
+def _encode(pruned: Pruned) -> bytes:
+    problems = _problems(pruned)
+    packed = {parameter_name(name, pruned.views[name]) for name, problem in problems.items() if not problem}
+    if not packed:
+        told = [f"{name} {problem}" for name, problem in problems.items()] or ["it has none"]
+        raise ExportError(
+            f"no linear layer of {pruned.name} can run as 2:4: {some(told)}; prune with --pattern 2:4, or choose "
+            "another format"
+        )
+    return encode(pruned.network.state_dict(), packed)
+
+
+def _problems(pruned: Pruned) -> dict[str, str]:
+    """Return, for each linear layer, why it cannot run as 2:4, or ""."""
+    linear = {name: view for name, view in pruned.views.items() if type(view.module) is nn.Linear}
+    return {name: weight_problem(view.weight) for name, view in linear.items()}
+
+
+def _notes(pruned: Pruned) -> tuple[str, ...]:
+    problems = _problems(pruned)
+    dense = [f"{name} {problem}" for name, problem in problems.items() if problem]
+    packed = f"2:4: {some([name for name, problem in problems.items() if not problem])}"
+    return (packed, f"dense: {some(dense)}") if dense else (packed,)
+
+
+def _reopen(path: Path, pruned: Pruned) -> Run:
+    network = copy.deepcopy(pruned.network)
+    network.load_state_dict(read(path)[0])
+
+    def run(samples: Samples) -> tuple[Tensor, ...]:
+        if torch.cuda.is_available():
+            _check_kernels(path, network, samples)
+        return samples.through(network)
+
+    return run
+
+
+def _check_kernels(path: Path, network: nn.Module, samples: Samples) -> None:
+    """Compare the sparse kernels with dense ones of the same precision."""
+    dense = copy.deepcopy(network).to("cuda", torch.float16)
+    halves = samples.to(torch.device("cuda"), torch.float16)
+    expected = halves.through(dense)
+    found = halves.through(load_semi_structured(path, copy.deepcopy(network)))
+    for one, other in zip(expected, found, strict=True):
+        error, scale = float((one.float() - other.float()).abs().max()), float(one.float().abs().max())
+        if not error <= _HALF_TOLERANCE * max(1.0, scale):
+            raise ExportError(
+                f"on this GPU the 2:4 kernels give outputs that are off by {error:.3g} (the greatest is {scale:.3g}); "
+                "nothing was written"
+            )
+
+
+FORMAT = Format(
+    _encode,
+    _reopen,
+    tolerance=0,  # unpacked, the same bits
+    load='network = prunekit.load_semi_structured("{path}", network)',
+    notes=_notes,
+)
