@@ -7,7 +7,6 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from prunekit.errors import ConfigError
 from prunekit.finding import find_layers, parameter_name
@@ -15,12 +14,13 @@ from prunekit.layers import LayerView, ViewOf
 from prunekit.masking import Keeper, match
 from prunekit.masks import Masks
 from prunekit.plugins import make_manager
-from prunekit.plugins import view_of as views_of_plugins
+from prunekit.plugins import view_of as view_of_plugins
+from prunekit.shrinking.calls import Call
 from prunekit.shrinking.flow import Flow
 from prunekit.shrinking.operations import make_rules
 from prunekit.shrinking.removing import Kept, find_kept, fold_constants, remove
 from prunekit.shrinking.report import LayerSizes, Report
-from prunekit.shrinking.watching import follow
+from prunekit.shrinking.watching import Watch
 
 _TOLERANCE = 1e-5
 _ROUNDING = 8  # units in the last place of numbers that are coarser than single precision
@@ -69,9 +69,8 @@ def shrink(
         ConfigError: the network cannot be called with the samples, or cannot be shrunk: its outputs would differ.
         MaskError: masks that do not fit.
     """
-    views = views_of_plugins(make_manager()) if view_of is None else view_of
-    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-    call = _Call(arguments, keywords or {})
+    views = installed_views() if view_of is None else view_of
+    call = Call.of(inputs, keywords)
     before = copy.deepcopy(network).eval()
     matched = match(masks.tensors, before) if masks is not None else {}
     for weight, mask in matched.values():
@@ -103,33 +102,26 @@ def shrink(
     return Shrunk(small, Masks(masks_left, {} if masks is None else masks.info), Report(sizes), error)
 
 
-@attrs.frozen(eq=False)
-class _Call:
-    """What a network is called with."""
+def installed_views() -> ViewOf:
+    """Return what gives the views of all layers that the core and the installed plugins know."""
+    return view_of_plugins(make_manager())
 
-    arguments: tuple[Any, ...]
-    keywords: Mapping[str, Any]
 
-    def copies(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments for one call, which may change them in place."""
-        copied: tuple[tuple[Any, ...], dict[str, Any]]
-        copied = pytree.tree_map_only(Tensor, torch.clone, (self.arguments, dict(self.keywords)))
-        return copied
-
-    def outputs(self, network: nn.Module) -> list[Tensor]:
-        """Return all tensors that the network gives."""
-        arguments, keywords = self.copies()
-        with torch.no_grad():
-            leaves = pytree.tree_leaves(network(*arguments, **keywords))
-        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+def watch_copy(network: nn.Module, call: Call, view_of: ViewOf, *, trusting: bool) -> tuple[nn.Module, Flow]:
+    """Return a copy of a network, in evaluation mode, and where its channels flow; see ``watching``."""
+    copied = copy.deepcopy(network).eval()
+    watch = Watch(copied, view_of, make_rules(), trusting=trusting)
+    with watch.hooks():
+        with watch:
+            outputs = call.run(copied)
+        return copied, watch.finish(outputs)
 
 
 def _attempt(
-    before: nn.Module, call: _Call, view_of: ViewOf, masks: Mapping[str, Tensor], *, trusting: bool
+    before: nn.Module, call: Call, view_of: ViewOf, masks: Mapping[str, Tensor], *, trusting: bool
 ) -> tuple[nn.Module, Flow, Kept, dict[str, Tensor]]:
     """Shrink a copy of a network; return it, what was seen, what it keeps, and the masks that are left, by layer."""
-    small = copy.deepcopy(before)
-    flow = follow(small, *call.copies(), view_of, make_rules(), trusting=trusting)
+    small, flow = watch_copy(before, call, view_of, trusting=trusting)
     brought = fold_constants(flow)
     kept = find_kept(flow)
     return small, flow, kept, remove(small, view_of, kept, brought, masks)
