@@ -112,3 +112,12 @@ def test_large_counts_are_rounded(amount, text):
     from prunekit.cli.bench_table import _count
 
     assert _count(amount) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0"), (1.234e-6, "0.00123"), (9.9996e-3, "10.0"), (0.0999, "99.9"), (1.23456, "1,230")]
+)
+def test_times_are_milliseconds_with_three_digits(seconds, text):
+    from prunekit.cli.bench_table import _ms
+
+    assert _ms(seconds) == text

@@ -1,5 +1,6 @@
 """What ``prunekit bench`` prints. It must not measure anything."""
 
+import math
 from typing import TYPE_CHECKING
 
 import click
@@ -8,6 +9,9 @@ from prunekit.cli.tables import make_table, print_table
 
 if TYPE_CHECKING:
     from prunekit.benching.records import Bench, Comparison, FormResult
+
+_THOUSAND = 1000
+_PREFIXES = "kMGT"
 
 
 def print_bench(found: "Bench") -> None:
@@ -70,20 +74,21 @@ def _ms(seconds: float) -> str:
 
 
 def _bytes(count: float) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{_significant(count / size)} {unit}"
-    return f"{count:.0f} B"
+    return f"{count:.0f} B" if count < _THOUSAND else f"{_scaled(count)}B"
 
 
 def _count(number: float) -> str:
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e4)):
-        if number >= size:
-            return f"{_significant(number / min(size, 1e3) if unit == 'k' else number / size)} {unit}"
-    return f"{number:,.0f}"
+    return f"{number:,.0f}" if number < 10 * _THOUSAND else _scaled(number)
+
+
+def _scaled(number: float) -> str:
+    """Write a number of at least a thousand with a prefix."""
+    power = min(len(_PREFIXES), int(math.log10(number)) // 3)
+    return f"{_significant(number / _THOUSAND**power)} {_PREFIXES[power - 1]}"
 
 
 def _significant(number: float) -> str:
     """Write three significant digits, never with an exponent."""
-    digits = max(0, 2 - len(str(int(number))) + 1) if number >= 1 else 3
-    return f"{number:,.{digits}f}"
+    rounded = float(f"{number:.3g}")
+    places = max(0, 2 - math.floor(math.log10(rounded))) if rounded else 0
+    return f"{rounded:,.{places}f}"
