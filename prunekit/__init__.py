@@ -41,6 +41,12 @@ if TYPE_CHECKING:
     from prunekit.selection import Quota as Quota
     from prunekit.selection import Units as Units
     from prunekit.semi_structured import load_semi_structured as load_semi_structured
+    from prunekit.shrinking import load_shrunk as load_shrunk
+    from prunekit.shrinking import save_shrunk as save_shrunk
+    from prunekit.shrinking.shrink import shrink as shrink
+    from prunekit.sparse import load_csr as load_csr
+    from prunekit.sparse import run_sparse as run_sparse
+    from prunekit.sparse import save_csr as save_csr
     from prunekit.sparse_checkpoints import load_weights as load_weights
     from prunekit.sparse_checkpoints import save_sparse as save_sparse
     from prunekit.tasks import Evaluation as Evaluation
@@ -69,6 +75,8 @@ _MODULES = {
     "seeds": ("Seeds",),
     "selection": ("Blocks", "NofM", "Quota", "Units"),
     "semi_structured": ("load_semi_structured",),
+    "shrinking": ("load_shrunk", "save_shrunk", "shrink"),
+    "sparse": ("load_csr", "run_sparse", "save_csr"),
     "sparse_checkpoints": ("load_weights", "save_sparse"),
     "tasks": ("Evaluation", "Task", "Training"),
 }

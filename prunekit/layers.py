@@ -172,11 +172,10 @@ class LayerView(abc.ABC):
 
     def renew(self, weight: Sequence[int], bias: Sequence[int] | None) -> None:
         """Give the module a weight and biases of these shapes, or no biases; they are not initialised."""
-        module, old = self.module, self.weight
-        setattr(module, self.parameter, nn.Parameter(old.new_empty(weight), old.requires_grad))
-        module.register_parameter(
-            "bias", None if bias is None else nn.Parameter(old.new_empty(bias), old.requires_grad)
-        )
+        old = self.weight
+        for name, shape in ((self.parameter, weight), ("bias", bias)):
+            parameter = None if shape is None else nn.Parameter(old.new_empty(shape), old.requires_grad)
+            setattr(self.module, name, parameter)
 
     def shape(self, name: str) -> LayerShape:
         """Return the sizes of this layer under the name it has in a network."""

@@ -7,6 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import attrs
 import numpy as np
 import onnxruntime
 import pytest
@@ -18,11 +19,11 @@ import prunekit
 from prunekit.cli import main
 from prunekit.errors import CheckpointError, ConfigError, ExportError
 from prunekit.export import MODULES
-from prunekit.export.formats import Format
+from prunekit.export.formats import Encoded, Format
 from prunekit.export.writing import difference, export, find_format
 from prunekit.masks import Masks
 from prunekit.pruned import Pruned, open_pruned
-from prunekit.samples import random_samples
+from prunekit.samples import Samples, random_samples
 from prunekit.selection import NofM
 from prunekit.sparse_checkpoints import load_weights
 
@@ -64,6 +65,8 @@ def wide():
     return nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
 """
 
+UNITS = ("conv_a.weight", "hidden.weight")
+
 
 @pytest.fixture
 def code(tmp_path, monkeypatch):
@@ -103,10 +106,40 @@ def test_a_sparse_export_is_smaller_and_has_masks_and_weights(pruned):
     assert all(torch.equal(tensor, state[name]) for name, tensor in load_weights("out.safetensors").items())
 
 
-def test_a_network_without_masks_and_zeros_has_no_sparse_export(code):
+@pytest.mark.parametrize("to", ["sparse", "csr"])
+def test_a_network_without_masks_and_zeros_has_no_sparse_export(code, to):
     dense = open_pruned(code + "network", inputs=["1x6x6"])
-    with pytest.raises(ExportError, match="nothing to leave out; export it dense"):
-        export(dense, "sparse", "out.safetensors")
+    with pytest.raises(ExportError, match=r"has no masks and no zeros, .*export it dense"):
+        export(dense, to, "out.safetensors")
+
+
+def test_a_csr_export_loads_into_a_fresh_network_and_tells_of_each_layer_how_it_runs(pruned):
+    exported = export(pruned, "csr", "out.safetensors")
+    assert exported.error < 1e-5
+    assert [note.partition(":")[0] for note in exported.notes] == ["conv_a", "conv_b", "hidden", "classifier"]
+    network = prunekit.load_csr("out.safetensors", prunekit.testing.ToyNetwork(), pruned.samples.arguments)
+    torch.testing.assert_close(pruned.samples.through(network), pruned.outputs())
+
+
+def test_a_csr_export_of_a_network_that_is_called_by_keyword(pruned):
+    named = attrs.evolve(pruned, samples=Samples((), {"images": pruned.samples.arguments[0]}))
+    assert export(named, "csr", "out.safetensors").error < 1e-5
+
+
+def test_a_shrunk_export_has_smaller_layers_and_loads_into_the_network_at_its_full_size(code):
+    network = prunekit.testing.ToyNetwork()
+    masks = {name: torch.ones_like(network.get_parameter(name), dtype=torch.bool) for name in UNITS}
+    masks["conv_a.weight"][:4] = False
+    masks["hidden.weight"][10:] = False
+    Masks(masks).save("m.safetensors")
+    pruned = open_pruned(code + "network", masks="m.safetensors", inputs=["1x6x6"])
+    exported = export(pruned, "shrunk", "out.safetensors")
+    assert exported.error < 1e-5
+    assert exported.size < exported.dense_size
+    assert any(note.startswith("hidden: 16 -> 10 units") for note in exported.notes)
+    small = prunekit.load_shrunk(prunekit.testing.ToyNetwork(), "out.safetensors").eval()
+    assert small.hidden.weight.shape == (10, 72)
+    torch.testing.assert_close(pruned.samples.through(small), pruned.outputs())
 
 
 def test_a_program_of_torch_export_runs_without_the_code_at_any_batch_size(pruned):
@@ -214,7 +247,7 @@ def broken(change):
     def encode(pruned):
         state = {name: tensor.clone() for name, tensor in pruned.network.state_dict().items()}
         change(state["classifier.bias"])
-        return prunekit.sparse_checkpoints.encode_weights(state)
+        return Encoded(prunekit.sparse_checkpoints.encode_weights(state))
 
     return Format(encode, dense.reopen, 1e-4, "")
 

@@ -33,8 +33,8 @@ def crossover(ratio: Callable[[float], float], steps: int = _STEPS) -> float | N
     low, high = math.log2(LEAST), 0.0
     for _ in range(steps):
         middle = (low + high) / 2
-        low, high = (middle, high) if ratio(2**middle) < 1 else (low, middle)
-    return 2.0**low
+        low, high = (middle, high) if ratio(math.exp2(middle)) < 1 else (low, middle)
+    return math.exp2(low)
 
 
 def layer_crossover(layer: nn.Module, inputs: Tensor, view_of: ViewOf) -> float | None:

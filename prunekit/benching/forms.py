@@ -84,7 +84,7 @@ def cuda_forms(pruned: Pruned) -> Forms:
     except PrunekitError as error:
         forms.absent["shrunk"] = str(error)
     try:
-        content = find_format("semi-structured").encode(pruned)
+        content = find_format("semi-structured").encode(pruned).data
     except PrunekitError as error:
         forms.absent["2:4"] = str(error)
     else:

@@ -7,7 +7,9 @@ has the names only, so that a command line that lists them does not wait for tor
 MODULES = {
     "dense": "dense",
     "sparse": "sparse",
+    "csr": "csr",
     "semi-structured": "semi_structured",
+    "shrunk": "shrunk",
     "torch-export": "torch_export",
     "onnx": "onnx",
 }

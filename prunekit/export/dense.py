@@ -5,13 +5,13 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from prunekit.export.formats import Format, Run
+from prunekit.export.formats import Encoded, Format, Run
 from prunekit.pruned import Pruned
 from prunekit.sparse_checkpoints import encode_weights
 
 
-def _encode(pruned: Pruned) -> bytes:
-    return encode_weights(pruned.network.state_dict())
+def _encode(pruned: Pruned) -> Encoded:
+    return Encoded(encode_weights(pruned.network.state_dict()))
 
 
 def _reopen(path: Path, pruned: Pruned) -> Run:

@@ -15,6 +15,17 @@ from prunekit.samples import Samples
 Run = Callable[[Samples], tuple[Tensor, ...]]
 """Runs a network that was read back, and returns every tensor of what it gives."""
 
+SINGLE_PRECISION = 1e-4
+"""Tolerance of what sums thousands of terms in another order than torch's dense kernels, for outputs of order 1."""
+
+
+@attrs.frozen
+class Encoded:
+    """The bytes of a file, and what else a user should know of it, a line each."""
+
+    data: bytes
+    notes: tuple[str, ...] = ()
+
 
 @attrs.frozen
 class Format:
@@ -26,11 +37,9 @@ class Format:
         tolerance: greatest difference of an output from that of the masked network; of its greatest output, where that
             is above 1.
         load: one line, how to load the file; ``{path}`` is its path.
-        notes: returns what else a user should know of the file of this network, a line each.
     """
 
-    encode: Callable[[Pruned], bytes]
+    encode: Callable[[Pruned], Encoded]
     reopen: Callable[[Path, Pruned], Run]
     tolerance: float
     load: str
-    notes: Callable[[Pruned], tuple[str, ...]] = lambda _: ()

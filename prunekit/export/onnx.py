@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from prunekit.errors import ConfigError, ExportError
-from prunekit.export.formats import Format, Run
-from prunekit.export.torch_export import TOLERANCE, quiet, traced
+from prunekit.export.formats import SINGLE_PRECISION, Encoded, Format, Run
+from prunekit.export.torch_export import quiet, traced
 from prunekit.pruned import Pruned
 from prunekit.samples import Samples
 
@@ -18,7 +18,7 @@ _MOST_BYTES = 2**31 - 2**20
 """Of weights: protobuf ends at 2 GiB, and the graph needs some."""
 
 
-def _encode(pruned: Pruned) -> bytes:
+def _encode(pruned: Pruned) -> Encoded:
     _needed("onnxscript")
     size = sum(tensor.numel() * tensor.element_size() for tensor in pruned.network.state_dict().values())
     if size > _MOST_BYTES:
@@ -39,8 +39,7 @@ def _encode(pruned: Pruned) -> bytes:
     assert made is not None
     for node in made.model.graph:  # names of files and lines of code of this machine
         node.metadata_props.clear()
-    data: bytes = made.model_proto.SerializeToString(deterministic=True)
-    return data
+    return Encoded(made.model_proto.SerializeToString(deterministic=True))
 
 
 def _names(pruned: Pruned) -> list[str]:
@@ -76,4 +75,4 @@ def _needed(package: str) -> Any:
         ) from error
 
 
-FORMAT = Format(_encode, _reopen, TOLERANCE, load='session = onnxruntime.InferenceSession("{path}")')
+FORMAT = Format(_encode, _reopen, SINGLE_PRECISION, load='session = onnxruntime.InferenceSession("{path}")')

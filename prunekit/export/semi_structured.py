@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import ExportError
-from prunekit.export.formats import Format, Run
+from prunekit.export.formats import Encoded, Format, Run
 from prunekit.finding import parameter_name
 from prunekit.pruned import Pruned
 from prunekit.samples import Samples
@@ -22,29 +22,19 @@ _HALF_TOLERANCE = 2e-2
 """Of kernels in half precision, as a part of the greatest output: ten bits, and sums in another order."""
 
 
-def _encode(pruned: Pruned) -> bytes:
-    problems = _problems(pruned)
-    packed = {parameter_name(name, pruned.views[name]) for name, problem in problems.items() if not problem}
-    if not packed:
-        told = [f"{name} {problem}" for name, problem in problems.items()] or ["it has none"]
-        raise ExportError(
-            f"no linear layer of {pruned.name} can run as 2:4: {some(told)}; prune with --pattern 2:4, or choose "
-            "another format"
-        )
-    return encode(pruned.network.state_dict(), packed)
-
-
-def _problems(pruned: Pruned) -> dict[str, str]:
-    """Return, for each linear layer, why it cannot run as 2:4, or ""."""
+def _encode(pruned: Pruned) -> Encoded:
     linear = {name: view for name, view in pruned.views.items() if type(view.module) is nn.Linear}
-    return {name: weight_problem(view.weight) for name, view in linear.items()}
-
-
-def _notes(pruned: Pruned) -> tuple[str, ...]:
-    problems = _problems(pruned)
+    problems = {name: weight_problem(view.weight) for name, view in linear.items()}
+    packed = [name for name, problem in problems.items() if not problem]
     dense = [f"{name} {problem}" for name, problem in problems.items() if problem]
-    packed = f"2:4: {some([name for name, problem in problems.items() if not problem])}"
-    return (packed, f"dense: {some(dense)}") if dense else (packed,)
+    if not packed:
+        raise ExportError(
+            f"no linear layer of {pruned.name} can run as 2:4: {some(dense) or 'it has none'}; prune with "
+            "--pattern 2:4, or choose another format"
+        )
+    weights = pruned.network.state_dict()
+    notes = (f"2:4: {some(packed)}", *([f"dense: {some(dense)}"] if dense else []))
+    return Encoded(encode(weights, {parameter_name(name, linear[name]) for name in packed}), notes)
 
 
 def _reopen(path: Path, pruned: Pruned) -> Run:
@@ -79,5 +69,4 @@ FORMAT = Format(
     _reopen,
     tolerance=0,  # unpacked, the same bits
     load='network = prunekit.load_semi_structured("{path}", network)',
-    notes=_notes,
 )

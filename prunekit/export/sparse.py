@@ -4,15 +4,15 @@ import copy
 from pathlib import Path
 
 from prunekit.errors import ExportError
-from prunekit.export.formats import Format, Run
+from prunekit.export.formats import Encoded, Format, Run
 from prunekit.pruned import Pruned
 from prunekit.sparse_checkpoints import encode_sparse, load_weights
 
 
-def _encode(pruned: Pruned) -> bytes:
+def _encode(pruned: Pruned) -> Encoded:
     if not pruned.masks.tensors:
         raise ExportError(f"{pruned.name} has no masks and no zeros, so there is nothing to leave out; export it dense")
-    return encode_sparse(pruned.network.state_dict(), pruned.masks)
+    return Encoded(encode_sparse(pruned.network.state_dict(), pruned.masks))
 
 
 def _reopen(path: Path, pruned: Pruned) -> Run:

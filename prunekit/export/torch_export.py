@@ -17,12 +17,9 @@ import torch
 from torch.utils import _pytree as pytree
 
 from prunekit.errors import ExportError
-from prunekit.export.formats import Format, Run
+from prunekit.export.formats import SINGLE_PRECISION, Encoded, Format, Run
 from prunekit.pruned import Pruned
 from prunekit.samples import Samples
-
-TOLERANCE = 1e-4
-"""Of outputs of order 1: in single precision, other kernels sum thousands of terms in another order."""
 
 _TRACED = 2  # samples: with one, torch takes the batch for fixed
 
@@ -77,10 +74,10 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _encode(pruned: Pruned) -> bytes:
+def _encode(pruned: Pruned) -> Encoded:
     buffer = io.BytesIO()
     torch.export.save(traced(pruned), buffer)
-    return buffer.getvalue()
+    return Encoded(buffer.getvalue())
 
 
 def _reopen(path: Path, _: Pruned) -> Run:
@@ -89,4 +86,4 @@ def _reopen(path: Path, _: Pruned) -> Run:
     return lambda samples: samples.through(module)
 
 
-FORMAT = Format(_encode, _reopen, TOLERANCE, load='program = torch.export.load("{path}").module()')
+FORMAT = Format(_encode, _reopen, SINGLE_PRECISION, load='program = torch.export.load("{path}").module()')

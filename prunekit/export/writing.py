@@ -60,17 +60,17 @@ def export(pruned: Pruned, to: str, path: str | os.PathLike[str], *, force: bool
     format_ = find_format(to)
     path = Path(path)
     check_free(path, force=force)
-    data = format_.encode(pruned)
+    encoded = format_.encode(pruned)
     error = 0.0
 
     def check(written: Path) -> None:
         nonlocal error
         error = _check(format_.reopen(written, pruned), pruned, format_.tolerance, to)
 
-    write_atomically(path, data, check)
-    dense_size = len(data) if to == "dense" else len(encode_weights(pruned.network.state_dict()))
-    load = format_.load.format(path=path)
-    return Exported(path, len(data), dense_size, error, load, format_.notes(pruned))
+    write_atomically(path, encoded.data, check)
+    size = len(encoded.data)
+    dense_size = size if to == "dense" else len(encode_weights(pruned.network.state_dict()))
+    return Exported(path, size, dense_size, error, format_.load.format(path=path), encoded.notes)
 
 
 def check_free(path: str | os.PathLike[str], *, force: bool) -> None:

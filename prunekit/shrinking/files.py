@@ -53,6 +53,11 @@ def save_shrunk(path: str | os.PathLike[str], network: nn.Module, *, view_of: Vi
     Raises:
         CheckpointError: when the file cannot be written.
     """
+    write_atomically(path, encode_shrunk(network, view_of=view_of))
+
+
+def encode_shrunk(network: nn.Module, *, view_of: ViewOf | None = None) -> bytes:
+    """Return the bytes that ``save_shrunk`` writes."""
     views = _views(view_of)
     layers, norms = {}, {}
     for name, module in network.named_modules():
@@ -65,7 +70,7 @@ def save_shrunk(path: str | os.PathLike[str], network: nn.Module, *, view_of: Vi
     header = {"format": FORMAT, "tool": tool(), "layers": layers, "norms": norms}
     # safetensors refuses tensors that share memory, such as tied weights.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
-    write_atomically(path, safetensors.torch.save(tensors, {METADATA: json.dumps(header, sort_keys=True)}))
+    return safetensors.torch.save(tensors, {METADATA: json.dumps(header, sort_keys=True)})
 
 
 def load_shrunk(network: nn.Module, path: str | os.PathLike[str], *, view_of: ViewOf | None = None) -> nn.Module:

@@ -51,6 +51,16 @@ def save_csr(path: str | os.PathLike[str], model: nn.Module, masks: Masks, repor
         CheckpointError: when the file cannot be written.
         MaskError: listing every mask that fits no weight.
     """
+    write_atomically(path, encode_csr(model, masks, reports))
+
+
+def encode_csr(model: nn.Module, masks: Masks, reports: tuple[LayerReport, ...]) -> bytes:
+    """Return the bytes that ``save_csr`` writes.
+
+    Raises:
+        CheckpointError: a tensor of the model has a name that is in the way.
+        MaskError: listing every mask that fits no weight.
+    """
     state = model.state_dict(keep_vars=True)
     matched = match_names(masks.tensors, state)
     tensors: dict[str, Tensor] = {}
@@ -74,7 +84,7 @@ def save_csr(path: str | os.PathLike[str], model: nn.Module, masks: Masks, repor
                 continue
         tensors[name] = weight.clone()
     if len(tensors) != len(state) - len(tied) + 2 * len(matrices):
-        raise CheckpointError(f"cannot write {path}: a tensor of the model has the name of a part; rename it")
+        raise CheckpointError("cannot write compressed rows: a tensor of the model has the name of a part; rename it")
     forms = {report.layer: {str(size): form for size, form in report.forms.items()} for report in reports}
     header = {
         "csr": VERSION,
@@ -83,7 +93,7 @@ def save_csr(path: str | os.PathLike[str], model: nn.Module, masks: Masks, repor
         "tied": tied,
         "forms": {layer: found for layer, found in forms.items() if found},
     }
-    write_atomically(path, safetensors.torch.save(tensors, {METADATA: json.dumps(header, sort_keys=True)}))
+    return safetensors.torch.save(tensors, {METADATA: json.dumps(header, sort_keys=True)})
 
 
 def load_csr(
