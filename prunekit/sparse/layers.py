@@ -65,7 +65,7 @@ class SparseLayer(nn.Module):
             outputs: Tensor = self.dense(inputs)
             return outputs
         try:
-            return product.multiply(inputs, form)
+            return product.forward(inputs, form)
         except RuntimeError as error:
             # torch's own error names a kernel, where it is the dtype or the device that does not fit.
             weights = product.constant
