@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from prunekit.sharding import is_spread
+
 
 def rank_count() -> int:
     """Return how many processes take part in the run: 1 where ``torch.distributed`` is not set up."""
@@ -106,7 +108,10 @@ class _Sum(torch.autograd.Function):
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sum the gradients of the parameters over all ranks, in place; one that no rank has stays ``None``."""
+    """Sum the gradients of the parameters over all ranks, in place; one that no rank has stays ``None``.
+
+    Those of parameters that are spread over the ranks have been averaged in the backward pass (FSDP2).
+    """
     if rank_count() == 1:
         return
     trained = [parameter for parameter in parameters if parameter.requires_grad]
@@ -116,7 +121,10 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
             continue
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        sum_over_ranks(parameter.grad)
+        if is_spread(parameter):
+            parameter.grad *= rank_count()
+        else:
+            sum_over_ranks(parameter.grad)
 
 
 def wait_for_all() -> None:
