@@ -18,6 +18,7 @@ from prunekit.checkpoint import Checkpoint
 from prunekit.config import RunConfig
 from prunekit.errors import ConfigError
 from prunekit.files import write_atomically
+from prunekit.fully_sharded import is_fully_sharded
 from prunekit.hardware import Hardware
 from prunekit.parallel import parallel
 from prunekit.preparation import Prepared
@@ -25,6 +26,8 @@ from prunekit.ranks import own_rank, rank_count, text_from_first, wait_for_all
 from prunekit.recipes import to_toml
 from prunekit.run_folder import RunFolder, environment
 from prunekit.schedules import Stage, Start
+from prunekit.seeds import Seeds
+from prunekit.sharing_out import share_out
 from prunekit.stage import StageTraining
 from prunekit.state import RunState
 from prunekit.tasks import Evaluation
@@ -59,7 +62,10 @@ def run(
         PrunekitError: a loss that is no number, a full disk, a checkpoint that does not fit.
     """
     hardware = Hardware.of(config.device, prepared.training)
-    hardware.place(prepared.model)
+    if prepared.training.parallel == "fsdp" and rank_count() > 1:
+        share_out(prepared, hardware, Seeds(config.seed))
+    else:
+        hardware.place(prepared.model)
     state = RunState(config, prepared, folder, hardware)
     if own_rank() > 0:
         hook = _nobody()
@@ -197,7 +203,7 @@ def _evaluate(state: RunState) -> Evaluation:
     model, hardware = state.prepared.model, state.hardware
     model.eval()
     text = ""
-    if own_rank() == 0:
+    if own_rank() == 0 or is_fully_sharded(model):  # which computes only where all ranks do
         with torch.inference_mode(), hardware.autocast():
             found = state.prepared.task.evaluate(model, hardware.device)
         if rank_count() == 1:

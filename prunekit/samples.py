@@ -4,6 +4,7 @@ Whoever measures, converts or compares a network takes its inputs from here. Thi
 how a network was pruned.
 """
 
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -72,6 +73,12 @@ class Samples:
             return value.to(device, dtype if value.is_floating_point() else None)
 
         return Samples(*pytree.tree_map(moved, (self.arguments, dict(self.keywords))))
+
+    def in_one(self, network: nn.Module) -> Any:
+        """Return the arguments as one object: a tuple, or where some go by name, all of them by name."""
+        if not self.keywords:
+            return self.arguments
+        return dict(inspect.signature(network.forward).bind(*self.arguments, **self.keywords).arguments)
 
     def through(self, network: Any) -> tuple[Tensor, ...]:
         """Call a network, or what was made of it, and return every tensor of what it gives, without gradients."""

@@ -20,6 +20,7 @@ from prunekit.pruning import choose_masks
 from prunekit.ranks import sum_over_ranks
 from prunekit.schedules import MaskUpdate, Stage, Start
 from prunekit.seeds import Seeds
+from prunekit.sharding import own_part
 from prunekit.state import RunState
 from prunekit.tracing import forget_dropped
 from prunekit.training import Loop, Shower, rate_factor
@@ -166,7 +167,7 @@ class StageTraining:
         check_agreement(chosen)
         with torch.no_grad():
             for name, weight in chosen.repaired.items():
-                prepared.views[name].weight.copy_(weight)
+                own_part(prepared.views[name].weight).copy_(own_part(weight))
         forget_dropped(state.traces, chosen.pruned)
         # What is dropped and grown in one update starts from zero like everything that grows.
         for masks in (chosen.pruned, chosen.masks) if update.grow is not None else (chosen.masks,):

@@ -32,7 +32,7 @@ def advise(
     """
     dense = next(form for form in comparison.forms if form.name == DENSE)
     best = {
-        size: min((comparison.ratio(form.name, size) for form in comparison.forms if form != dense), default=1.0)
+        size: min((form.ratios[size] for form in comparison.forms if form != dense), default=1.0)
         for size in dense.latencies
     }
     lost = [size for size, ratio in best.items() if ratio > NO_GAIN]

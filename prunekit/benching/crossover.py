@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.layers import LayerView, ViewOf
-from prunekit.sparse.choosing import measure
-from prunekit.sparse.layers import DENSE, make_product, why_dense
+from prunekit.masks import Masks
+from prunekit.sparse.running import run_sparse
 
 LEAST = 1 / 256
 """Below that nobody prunes."""
@@ -41,25 +41,21 @@ def layer_crossover(layer: nn.Module, inputs: Tensor, view_of: ViewOf) -> float 
     """Measure from which density on a layer gains on this machine; ``None``: from none that was tried.
 
     Args:
-        layer: on the CPU, in evaluation mode; it is not changed.
+        layer: with one weight, on the CPU; it is not changed.
         inputs: that it is called with, the batch first.
         view_of: gives its view.
     """
     layer = copy.deepcopy(layer)
     view = view_of(layer)
     assert isinstance(view, LayerView)
-    if why_dense(view, tuple(inputs.shape[1:]), inputs.dtype):
-        return None
     generator = torch.Generator().manual_seed(0)
     places = torch.rand(view.weight.shape, generator=generator)
-    values = torch.randn(view.weight.shape, generator=generator).to(view.weight.dtype)
+    values = torch.randn(view.weight.shape, generator=generator)
 
     def ratio(density: float) -> float:
-        with torch.no_grad():
-            view.weight.copy_(values * (places < density))
-            product = make_product(view, tuple(inputs.shape[1:])).eval()
-            calls = {form: lambda form=form: product(inputs, form) for form in product.forms}
-            timing = measure({DENSE: lambda: layer(inputs), **calls}, len(inputs), product.size(inputs))
-        return min(timing.ratios.values())
+        view.weight.data.copy_(values)
+        masks = Masks({view.parameter: places < density})
+        _, (report,) = run_sparse(layer, masks, inputs, batch_sizes=(len(inputs),), view_of=view_of)
+        return min((min(timing.ratios.values()) for timing in report.timings), default=math.inf)
 
     return crossover(ratio)

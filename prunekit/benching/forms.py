@@ -4,24 +4,24 @@ This module must not measure networks; the form "auto" measures its layers when 
 """
 
 import copy
-import inspect
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import attrs
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunekit.benching.records import DENSE, LayerResult
 from prunekit.errors import PrunekitError
 from prunekit.export.writing import find_format
 from prunekit.pruned import Pruned
-from prunekit.samples import Samples
 from prunekit.semi_structured import load_semi_structured
-from prunekit.shrinking import save_shrunk, shrink
-from prunekit.sparse import LayerReport, run_sparse, save_csr
+from prunekit.shrinking.files import encode_shrunk
+from prunekit.shrinking.shrink import shrink
+from prunekit.sparse.csr_files import encode_csr
+from prunekit.sparse.running import LayerReport, run_sparse
 from prunekit.sparse_checkpoints import encode_weights
 
 HALF = torch.float16
@@ -45,9 +45,9 @@ class Form:
     @property
     def memory(self) -> int:
         """Bytes of parameters and buffers; what is shared counts once."""
-        tensors = [*self.network.parameters(), *self.network.buffers()]
-        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-        return sum(storages.values())
+        tensors = chain.from_iterable(map(_parts, (*self.network.parameters(), *self.network.buffers())))
+        storages = [tensor.untyped_storage() for tensor in tensors]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 @attrs.define
@@ -63,6 +63,15 @@ class Forms:
     there: list[Form]
     absent: dict[str, str] = attrs.field(factory=dict)
     layers: tuple[LayerResult, ...] = ()
+
+
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield what a tensor keeps: itself, or the tensors that one of torch's wrappers (2:4) consists of."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _parts(getattr(tensor, name))
 
 
 def cpu_forms(pruned: Pruned, batch_sizes: Sequence[int]) -> Forms:
@@ -96,14 +105,6 @@ def cuda_forms(pruned: Pruned) -> Forms:
     return forms
 
 
-def sparse_inputs(network: nn.Module, samples: Samples) -> Any:
-    """Return samples as ``run_sparse`` takes them: all by position, or all by name."""
-    if not samples.keywords:
-        return samples.arguments
-    names = inspect.signature(network.forward).parameters
-    return dict(zip(names, samples.arguments, strict=False)) | dict(samples.keywords)
-
-
 def _dense(network: nn.Module) -> Form:
     return Form(DENSE, network, len(encode_weights(network.state_dict())))
 
@@ -113,7 +114,7 @@ def _on_gpu(form: Form) -> Form:
 
 
 def _add_sparse(forms: Forms, pruned: Pruned, batch_sizes: Sequence[int]) -> None:
-    inputs = sparse_inputs(pruned.network, pruned.samples)
+    inputs = pruned.samples.in_one(pruned.network)
     made: dict[str, tuple[nn.Module, tuple[LayerReport, ...]]] = {}
     try:
         for name in ("csr", "auto"):
@@ -128,11 +129,8 @@ def _add_sparse(forms: Forms, pruned: Pruned, batch_sizes: Sequence[int]) -> Non
         reasons = "; ".join(f"{layer.name} {layer.reason}" for layer in forms.layers[:3])
         forms.absent["csr"] = f"no layer can run sparse: {reasons}"
         return
-    with tempfile.TemporaryDirectory() as folder:
-        for name, (network, reports) in made.items():
-            path = Path(folder, f"{name}.safetensors")
-            save_csr(path, pruned.network, pruned.masks, reports)
-            forms.there.append(Form(name, network, path.stat().st_size))
+    for name, (network, reports) in made.items():
+        forms.there.append(Form(name, network, len(encode_csr(pruned.network, pruned.masks, reports))))
 
 
 def _layer(report: LayerReport) -> LayerResult:
@@ -147,7 +145,4 @@ def _shrunk(pruned: Pruned) -> Form:
     before, after = shrunk.report.weights
     if before == after:
         raise PrunekitError("no unit is gone from a layer")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "shrunk.safetensors")
-        save_shrunk(path, shrunk.network, view_of=pruned.view_of)
-        return Form("shrunk", shrunk.network, path.stat().st_size)
+    return Form("shrunk", shrunk.network, len(encode_shrunk(shrunk.network, view_of=pruned.view_of)))

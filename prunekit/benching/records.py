@@ -22,12 +22,14 @@ class FormResult:
         file: bytes on disk.
         memory: bytes of parameters and buffers, as this form holds them.
         latencies: batch size -> seconds of one forward pass.
+        ratios: batch size -> the time of this form / that of the dense one, measured in turns.
     """
 
     name: str
     file: int
     memory: int
     latencies: Mapping[int, Latency]
+    ratios: Mapping[int, float]
 
 
 @attrs.frozen
@@ -64,11 +66,6 @@ class Comparison:
     machine: str
     forms: tuple[FormResult, ...]
     absent: Mapping[str, str] = attrs.field(factory=dict)
-
-    def ratio(self, form: str, batch_size: int) -> float:
-        """Return the time of a form / that of the dense network, measured in turns."""
-        found = {result.name: result.latencies[batch_size] for result in self.forms}
-        return found[form].ratio(found[DENSE])
 
 
 @attrs.frozen

@@ -13,7 +13,7 @@ from prunekit.accounting import account
 from prunekit.benching.advice import advise
 from prunekit.benching.crossover import layer_crossover
 from prunekit.benching.forms import HALF, Forms, cpu_forms, cuda_forms
-from prunekit.benching.records import Bench, Comparison, FormResult
+from prunekit.benching.records import DENSE, Bench, Comparison, FormResult
 from prunekit.errors import ConfigError, MaskError
 from prunekit.mask_files import encode as encode_masks
 from prunekit.pruned import Pruned
@@ -96,7 +96,17 @@ def _compare(machine: str, forms: Forms, samples: Samples, batch_sizes: Sequence
         calls = {form.name: _call(form.network, batch) for form in forms.there}
         for name, latency in interleaved(calls, _SECONDS * len(calls)).items():
             latencies[name][size] = latency
-    results = [FormResult(form.name, form.file, form.memory, latencies[form.name]) for form in forms.there]
+    dense = latencies[DENSE]
+    results = [
+        FormResult(
+            form.name,
+            form.file,
+            form.memory,
+            latencies[form.name],
+            {size: latency.ratio(dense[size]) for size, latency in latencies[form.name].items()},
+        )
+        for form in forms.there
+    ]
     return Comparison(machine, tuple(results), forms.absent)
 
 

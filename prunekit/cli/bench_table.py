@@ -1,5 +1,6 @@
 """What ``prunekit bench`` prints. It must not measure anything."""
 
+import math
 from typing import TYPE_CHECKING
 
 import click
@@ -8,6 +9,9 @@ from prunekit.cli.tables import make_table, print_table
 
 if TYPE_CHECKING:
     from prunekit.benching.records import Bench, Comparison, FormResult
+
+_THOUSAND = 1000
+_PREFIXES = "kMGT"
 
 
 def print_bench(found: "Bench") -> None:
@@ -28,8 +32,8 @@ def print_bench(found: "Bench") -> None:
 def _print_layers(found: "Bench") -> None:
     account = found.account
     numbers = ("weights", "left", "density", "multiply-adds", "left")
-    title = "Weights, and multiply-adds of one sample (theoretical: kept weights x their uses)"
-    table = make_table(title, "layer", "kind", *numbers, numbers=numbers)
+    click.echo("weights, and multiply-adds of one sample: theoretical, kept weights x their uses")
+    table = make_table("", "layer", "kind", *numbers, numbers=numbers)
     for layer in account.layers:
         density = f"{layer.kept / layer.weights:.4f}"
         costs = (_count(layer.multiply_adds), _count(layer.kept_multiply_adds))
@@ -44,7 +48,8 @@ def _print_layers(found: "Bench") -> None:
 
 def _print_comparison(comparison: "Comparison") -> None:
     names = tuple(form.name for form in comparison.forms)
-    table = make_table(comparison.machine, "", *names, numbers=names)
+    click.echo(f"{comparison.machine}; medians of calls in turns")
+    table = make_table("", "", *names, numbers=names)
     table.add_row("file", *(_bytes(form.file) for form in comparison.forms))
     table.add_row("in memory", *(_bytes(form.memory) for form in comparison.forms))
     for size in comparison.forms[0].latencies:
@@ -53,7 +58,7 @@ def _print_comparison(comparison: "Comparison") -> None:
         table.add_row(f"batch {size}: ms", *(_ms(median) for median in medians))
         table.add_row("quartiles", *(_quartiles(form, size) for form in comparison.forms))
         table.add_row("samples/s", *(_count(size / median) for median in medians))
-        table.add_row("of dense", *(f"{comparison.ratio(name, size):.2f}" for name in names))
+        table.add_row("of dense", *(f"{form.ratios[size]:.2f}" for form in comparison.forms))
     print_table(table)
     for form, reason in comparison.absent.items():
         click.echo(f"{form}: {reason}")
@@ -69,20 +74,21 @@ def _ms(seconds: float) -> str:
 
 
 def _bytes(count: float) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{_significant(count / size)} {unit}"
-    return f"{count:.0f} B"
+    return f"{count:.0f} B" if count < _THOUSAND else f"{_scaled(count)}B"
 
 
 def _count(number: float) -> str:
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e4)):
-        if number >= size:
-            return f"{_significant(number / min(size, 1e3) if unit == 'k' else number / size)} {unit}"
-    return f"{number:,.0f}"
+    return f"{number:,.0f}" if number < 10 * _THOUSAND else _scaled(number)
+
+
+def _scaled(number: float) -> str:
+    """Write a number of at least a thousand with a prefix."""
+    power = min(len(_PREFIXES), int(math.log10(number)) // 3)
+    return f"{_significant(number / _THOUSAND**power)} {_PREFIXES[power - 1]}"
 
 
 def _significant(number: float) -> str:
     """Write three significant digits, never with an exponent."""
-    digits = max(0, 2 - len(str(int(number))) + 1) if number >= 1 else 3
-    return f"{number:,.{digits}f}"
+    rounded = float(f"{number:.3g}")
+    places = max(0, 2 - math.floor(math.log10(rounded))) if rounded else 0
+    return f"{rounded:,.{places}f}"

@@ -1,13 +1,10 @@
 """Format ``csr``: a network whose layers run sparse on the CPU, where that was found to be faster on this machine."""
 
-import inspect
 from pathlib import Path
-from typing import Any
 
 from prunekit.errors import ExportError
 from prunekit.export.formats import SINGLE_PRECISION, Encoded, Format, Run
 from prunekit.pruned import Pruned
-from prunekit.samples import Samples
 from prunekit.sparse.csr_files import encode_csr, load_csr
 from prunekit.sparse.running import LayerReport, run_sparse
 
@@ -15,15 +12,8 @@ from prunekit.sparse.running import LayerReport, run_sparse
 def _encode(pruned: Pruned) -> Encoded:
     if not pruned.masks.tensors:
         raise ExportError(f"{pruned.name} has no masks and no zeros, so nothing can run sparse; export it dense")
-    _, reports = run_sparse(pruned.network, pruned.masks, _call(pruned, pruned.samples), view_of=pruned.view_of)
+    _, reports = run_sparse(pruned.network, pruned.masks, pruned.samples.in_one(pruned.network), view_of=pruned.view_of)
     return Encoded(encode_csr(pruned.network, pruned.masks, reports), tuple(map(_told, reports)))
-
-
-def _call(pruned: Pruned, samples: Samples) -> Any:
-    """Return a call as ``run_sparse`` takes it: positional arguments, or all of them by name."""
-    if not samples.keywords:
-        return samples.arguments
-    return dict(inspect.signature(pruned.network.forward).bind(*samples.arguments, **samples.keywords).arguments)
 
 
 def _told(report: LayerReport) -> str:
@@ -34,7 +24,7 @@ def _told(report: LayerReport) -> str:
 
 
 def _reopen(path: Path, pruned: Pruned) -> Run:
-    network = load_csr(path, pruned.network, _call(pruned, pruned.samples), view_of=pruned.view_of)
+    network = load_csr(path, pruned.network, pruned.samples.in_one(pruned.network), view_of=pruned.view_of)
     return lambda samples: samples.through(network)
 
 

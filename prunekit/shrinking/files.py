@@ -25,7 +25,7 @@ from prunekit.mask_files import tool
 from prunekit.plugins import make_manager
 from prunekit.plugins import view_of as views_of_plugins
 from prunekit.shrinking.norms import is_norm, resize_norm
-from prunekit.shrinking.removing import resized
+from prunekit.shrinking.resizing import resized
 from prunekit.tensor_files import open_tensors, read_header, some
 
 FORMAT = 1

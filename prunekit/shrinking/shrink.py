@@ -1,26 +1,28 @@
 """A network without the units that are gone: traced, folded, resized, and compared with what it was."""
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import attrs
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from prunekit.errors import ConfigError
-from prunekit.finding import find_layers, parameter_name
+from prunekit.finding import find_layers
 from prunekit.layers import LayerView, ViewOf
 from prunekit.masking import Keeper, match
 from prunekit.masks import Masks
 from prunekit.plugins import make_manager
-from prunekit.plugins import view_of as views_of_plugins
+from prunekit.plugins import view_of as view_of_plugins
+from prunekit.shrinking.calls import Call
 from prunekit.shrinking.flow import Flow
+from prunekit.shrinking.keeping import Kept, find_kept, fold_constants
 from prunekit.shrinking.operations import make_rules
-from prunekit.shrinking.removing import Kept, find_kept, fold_constants, remove
 from prunekit.shrinking.report import LayerSizes, Report
-from prunekit.shrinking.watching import follow
+from prunekit.shrinking.resizing import remove
+from prunekit.shrinking.watching import Watch
 
 _TOLERANCE = 1e-5
 _ROUNDING = 8  # units in the last place of numbers that are coarser than single precision
@@ -69,92 +71,77 @@ def shrink(
         ConfigError: the network cannot be called with the samples, or cannot be shrunk: its outputs would differ.
         MaskError: masks that do not fit.
     """
-    views = views_of_plugins(make_manager()) if view_of is None else view_of
-    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-    call = _Call(arguments, keywords or {})
+    views = installed_views() if view_of is None else view_of
+    call = Call.of(inputs, keywords)
     before = copy.deepcopy(network).eval()
     matched = match(masks.tensors, before) if masks is not None else {}
     for weight, mask in matched.values():
         Keeper(mask)(weight)
     expected = call.outputs(before)
-    layers = {name: view for name, view in find_layers(before, views).items() if not view.part}
-    masked = {id(weight): mask for weight, mask in matched.values()}
-    found = {name: masked[id(view.weight)] for name, view in layers.items() if id(view.weight) in masked}
-    trusting = True
-    while True:
-        small, flow, kept, cut = _attempt(before, call, views, found, trusting=trusting)
-        try:
-            error = _difference(expected, call.outputs(small))
-        except Exception as problem:
-            if not (trusting and flow.guessed):
-                raise ConfigError(_cannot(f"{type(problem).__name__}: {problem}")) from problem
-        else:
-            if error is not None:
-                break
-            if not (trusting and flow.guessed):
-                raise ConfigError(_cannot("its outputs would change"))
-        trusting = False
+    given = {name: mask for name, (_, mask) in matched.items()}
+    for trusting in (True, False):
+        small, flow, kept, left = _attempt(before, call, views, given, trusting=trusting)
+        error, problem = _compare(expected, call, small)
+        if not problem:
+            break
+        if not (trusting and flow.guessed):
+            raise ConfigError(
+                f"the network cannot be shrunk: {problem}; a size or a choice in its forward is in the way"
+            )
     for name, module in network.named_modules():
         small.get_submodule(name).training = module.training
-    names = {parameter_name(name, view): name for name, view in layers.items()}
-    masks_left = {name: cut.get(names.get(name, ""), mask) for name, (_, mask) in matched.items()}
-    small_layers = find_layers(small, views)
-    sizes = {name: _sizes(flow, kept, layers[name], small_layers[name], name) for name in kept.layers}
-    return Shrunk(small, Masks(masks_left, {} if masks is None else masks.info), Report(sizes), error)
+    layers = find_layers(before, views), find_layers(small, views)
+    sizes = {name: _sizes(flow, kept, name, *(found[name] for found in layers)) for name in kept.layers}
+    return Shrunk(small, Masks(left, {} if masks is None else masks.info), Report(sizes), error)
 
 
-@attrs.frozen(eq=False)
-class _Call:
-    """What a network is called with."""
+def installed_views() -> ViewOf:
+    """Return what gives the views of all layers that the core and the installed plugins know."""
+    return view_of_plugins(make_manager())
 
-    arguments: tuple[Any, ...]
-    keywords: Mapping[str, Any]
 
-    def copies(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments for one call, which may change them in place."""
-        copied: tuple[tuple[Any, ...], dict[str, Any]]
-        copied = pytree.tree_map_only(Tensor, torch.clone, (self.arguments, dict(self.keywords)))
-        return copied
-
-    def outputs(self, network: nn.Module) -> list[Tensor]:
-        """Return all tensors that the network gives."""
-        arguments, keywords = self.copies()
-        with torch.no_grad():
-            leaves = pytree.tree_leaves(network(*arguments, **keywords))
-        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+def watch_copy(network: nn.Module, call: Call, view_of: ViewOf, *, trusting: bool) -> tuple[nn.Module, Flow]:
+    """Return a copy of a network, in evaluation mode, and where its channels flow; see ``watching``."""
+    copied = copy.deepcopy(network).eval()
+    watch = Watch(copied, view_of, make_rules(), trusting=trusting)
+    with watch.hooks():
+        with watch:
+            outputs = call.run(copied)
+        return copied, watch.finish(outputs)
 
 
 def _attempt(
-    before: nn.Module, call: _Call, view_of: ViewOf, masks: Mapping[str, Tensor], *, trusting: bool
+    before: nn.Module, call: Call, view_of: ViewOf, masks: Mapping[str, Tensor], *, trusting: bool
 ) -> tuple[nn.Module, Flow, Kept, dict[str, Tensor]]:
-    """Shrink a copy of a network; return it, what was seen, what it keeps, and the masks that are left, by layer."""
-    small = copy.deepcopy(before)
-    flow = follow(small, *call.copies(), view_of, make_rules(), trusting=trusting)
+    """Shrink a copy of a network; return it, what was seen, what it keeps, and the masks that are left."""
+    small, flow = watch_copy(before, call, view_of, trusting=trusting)
     brought = fold_constants(flow)
     kept = find_kept(flow)
     return small, flow, kept, remove(small, view_of, kept, brought, masks)
 
 
-def _difference(expected: list[Tensor], outputs: list[Tensor]) -> float | None:
-    """Return the largest difference; ``None`` where it is more than rounding."""
-    largest = 0.0
-    if [tensor.shape for tensor in expected] != [tensor.shape for tensor in outputs]:
-        return None
+def _compare(expected: list[Tensor], call: Call, network: nn.Module) -> tuple[float, str]:
+    """Return the largest difference from the outputs expected, and what is wrong with them, or ""."""
+    try:
+        outputs = call.outputs(network)
+    except Exception as problem:  # noqa: BLE001 - whatever a forward does with sizes that it did not expect
+        return math.inf, " ".join(f"without what is gone it fails: {type(problem).__name__}: {problem}".split())
+    shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (expected, outputs)]
+    if shapes[0] != shapes[1]:
+        return math.inf, f"its outputs would have the shapes {shapes[1]} instead of {shapes[0]}"
+    errors = [0.0]
     for first, second in zip(expected, outputs, strict=True):
-        if not torch.is_floating_point(first):
-            if not torch.equal(first, second):
-                return None
-        elif first.numel():
-            error = float((first.double() - second.double()).abs().max())
-            relative = max(_TOLERANCE, _ROUNDING * torch.finfo(first.dtype).eps)
-            # A difference that is no number fails, too.
-            if not error <= relative * max(1.0, float(first.abs().max())):
-                return None
-            largest = max(largest, error)
-    return largest
+        error = float((first.double() - second.double()).abs().max()) if first.numel() else 0.0
+        rounding = torch.finfo(first.dtype).eps if first.is_floating_point() else 0.0
+        allowed = max(_TOLERANCE, _ROUNDING * rounding) * max(1.0, float(first.abs().max()) if first.numel() else 0.0)
+        # A difference that is no number fails, too.
+        if not error <= allowed:
+            return error, f"its outputs would change by {error:.2g}"
+        errors.append(error)
+    return max(errors), ""
 
 
-def _sizes(flow: Flow, kept: Kept, before: LayerView, after: LayerView, name: str) -> LayerSizes:
+def _sizes(flow: Flow, kept: Kept, name: str, before: LayerView, after: LayerView) -> LayerSizes:
     call = next(call for call in flow.layers if call.layer == name)
     outputs = kept.layers[name].outputs
     stay = outputs[~call.dead[outputs].isnan()]
@@ -164,10 +151,4 @@ def _sizes(flow: Flow, kept: Kept, before: LayerView, after: LayerView, name: st
         (len(call.inputs), len(kept.layers[name].inputs)),
         (before.weight.numel(), after.weight.numel()),
         {reason: reasons.count(reason) for reason in sorted(set(reasons))},
-    )
-
-
-def _cannot(problem: str) -> str:
-    return (
-        f"the network cannot be shrunk: {problem}; a size or a choice in its forward depends on what would be removed"
     )

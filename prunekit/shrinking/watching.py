@@ -185,7 +185,7 @@ class Watch(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         ours = (getattr(func, "__module__", None) or "torch").split(".")[0] == "torch"
         returns = any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(outputs))
-        if not (ours and (name in _SHAPES or (name in _HARMLESS and not returns))):
+        if tensors and not (ours and (name in _SHAPES or (name in _HARMLESS and not returns))):
             if not returns and name != "__setitem__":
                 self._all = self._all or f"the network looks at values ({name})"
             known = ours and args and isinstance(outputs, Tensor)
@@ -253,29 +253,3 @@ class Watch(TorchFunctionMode):
 
 def _version(tensor: Tensor) -> int:
     return tensor._version  # noqa: SLF001 - the count of changes in place has no other name
-
-
-def follow(
-    network: nn.Module,
-    arguments: tuple[Any, ...],
-    keywords: Mapping[str, Any],
-    view_of: ViewOf,
-    rules: Mapping[str, Rule],
-    *,
-    trusting: bool,
-) -> Flow:
-    """Run a network in evaluation mode and return where its channels flow; its views are those of this network.
-
-    Args:
-        network: the network.
-        arguments: what to call it with.
-        keywords: the same, by name.
-        view_of: gives the views of layers.
-        rules: what single operations do to channels; an operation that is not named has all channels stay.
-        trusting: see ``Watch``.
-    """
-    watch = Watch(network, view_of, rules, trusting=trusting)
-    with torch.no_grad(), watch.hooks():
-        with watch:
-            outputs = network(*arguments, **keywords)
-        return watch.finish(outputs)

@@ -49,28 +49,33 @@ class SparseLayer(nn.Module):
 
         Raises:
             TrainingError: in training mode, or when a gradient is asked for.
-            ConfigError: inputs of another dtype or device than the weights, or of a shape the layer was not made for.
+            ConfigError: inputs of another dtype or device than the weights, or of a shape the layer was not made for;
+                ``torch.autocast``.
         """
-        self._check(inputs)
-        form = self._form_of_stretch[bisect_left(self._limits, self.product.size(inputs))]
-        if form == DENSE:
-            assert self.dense is not None
-            outputs: Tensor = self.dense(inputs)
-            return outputs
-        return self.product(inputs, form)  # type: ignore[no-any-return]  # calling a module is Any to torch's stubs
-
-    def _check(self, inputs: Tensor) -> None:
+        # What runs at each call is kept short: at one sample a product may take no longer than ten lines of Python.
         if self.training or (inputs.requires_grad and torch.is_grad_enabled()):
             raise TrainingError(
                 "a layer that runs sparse has no gradients; call eval() and use torch.no_grad() for inference, "
                 "or train the dense model under its masks and make it sparse again"
             )
-        weights = self.product.constant
-        if inputs.dtype != weights.dtype or inputs.device != weights.device or torch.is_autocast_enabled("cpu"):
+        product = self.product
+        form = self._form_of_stretch[bisect_left(self._limits, product.size(inputs))]
+        if form == DENSE:
+            assert self.dense is not None
+            outputs: Tensor = self.dense(inputs)
+            return outputs
+        try:
+            return product.forward(inputs, form)
+        except RuntimeError as error:
+            # torch's own error names a kernel, where it is the dtype or the device that does not fit.
+            weights = product.constant
+            if weights.dtype in DTYPES and (inputs.dtype, inputs.device) == (weights.dtype, torch.device("cpu")):
+                if not torch.is_autocast_enabled("cpu"):
+                    raise
             raise ConfigError(
-                f"a layer that runs sparse in {weights.dtype} on {weights.device} got {inputs.dtype} on "
-                f"{inputs.device}; give it inputs of its own dtype on the CPU, without torch.autocast"
-            )
+                f"a layer that runs sparse, with weights of {weights.dtype} on {weights.device}, got {inputs.dtype} on "
+                f"{inputs.device}; both must be float32 or float64 on the CPU, without torch.autocast"
+            ) from error
 
     def extra_repr(self) -> str:
         return ", ".join(f"{size}: {form}" for size, form in self.forms.items())

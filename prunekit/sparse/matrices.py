@@ -1,12 +1,13 @@
 """A matrix in compressed sparse rows, as plain tensors that a module can copy, move and store.
 
-torch's own CSR tensors cannot be deep-copied, nor written by safetensors, so they are put together at each use; that
-takes two microseconds. Indices are 32 bits: MKL takes no others, and torch converts longer ones at every product,
-which makes it up to 2.5 times as slow. This module must not know layers.
+torch's own CSR tensors cannot be deep-copied, nor written by safetensors, so they are put together when used, and kept
+for the next use: at one sample a product takes microseconds, and what surrounds it counts. Indices are 32 bits: MKL
+takes no others, and torch converts longer ones at every product, which makes it up to 2.5 times as slow. This module
+must not know layers.
 """
 
 import warnings
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,8 @@ class CompressedRows(nn.Module):
         self.register_buffer("col_indices", col_indices.to(index))
         self.register_buffer("values", values)
         self.shape = (len(crow_indices) - 1, columns)
+        self._tensor: Tensor | None = None
+        self._made_of: Tensor | None = None
 
     @classmethod
     def from_dense(cls, matrix: Tensor) -> Self:
@@ -64,9 +67,16 @@ class CompressedRows(nn.Module):
 
     def tensor(self) -> Tensor:
         """Return the matrix as torch's CSR tensor; it shares the memory of this one."""
-        return torch.sparse_csr_tensor(
-            self.crow_indices, self.col_indices, self.values, self.shape, check_invariants=False
-        )
+        values = self.values
+        # Whatever converts, moves or loads a module puts other tensors there, or other numbers into the same ones.
+        if self._tensor is None or self._made_of is not values:
+            parts = (self.crow_indices, self.col_indices, values)
+            self._tensor = torch.sparse_csr_tensor(*parts, self.shape, check_invariants=False)
+            self._made_of = values
+        return self._tensor
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_tensor": None, "_made_of": None}
 
     def extra_repr(self) -> str:
         return f"{self.shape[0]}, {self.shape[1]}, entries={len(self.values)}"

@@ -2,8 +2,8 @@
 
 ``MatrixProduct`` is one matrix for the whole flat input of a sample: a linear layer, or any other that was unrolled.
 ``TapProducts`` is a convolution as one small matrix for each tap of its kernel. Forms: "vectors" takes sample after
-sample, "columns" many at once, "taps" is the one of convolutions. Each product names its ``forms``, and in ``usual`` the
-one to take by number of samples where nothing was measured. This module must not know views or networks.
+sample, "columns" many at once, "taps" is the one of convolutions. Each product names its ``forms``, and in ``usual``
+the one to take by number of samples where nothing was measured. This module must not know views or networks.
 """
 
 import itertools
@@ -48,10 +48,11 @@ class MatrixProduct(nn.Module):
         self.matrix = matrix
         self.register_buffer("constant", constant)
         self.input_shape, self.output_shape = input_shape, output_shape
+        self.outputs, self.inputs = matrix.shape
 
     def size(self, inputs: Tensor) -> int:
         """Return the number of samples in the inputs."""
-        return inputs.numel() // self.matrix.shape[1]
+        return inputs.numel() // self.inputs
 
     def forward(self, inputs: Tensor, form: str) -> Tensor:
         """Return the outputs, contiguous."""
@@ -61,15 +62,15 @@ class MatrixProduct(nn.Module):
                 f"a layer that runs sparse takes samples of {list(self.input_shape)}, got inputs of "
                 f"{list(inputs.shape)}; give run_sparse a sample input of the size that is wanted"
             )
-        flat = inputs.reshape(-1, self.matrix.shape[1])
-        outputs = flat.new_empty(len(flat), self.matrix.shape[0])
-        matrix = self.matrix.tensor()
+        flat = inputs.reshape(-1, self.inputs)
+        matrix, constant = self.matrix.tensor(), self.constant
+        outputs = flat.new_empty(len(flat), self.outputs)
         if form == "vectors":
-            for sample, into in zip(flat, outputs, strict=True):
-                torch.addmv(self.constant, matrix, sample, out=into)
+            for number in range(len(flat)):
+                torch.addmv(constant, matrix, flat[number], out=outputs[number])
         else:
             for samples, into in zip(torch.split(flat, TOGETHER), torch.split(outputs, TOGETHER), strict=True):
-                torch.add(torch.mm(matrix, samples.t().contiguous()).t(), self.constant, out=into)
+                torch.add(torch.mm(matrix, samples.t().contiguous()).t(), constant, out=into)
         return outputs.reshape(*leading, *self.output_shape)
 
 

@@ -1,19 +1,17 @@
-"""Which channels a network can do without, and the network without them.
+"""Which channels a network can do without.
 
 Constants are folded into those that read them; then a channel that nothing reads goes, with all that made it, and what
-only these units read goes, too. This module must not know files.
+only these units read goes, too. This module must not know how a network gets smaller.
 """
 
 from collections.abc import Collection, Mapping
 
 import attrs
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from prunekit.layers import LayerView, ViewOf
-from prunekit.shrinking.constants import biases, channel_weights, fold, merge, uneven
+from prunekit.shrinking.constants import channel_weights, fold, merge, uneven
 from prunekit.shrinking.flow import Flow, LayerCall
-from prunekit.shrinking.norms import is_norm, resize_norm
 
 _LEAST = 0.1
 
@@ -78,72 +76,6 @@ def find_kept(flow: Flow) -> Kept:
     }
     norms = {call.norm: _numbers(flow, call.channels, needed) for call in flow.norms}
     return Kept(layers, norms, needed)
-
-
-def remove(
-    network: nn.Module, view_of: ViewOf, kept: Kept, brought: Mapping[str, Tensor], masks: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Make the layers of a network smaller, in place.
-
-    Args:
-        network: after folding.
-        view_of: gives the views of its layers.
-        kept: what is to stay.
-        brought: layer -> what to add to its biases.
-        masks: layer -> mask of its weight.
-
-    Returns:
-        Layer -> the mask of its smaller weight.
-    """
-    smaller = {}
-    for name, places in kept.layers.items():
-        module = network.get_submodule(name)
-        view = view_of(module)
-        assert isinstance(view, LayerView)
-        weights, bias = channel_weights(view), biases(view)
-        mask = channel_weights(view, masks[name]) if name in masks else None
-        has_bias = isinstance(module.bias, Tensor) or name in brought
-        bias = bias + brought.get(name, torch.zeros_like(bias))
-        groups, rows, columns = _sizes(view, places)
-        small = resized(module, view_of, len(groups), len(rows), len(columns), bias=has_bias)
-        with torch.no_grad():
-            weights = _cut(weights, groups, rows, columns)
-            small.weight.copy_(small.from_matrix(weights.reshape(small.groups, small.outputs, small.fan)))
-            if isinstance(module.bias, Tensor):
-                module.bias.copy_(bias[groups][:, rows].reshape(module.bias.shape))
-        if mask is not None:
-            # Weights into which others were merged are not 0, whatever their mask was.
-            left = _cut(mask, groups, rows, columns) | (weights != 0)
-            smaller[name] = small.from_matrix(left.reshape(small.groups, small.outputs, small.fan)).clone()
-    for name, channels in kept.norms.items():
-        norm = network.get_submodule(name)
-        assert is_norm(norm)
-        resize_norm(norm, channels)
-    return smaller
-
-
-def resized(module: nn.Module, view_of: ViewOf, groups: int, outputs: int, channels: int, *, bias: bool) -> LayerView:
-    """Resize a layer and return the view of what it is now; see ``LayerView.resize``."""
-    before = view_of(module)
-    assert isinstance(before, LayerView)
-    before.resize(groups, outputs, channels, bias=bias)
-    after = view_of(module)
-    assert isinstance(after, LayerView)
-    return after
-
-
-def _sizes(view: LayerView, places: Places) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the groups that stay, and the outputs and the input channels of each: their numbers."""
-    if view.groups == 1 or view.groups_are_positions:
-        return torch.arange(view.groups), places.outputs, places.inputs
-    groups = torch.unique(places.outputs // view.outputs)
-    return groups, torch.arange(view.outputs), torch.arange(view.fan_shape[0])
-
-
-def _cut(tensor: Tensor, groups: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    places = (index.to(tensor.device) for index in (groups, rows, columns))
-    group, row, column = places
-    return tensor[group][:, row][:, :, column]
 
 
 def _foldable(flow: Flow) -> list[LayerCall]:
