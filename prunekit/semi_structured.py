@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import CheckpointError, ConfigError
+from prunekit.given import check_weights
 from prunekit.hardware import pick_device
 from prunekit.mask_files import METADATA
 from prunekit.tensor_files import open_tensors, read_header, some
@@ -155,20 +156,31 @@ def load_semi_structured(
         raise ConfigError(
             f"2:4 kernels keep two of four in float16 and bfloat16 alone, not in {dtype}; take one of them"
         )
+    path = Path(path)
+    weights, packed = read(path)
+    check_weights(weights, network, path, "give the network that was exported")
+    layers = _layers(network, weights, packed, path)
     if not device.startswith("cuda") or not torch.cuda.is_available():
         raise ConfigError(
             f"2:4 kernels need a CUDA device, and {device!r} is none that is here; "
             "on a CPU, prunekit export --to csr or --to shrunk makes networks that may run faster"
         )
-    weights, packed = read(path)
-    problems = network.load_state_dict(weights, strict=False)
-    if problems.missing_keys or problems.unexpected_keys:
-        names = some(sorted({*problems.missing_keys, *problems.unexpected_keys}))
-        raise CheckpointError(f"{os.fspath(path)}: its weights are not those of the network: {names}")
+    network.load_state_dict(weights)
     network.to(pick_device(device), dtype).eval()
-    for name in packed:
-        module_name, _, parameter = name.rpartition(".")
-        module = network.get_submodule(module_name)
-        sparse = torch.sparse.to_sparse_semi_structured(module.get_parameter(parameter).detach().contiguous())
-        setattr(module, parameter, nn.Parameter(sparse, requires_grad=False))
+    for layer in layers:
+        sparse = torch.sparse.to_sparse_semi_structured(layer.weight.detach().contiguous())
+        layer.weight = nn.Parameter(sparse, requires_grad=False)
     return network
+
+
+def _layers(network: nn.Module, weights: Mapping[str, Tensor], packed: list[str], path: Path) -> list[nn.Linear]:
+    """Return the layers of packed weights, checked."""
+    layers = []
+    for name in packed:
+        module = network.get_submodule(name.rpartition(".")[0])
+        problem = weight_problem(weights[name])
+        if not isinstance(module, nn.Linear) or problem:
+            problem = problem or f"is of a {type(module).__name__}, expected a linear layer"
+            raise CheckpointError(f"{path}: {name} {problem}; the file is damaged, or of another network")
+        layers.append(module)
+    return layers

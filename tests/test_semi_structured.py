@@ -125,11 +125,32 @@ def test_a_packed_weight_takes_17_of_32_bits():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
-def test_without_a_gpu_the_loader_says_what_to_do(tmp_path, state, device):
+def test_without_a_gpu_the_loader_says_what_to_do_and_changes_nothing(tmp_path, state, device):
+    path, network = tmp_path / "m.safetensors", network_of_state()
+    path.write_bytes(encode(state, {"0.weight"}))
+    before = network[0].weight.clone()
+    with pytest.raises(ConfigError, match=r"need a CUDA device.*--to csr"):
+        load_semi_structured(path, network, device)
+    assert torch.equal(network[0].weight, before)
+
+
+def network_of_state():
+    network = nn.Sequential(nn.Linear(64, 32), nn.Module())
+    network[1].register_buffer("running_mean", torch.zeros(3))
+    return network
+
+
+def test_a_file_of_another_network_is_refused(tmp_path, state):
     path = tmp_path / "m.safetensors"
     path.write_bytes(encode(state, {"0.weight"}))
-    with pytest.raises(ConfigError, match=r"need a CUDA device.*--to csr"):
-        load_semi_structured(path, nn.Linear(64, 32), device)
+    with pytest.raises(CheckpointError, match=r"m\.safetensors: its weights are not those .*give the network that was"):
+        load_semi_structured(path, nn.Sequential(nn.Linear(64, 16)))
+    path.write_bytes(encode({"0.weight": two_of_four(32, 64, seed=0)}, {"0.weight"}))
+    with pytest.raises(CheckpointError, match=r"0\.weight is of a Embedding, expected a linear layer"):
+        load_semi_structured(path, nn.Sequential(nn.Embedding(32, 64)))
+    path.write_bytes(encode({"0.weight": two_of_four(8, 64, seed=0)}, {"0.weight"}))
+    with pytest.raises(CheckpointError, match=r"0\.weight is 8 x 64, expected a multiple"):
+        load_semi_structured(path, nn.Sequential(nn.Linear(64, 8, bias=False)))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

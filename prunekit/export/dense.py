@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from prunekit.export.formats import Encoded, Format, Run
+from prunekit.export.formats import SAME_WEIGHTS, Encoded, Format, Run
 from prunekit.pruned import Pruned
 from prunekit.sparse_checkpoints import encode_weights
 
@@ -23,6 +23,6 @@ def _reopen(path: Path, pruned: Pruned) -> Run:
 FORMAT = Format(
     _encode,
     _reopen,
-    tolerance=0,  # the same bits
+    SAME_WEIGHTS,
     load='network.load_state_dict(safetensors.torch.load_file("{path}"))',
 )

@@ -15,6 +15,9 @@ from prunekit.samples import Samples
 Run = Callable[[Samples], tuple[Tensor, ...]]
 """Runs a network that was read back, and returns every tensor of what it gives."""
 
+SAME_WEIGHTS = 1e-6
+"""Tolerance of the same weights in the same kernels, which may round otherwise with other threads."""
+
 SINGLE_PRECISION = 1e-4
 """Tolerance of what sums thousands of terms in another order than torch's dense kernels, for outputs of order 1."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import ExportError
-from prunekit.export.formats import Encoded, Format, Run
+from prunekit.export.formats import SAME_WEIGHTS, Encoded, Format, Run
 from prunekit.finding import parameter_name
 from prunekit.pruned import Pruned
 from prunekit.samples import Samples
@@ -67,6 +67,6 @@ def _check_kernels(path: Path, network: nn.Module, samples: Samples) -> None:
 FORMAT = Format(
     _encode,
     _reopen,
-    tolerance=0,  # unpacked, the same bits
+    SAME_WEIGHTS,
     load='network = prunekit.load_semi_structured("{path}", network)',
 )

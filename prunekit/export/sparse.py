@@ -4,7 +4,7 @@ import copy
 from pathlib import Path
 
 from prunekit.errors import ExportError
-from prunekit.export.formats import Encoded, Format, Run
+from prunekit.export.formats import SAME_WEIGHTS, Encoded, Format, Run
 from prunekit.pruned import Pruned
 from prunekit.sparse_checkpoints import encode_sparse, load_weights
 
@@ -24,6 +24,6 @@ def _reopen(path: Path, pruned: Pruned) -> Run:
 FORMAT = Format(
     _encode,
     _reopen,
-    tolerance=0,  # the same bits
+    SAME_WEIGHTS,
     load='network.load_state_dict(prunekit.load_weights("{path}"))',
 )
