@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -69,14 +68,36 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path
         "optimizer": optimizer,
         "facts": checkpoint.facts,
     }
-    path = folder / f"stage-{checkpoint.stage:03d}-step-{checkpoint.step:08d}.safetensors"
+    path = _path(folder, checkpoint.stage, checkpoint.step)
     # One metadata key: safetensors writes several in no stable order.
     write_atomically(path, save(tensors, metadata={_HEADER: json.dumps(header, sort_keys=True)}))
     files = _checkpoint_files(folder)
-    place = files.index(path)
-    for other in files[: max(0, place - keep + 1)] + files[place + 1 :]:
-        other.unlink(missing_ok=True)
+    remove_older(folder, checkpoint, keep)
+    _remove(files[files.index(path) + 1 :])
     return path
+
+
+def remove_older(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
+    """Remove all before a checkpoint but ``keep - 1``; a run that was killed after writing one may not have got there.
+
+    Raises:
+        CheckpointError: when one cannot be removed.
+    """
+    files = _checkpoint_files(folder)
+    place = files.index(_path(folder, checkpoint.stage, checkpoint.step))
+    _remove(files[: max(0, place - keep + 1)])
+
+
+def _path(folder: Path, stage: int, step: int) -> Path:
+    return folder / f"stage-{stage:03d}-step-{step:08d}.safetensors"
+
+
+def _remove(paths: list[Path]) -> None:
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"the old checkpoint {path} cannot be removed: {error.strerror}") from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -117,6 +138,11 @@ def _parse(header: Mapping[str, Any], flat: Mapping[str, Tensor], path: Path) ->
     return Checkpoint(header["stage"], header["step"], tensors, optimizer, header["facts"])
 
 
+def newest_path(folder: Path) -> Path | None:
+    """Return where the newest checkpoint is, readable or not; ``None`` where there is none."""
+    return next(reversed(_checkpoint_files(folder)), None)
+
+
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """Return the newest checkpoint that can be read, and what was wrong with newer ones.
 
@@ -152,19 +178,3 @@ def _join_state(tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> di
         index, _, name = key.partition("/")
         state.setdefault(int(index), {})[name] = value
     return state
-
-
-def random_state() -> dict[str, Tensor]:
-    """Return the states of torch's global generators, which dropout draws from."""
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states |= {f"cuda:{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
-    return states
-
-
-def set_random_state(states: Mapping[str, Tensor]) -> None:
-    """Put back what ``random_state`` returned; states of devices that are not here are left out."""
-    torch.set_rng_state(states["cpu"])
-    for index in range(torch.cuda.device_count()):
-        if f"cuda:{index}" in states:
-            torch.cuda.set_rng_state(states[f"cuda:{index}"], index)

@@ -31,6 +31,18 @@ class TrainingError(PrunekitError):
     """Training cannot go on, for example because the loss is no longer a number."""
 
 
+class Interrupted(PrunekitError):
+    """The run was asked to stop, and did.
+
+    Attributes:
+        code: the exit code that shells expect: 128 and the number of the signal.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` or, with nothing near, `` (known: a, b)``.
 

@@ -17,7 +17,7 @@ import torch
 
 import prunekit
 from prunekit.errors import CheckpointError
-from prunekit.files import make_writable_folder, write_atomically
+from prunekit.files import make_writable_folder, refusal, remove_temporaries, sync_file, write_atomically
 
 
 @attrs.frozen
@@ -62,6 +62,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def _starting(self) -> Path:
+        """There from the first moment of a run until it can be resumed."""
+        return self.path / ".starting"
+
+    @property
     def _results(self) -> tuple[Path, ...]:
         return (self.config, self.plan, self.environment, self.metrics, self.masks, self.model)
 
@@ -73,6 +78,8 @@ class RunFolder:
                 nothing can be written.
         """
         make_writable_folder(self.path)
+        if self._is_cut_off():
+            return
         there = [path.name for path in self._results if path.exists()]
         if any(self.checkpoints.glob("*")):
             there.append(self.checkpoints.name)
@@ -83,14 +90,30 @@ class RunFolder:
             )
 
     def create(self, *, force: bool) -> None:
-        """Make the folder ready; with ``force`` an old run in it is gone.
+        """Make the folder ready; with ``force`` an old run in it is gone. ``begun`` says that the run can be resumed.
 
         Raises:
             CheckpointError: as ``check``.
         """
         self.check(force=force)
+        write_atomically(self._starting, b"")
         self._clear()
         make_writable_folder(self.checkpoints)
+
+    def begun(self) -> None:
+        """Say that all is written which a run is resumed from; its recipe last, as the proof of it.
+
+        Raises:
+            CheckpointError: when the folder cannot be written.
+        """
+        try:
+            self._starting.unlink(missing_ok=True)
+        except OSError as error:
+            raise refusal(self._starting, error) from error
+
+    def _is_cut_off(self) -> bool:
+        """Say whether a run was killed here before it had begun: nothing in it is worth keeping."""
+        return self._starting.exists() and not self.config.exists()
 
     def adopt(self, source: "RunFolder") -> None:
         """Copy from another run what it would be resumed from: checkpoints, weights to go back to, the metric log.
@@ -113,12 +136,35 @@ class RunFolder:
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be read: {error.strerror}; name a run folder") from error
         if not begun:
-            raise CheckpointError(f"{self.path} holds no run to resume (there is no {self.config.name} in it)")
+            wrong = "the run was stopped before it had begun; give the command that started it again"
+            absent = f"there is no {self.config.name} in it"
+            raise CheckpointError(
+                f"{self.path} holds no run to resume ({wrong if self._is_cut_off() else absent})"
+            )
         make_writable_folder(self.checkpoints)
+
+    def tidy(self) -> None:
+        """Remove what a run that was killed left half written; nobody else may be at work in the folder.
+
+        Raises:
+            CheckpointError: when something cannot be removed.
+        """
+        for folder in (self.path, self.checkpoints):
+            remove_temporaries(folder)
+
+    def sync_metrics(self) -> None:
+        """Make the lines of the metric log survive a power cut, where some plugin writes them.
+
+        Raises:
+            CheckpointError: when the disk is full.
+        """
+        if self.metrics.exists():
+            sync_file(self.metrics)
 
     def _clear(self) -> None:
         """Remove what a run writes, and nothing else."""
         try:
+            remove_temporaries(self.path)
             for path in self._results:
                 path.unlink(missing_ok=True)
             if self.checkpoints.exists():

@@ -16,14 +16,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prunekit.checkpoint import Checkpoint, newest_checkpoint, random_state, save_checkpoint, set_random_state
+from prunekit.checkpoint import Checkpoint, newest_checkpoint, remove_older, save_checkpoint
 from prunekit.config import RunConfig
 from prunekit.errors import CheckpointError, TrainingError
 from prunekit.events import StageFinished
 from prunekit.finding import parameter_name
 from prunekit.hardware import Hardware
+from prunekit.interruption import Interruption
 from prunekit.masks import Masks
 from prunekit.preparation import Prepared
+from prunekit.random_state import random_state, set_random_state
 from prunekit.run_folder import RunFolder
 from prunekit.schedules import Start
 from prunekit.seeds import Seeds
@@ -45,6 +47,10 @@ class RunState:
         finished: one record for each finished stage.
         losses: training losses of the epoch under way.
         traces: layer -> what the criterion sums over training steps, ``[G, out, fan]``; empty where it asks for none.
+        skipped: steps of the run that were left out because of a loss or gradient that is no number.
+        stop: whether the user has asked to stop.
+        began: when the run began, on the clock of ``time.perf_counter``, without the time that it stood still.
+        stage_began: when the stage under way began, in seconds of the run.
     """
 
     config: RunConfig
@@ -55,7 +61,10 @@ class RunState:
     finished: list[StageFinished] = attrs.field(factory=list)
     losses: list[float] = attrs.field(factory=list)
     traces: dict[str, Tensor] = attrs.field(factory=dict)
+    skipped: int = 0
+    stop: Interruption = attrs.field(factory=Interruption)
     began: float = attrs.field(factory=time.perf_counter)
+    stage_began: float = 0.0
 
     @property
     def seeds(self) -> Seeds:
@@ -93,8 +102,8 @@ class RunState:
         views = self.prepared.views
         asked = {name: density for stage in self.finished for name, density in stage.asked.items()}
         info = {
-            "criterion": self.config.criterion.name,
-            "schedule": self.config.schedule.name,
+            "criterion": Path(self.config.criterion.name).name,  # of a file, not where it lies
+            "schedule": Path(self.config.schedule.name).name,
             "seed": self.config.seed,
             "asked": {parameter_name(name, views[name]): density for name, density in sorted(asked.items())},
         }
@@ -123,18 +132,34 @@ class RunState:
         else:
             save_weights(self.folder.model, weights)
 
-    def save_checkpoint(self, stage: int, step: int, loop: Loop | None) -> Path:
-        """Write a checkpoint after ``step`` steps of a stage; without a loop: before the stage begins."""
+    def save_checkpoint(
+        self, stage: int, step: int, loop: Loop | None, random: Mapping[str, Tensor] | None = None
+    ) -> Path:
+        """Write a checkpoint after ``step`` steps of a stage; without a loop: before the stage begins.
+
+        Args:
+            stage: its index; the stages before it are finished.
+            step: optimiser steps of it that are done.
+            loop: with optimiser and scaler.
+            random: states of the global generators, where they have moved on since that step.
+
+        Raises:
+            CheckpointError: when it cannot be written; what was there stays.
+        """
         facts: dict[str, Any] = {
-            "finished": cattrs.unstructure(self.finished),
+            "finished": cattrs.unstructure(self.finished[:stage]),
             "losses": self.losses,
+            "skipped": self.skipped,
             "seconds": self.seconds,
+            "stage_began": self.stage_began if step else self.seconds,
             "scaler": loop.scaler.state_dict() if loop else {},
         }
-        tensors = {"model": self.prepared.model.state_dict(), "masks": self.masks, "random": random_state()}
+        tensors = {"model": self.prepared.model.state_dict(), "masks": self.masks, "random": random or random_state()}
         tensors |= {"traces": self.traces} if self.traces else {}
         optimizer = loop.optimizer.state_dict() if loop else None
-        return save_checkpoint(self.folder.checkpoints, Checkpoint(stage, step, tensors, optimizer, facts))
+        self.folder.sync_metrics()  # a checkpoint must not outlive the lines before it
+        checkpoint = Checkpoint(stage, step, tensors, optimizer, facts)
+        return save_checkpoint(self.folder.checkpoints, checkpoint, self.prepared.training.keep_checkpoints)
 
     def restore(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
         """Bring back model, masks and results from the newest good checkpoint.
@@ -156,11 +181,14 @@ class RunState:
             self.traces = {name: total.to(self.hardware.device) for name, total in traces.items()}
             self.finished = cattrs.structure(checkpoint.facts["finished"], list[StageFinished])
             self.losses = list(checkpoint.facts["losses"])
+            self.skipped = checkpoint.facts["skipped"]
             self.began = time.perf_counter() - checkpoint.facts["seconds"]
+            self.stage_began = checkpoint.facts["stage_began"]
         except (RuntimeError, KeyError, cattrs.BaseValidationError) as error:
             raise CheckpointError(
                 f"the checkpoint in {self.folder.checkpoints} does not fit the run: {error}"
             ) from error
+        remove_older(self.folder.checkpoints, checkpoint, self.prepared.training.keep_checkpoints)
         return checkpoint, notes
 
     @staticmethod
