@@ -12,11 +12,12 @@ import torch
 
 from prunekit import events
 from prunekit.checkpoint import Checkpoint
-from prunekit.config import RunConfig, to_toml
+from prunekit.config import RunConfig
 from prunekit.errors import ConfigError
 from prunekit.files import write_atomically
 from prunekit.hardware import Hardware
 from prunekit.preparation import Prepared
+from prunekit.recipes import to_toml
 from prunekit.run_folder import RunFolder, environment
 from prunekit.schedules import Stage, Start
 from prunekit.stage import StageTraining

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from prunekit.config import build_config
 from prunekit.engine import run
 from prunekit.finding import find_layers
 from prunekit.markers import hookimpl
@@ -17,6 +16,7 @@ from prunekit.own_loop import _evidence, _forward
 from prunekit.plugins import Source, make_manager
 from prunekit.preparation import prepare
 from prunekit.pruning import _observe, _scores, _survey
+from prunekit.recipes import build_config
 from prunekit.registry import collect
 from prunekit.run_folder import RunFolder
 from prunekit.testing import ToyTask

@@ -51,6 +51,7 @@ ORDER = [
     "registry",
     "structure",
     "config",
+    "recipes",
     "given",
     "hardware",
     "preparation",
@@ -69,6 +70,7 @@ ORDER = [
     "grid",
     "sweep",
     "summary",
+    "toy_task",
     "testing",
     "cli",
 ]

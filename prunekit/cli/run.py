@@ -39,8 +39,9 @@ def run(resume: str | None, force: bool, **flags: Any) -> None:
 
 def _resumed_config(resume: str, force: bool, flags: dict[str, Any]) -> "RunConfig":
     """Return the configuration of the run in a folder; a changed one would not be that run any more."""
-    from prunekit.config import build_config, is_utf8, read_recipe
+    from prunekit.config import is_utf8
     from prunekit.errors import ConfigError
+    from prunekit.recipes import build_config, read_recipe
     from prunekit.run_folder import RunFolder
 
     if not resume or not is_utf8(resume):
