@@ -4,8 +4,6 @@ For each stage: mask updates, start weights, training under the masks, evaluatio
 Whatever could be known to be wrong was refused before this module takes its first step.
 """
 
-import time
-
 import attrs
 import pluggy
 import torch
@@ -14,9 +12,12 @@ from prunekit import events
 from prunekit.checkpoint import Checkpoint
 from prunekit.config import RunConfig
 from prunekit.errors import ConfigError
+from prunekit.faults import add_way_on, in_words
 from prunekit.files import write_atomically
 from prunekit.hardware import Hardware
+from prunekit.interruption import Interruption
 from prunekit.preparation import Prepared
+from prunekit.random_state import seed_all
 from prunekit.recipes import to_toml
 from prunekit.run_folder import RunFolder, environment
 from prunekit.schedules import Stage, Start
@@ -36,6 +37,7 @@ def run(
     force: bool = False,
     source: RunFolder | None = None,
     last: int | None = None,
+    stop: Interruption | None = None,
 ) -> events.RunFinished:
     """Carry out a plan and leave masks, model, metrics and checkpoints in the run folder.
 
@@ -49,18 +51,24 @@ def run(
         source: a run whose finished stages are those that this one begins with: they are taken over, and what
             follows gives the bytes that it would give without.
         last: carry out only so many stages of the plan; ``None``: all.
+        stop: says when the user asks to stop.
 
     Raises:
+        Interrupted: when the user has asked to stop; there is a checkpoint.
         PrunekitError: a loss that is no number, a full disk, a checkpoint that does not fit.
     """
     hardware = Hardware.of(config.device, prepared.training)
     hardware.place(prepared.model)
-    state = RunState(config, prepared, folder, hardware)
+    state = RunState(config, prepared, folder, hardware, stop=stop or Interruption())
     try:
         return _run(state, hook, resume=resume, force=force, source=source, last=last)
     except BaseException as error:
-        hook.prunekit_run_stopped(event=events.RunStopped(folder.path, f"{type(error).__name__}: {error}"))
-        raise
+        told = in_words(error, state)
+        add_way_on(told, folder)
+        hook.prunekit_run_stopped(event=events.RunStopped(folder.path, f"{type(told).__name__}: {told}"))
+        if told is error:
+            raise
+        raise told from error
 
 
 def _run(
@@ -70,7 +78,9 @@ def _run(
     batches = len(prepared.task.batches("train", 0, state.seeds))
     epoch_length = epoch_steps(batches, prepared.training.accumulate)
     stages = _stage_trainings(state, hook, epoch_length)
-    if not resume:
+    if resume:
+        folder.tidy()
+    else:
         folder.create(force=force)
         if source is not None:
             folder.adopt(source)
@@ -123,16 +133,17 @@ def _describe(state: RunState) -> None:
     folder.write_json(folder.environment, environment(state.config.seed, str(state.hardware)))
     folder.write_json(folder.plan, attrs.asdict(state.prepared.plan))
     write_atomically(folder.config, to_toml(state.config).encode())
+    folder.begun()
 
 
 def _run_stage(training: StageTraining, checkpoint: Checkpoint | None) -> None:
     state, index, stage = training.state, training.index, training.stage
-    began = time.perf_counter()
+    state.stop.obey()
     first = checkpoint.step if checkpoint else 0
     training.hook.prunekit_stage_started(event=events.StageStarted(index, stage.name, training.steps, first))
-    torch.manual_seed(state.seeds.derive("training", index))
+    seed_all(state.seeds.derive("training", index))
     if checkpoint is None:
-        state.losses = []
+        state.losses, state.stage_began = [], state.seconds
         training.first_updates()
         state.start_weights(stage.start, index)
         # Without a step there is nothing to rank by, and the criterion is refused.
@@ -140,17 +151,19 @@ def _run_stage(training: StageTraining, checkpoint: Checkpoint | None) -> None:
     loop = _loop(state)
     if checkpoint is not None:
         state.restore_loop(checkpoint, loop)
-    # Masks first: what is summed is masked like what the optimiser sees.
-    with (
-        state.as_masks().hold(state.prepared.network, loop.optimizer) as held,
-        state.tracing(loop.optimizer),
-    ):
-        training.train(loop, held, first)
-    state.check_finite(f"at the end of stage {stage.name!r}")
-    state.finished.append(_measure(state, index, stage, time.perf_counter() - began))
-    state.save_results()
-    state.save_checkpoint(index + 1, 0, None)
-    training.hook.prunekit_stage_finished(event=state.finished[-1])
+    with training.rescue(loop) as rescue:
+        # Masks first: what is summed is masked like what the optimiser sees.
+        with (
+            state.as_masks().hold(state.prepared.network, loop.optimizer) as held,
+            state.tracing(loop.optimizer),
+        ):
+            training.train(loop, held, first, rescue)
+        state.check_finite(f"at the end of stage {stage.name!r}")
+        state.finished.append(_measure(state, index, stage))
+        state.save_results()
+        # Told before it is saved: what a run was killed before it could tell is told by the resumed one.
+        training.hook.prunekit_stage_finished(event=state.finished[-1])
+        state.save_checkpoint(index + 1, 0, None)
 
 
 def _loop(state: RunState) -> Loop:
@@ -165,16 +178,17 @@ def _loop(state: RunState) -> Loop:
     )
 
 
-def _measure(state: RunState, index: int, stage: Stage, seconds: float) -> events.StageFinished:
+def _measure(state: RunState, index: int, stage: Stage) -> events.StageFinished:
     views = state.prepared.views
     weights = {name: view.weight.numel() for name, view in views.items()}
     kept = weights | {name: int(mask.sum()) for name, mask in state.masks.items()}
     asked = {name: density for update in stage.updates for name, density in update.targets.items()}
-    return events.StageFinished(index, stage.name, asked, kept, weights, _evaluate(state), seconds)
+    evaluation = _evaluate(state)
+    return events.StageFinished(index, stage.name, asked, kept, weights, evaluation, state.seconds - state.stage_began)
 
 
 def _evaluate(state: RunState) -> Evaluation:
     model, hardware = state.prepared.model, state.hardware
     model.eval()
-    with torch.inference_mode(), hardware.autocast():
+    with state.stop.abandonable(), torch.inference_mode(), hardware.autocast():
         return state.prepared.task.evaluate(model, hardware.device)

@@ -31,7 +31,11 @@ class TrainingError(PrunekitError):
     """Training cannot go on, for example because the loss is no longer a number."""
 
 
-class Interrupted(PrunekitError):
+class NotFiniteError(TrainingError):
+    """A loss, a gradient or a weight is no number; the same steps again would end the same way."""
+
+
+class Interrupted(PrunekitError):  # noqa: N818 - nothing is wrong
     """The run was asked to stop, and did.
 
     Attributes:

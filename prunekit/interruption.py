@@ -24,11 +24,11 @@ class Interruption:
     """Whether the run was asked to stop; without ``listening``, nobody asks.
 
     Attributes:
-        signal: the first request, or ``None``.
+        request: the first signal, or ``None``.
         hurried: a second Ctrl-C came; then nothing is to be saved any more.
     """
 
-    signal: signal.Signals | None = attrs.field(default=None, init=False)
+    request: signal.Signals | None = attrs.field(default=None, init=False)
     hurried: bool = attrs.field(default=False, init=False)
     _abandonable: bool = attrs.field(default=False, init=False)
     _process: int = attrs.field(factory=os.getpid, init=False)
@@ -71,14 +71,14 @@ class Interruption:
 
     def obey(self) -> None:
         """Raise ``KeyboardInterrupt`` where a request has come."""
-        if self.signal is not None:
+        if self.request is not None:
             raise KeyboardInterrupt
 
     def _take(self, number: signal.Signals, tell: Callable[[signal.Signals], Any]) -> None:
         if os.getpid() != self._process:
             self._take_in_child(number)
-        elif self.signal is None:
-            self.signal, self._since = number, time.monotonic()
+        elif self.request is None:
+            self.request, self._since = number, time.monotonic()
             tell(number)
             if self._abandonable:
                 raise KeyboardInterrupt
@@ -87,9 +87,9 @@ class Interruption:
             raise KeyboardInterrupt
 
     def _take_in_child(self, number: signal.Signals) -> None:
-        """Let a forked data worker go on for the step under way: its parent ends it, with a second SIGTERM if need be."""
-        if self.signal is signal.SIGTERM and number == signal.SIGTERM:
+        """Let a forked data worker serve the step under way; its parent ends it, by a second SIGTERM if need be."""
+        if self.request is signal.SIGTERM and number == signal.SIGTERM:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         elif number == signal.SIGTERM:
-            self.signal = number
+            self.request = number

@@ -6,6 +6,7 @@ draws. This module must not know when that is.
 
 import random
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,15 +22,22 @@ def seed_all(seed: int) -> None:
     np.random.seed(seed % _NUMPY_SEEDS)  # noqa: NPY002 - tasks draw from the global one, if from any
 
 
-def random_state() -> dict[str, Tensor]:
-    """Return their states; no device is waited for."""
+def torch_state() -> dict[str, Tensor]:
+    """Return the states of torch's; no device is waited for."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states |= {f"cuda:{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def random_state() -> dict[str, Tensor]:
+    """Return the states of all of them."""
+    states = torch_state()
     version, words, gauss = random.getstate()
     states["python"] = torch.tensor([version, *words], dtype=torch.int64)
     states["python gauss"] = _optional(gauss)
-    _, key, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
+    twister: Any = np.random.get_state(legacy=True)  # noqa: NPY002
+    _, key, position, has_gauss, cached = twister
     states["numpy"] = torch.tensor([*key.tolist(), position], dtype=torch.int64)
     states["numpy gauss"] = _optional(cached if has_gauss else None)
     return states
@@ -52,7 +60,8 @@ def set_random_state(states: Mapping[str, Tensor]) -> None:
     random.setstate((version, tuple(words), _given(states["python gauss"])))
     *key, position = states["numpy"].tolist()
     cached = _given(states["numpy gauss"])
-    np.random.set_state(("MT19937", key, position, int(cached is not None), cached or 0.0))  # noqa: NPY002
+    twister = ("MT19937", np.array(key, dtype=np.uint32), position, int(cached is not None), cached or 0.0)
+    np.random.set_state(twister)  # noqa: NPY002
 
 
 def _optional(value: float | None) -> Tensor:

@@ -138,9 +138,7 @@ class RunFolder:
         if not begun:
             wrong = "the run was stopped before it had begun; give the command that started it again"
             absent = f"there is no {self.config.name} in it"
-            raise CheckpointError(
-                f"{self.path} holds no run to resume ({wrong if self._is_cut_off() else absent})"
-            )
+            raise CheckpointError(f"{self.path} holds no run to resume ({wrong if self._is_cut_off() else absent})")
         make_writable_folder(self.checkpoints)
 
     def tidy(self) -> None:

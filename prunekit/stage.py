@@ -6,6 +6,7 @@ It must not know the other stages.
 import math
 import time
 from contextlib import nullcontext
+from functools import partial
 
 import attrs
 import pluggy
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor
 
 from prunekit import events
-from prunekit.errors import TrainingError
+from prunekit.errors import NotFiniteError
 from prunekit.holding import Held
 from prunekit.pruning import choose_masks
+from prunekit.rescue import Rescue
 from prunekit.schedules import MaskUpdate, Stage, Start
 from prunekit.seeds import Seeds
 from prunekit.state import RunState
@@ -50,18 +52,24 @@ class StageTraining:
         """Carry out the updates at the start, on the weights that the stage before left."""
         self._update_at(0, None)
 
-    def train(self, loop: Loop, held: Held, first: int) -> None:
+    def rescue(self, loop: Loop) -> Rescue:
+        """Return what saves the stage when it ends before its time."""
+        return Rescue(self.state, self.index, loop, partial(self._read_losses, loop=loop))
+
+    def train(self, loop: Loop, held: Held, first: int, rescue: Rescue) -> None:
         """Take the steps from ``first`` on.
 
         Raises:
-            TrainingError: when a loss is infinite or no number; checkpoints stay.
+            KeyboardInterrupt: when the user has asked to stop; ``rescue`` may save.
+            NotFiniteError: when a loss is infinite or no number; checkpoints stay.
         """
+        rescue.mark(first)
         self._since = time.perf_counter()
         listened = bool(self.hook.prunekit_step_finished.get_hookimpls())
         step = first
         while step < self.steps:
             if step > 0:
-                self._update_at(step, held)
+                self._update_at(step, held, rescue)
             epoch, within = divmod(step, self.epoch_length)
             end = self._segment_end(step)
             batches = self.state.prepared.task.batches("train", epoch, self._data_seeds)
@@ -72,8 +80,10 @@ class StageTraining:
                 if listened:
                     self.hook.prunekit_step_finished(event=events.StepFinished(self.index, step, self.steps))
                 self._after(step, loop)
+                rescue.mark(step)  # not before: an epoch that is not told yet would never be
+                self.state.stop.obey()
         if self.steps > 0:
-            self._update_at(self.steps, held)
+            self._update_at(self.steps, held, rescue)
 
     @property
     def _data_seeds(self) -> Seeds:
@@ -98,7 +108,9 @@ class StageTraining:
         """Do what is due after a step; reading losses waits for the device, so it is done seldom."""
         settings = self.state.prepared.training
         ends_epoch = step % self.epoch_length == 0 or step == self.steps
-        saves = settings.checkpoint_every and step % settings.checkpoint_every == 0 and step < self.steps
+        wanted = settings.checkpoint_every and step % settings.checkpoint_every == 0
+        # The end is saved when all is done there, and before masks change: what then fails is not to cost the stage.
+        saves = wanted if step < self.steps else any(self._due(update) == step for update in self.stage.updates)
         rewinds = step in self.rewind_points
         if ends_epoch or saves or rewinds or len(self._unread) >= settings.check_every:
             self._read_losses(step, loop)
@@ -111,16 +123,16 @@ class StageTraining:
             self.state.save_checkpoint(self.index, step, loop)
 
     def _read_losses(self, step: int, loop: Loop) -> None:
-        losses = torch.stack(self._unread).tolist()
-        self._unread.clear()
+        losses = torch.stack(self._unread).tolist() if self._unread else []
         for number, loss in enumerate(losses, step - len(losses) + 1):
             if not math.isfinite(loss):
                 rate = loop.set_rate(self._rate(number - 1))
-                raise TrainingError(
+                raise NotFiniteError(
                     f"the loss is {loss} at step {number} of {self.steps} in stage {self.stage.name!r}, learning rate "
                     f"{rate:.3g}; checkpoints so far stay in {self.state.folder.checkpoints}; "
                     "try a lower rate, more warm-up or clipping (-o training.warmup=0.1 -o training.clip_norm=5)"
                 )
+        self._unread.clear()  # not before: whoever reads again is to find the same
         self.state.losses += losses
 
     def _epoch_finished(self, step: int, loop: Loop) -> None:
@@ -138,19 +150,19 @@ class StageTraining:
         self._since = now
         self.hook.prunekit_epoch_finished(event=event)
 
-    def _update_at(self, step: int, held: Held | None) -> None:
+    def _update_at(self, step: int, held: Held | None, rescue: Rescue | None = None) -> None:
         for number, update in enumerate(self.stage.updates):
             if self._due(update) == step:
-                self._update(number, update, step, held)
+                self._update(number, update, step, held, rescue)
 
-    def _update(self, number: int, update: MaskUpdate, step: int, held: Held | None) -> None:
+    def _update(self, number: int, update: MaskUpdate, step: int, held: Held | None, rescue: Rescue | None) -> None:
         """Choose new masks and hold them from now on."""
         began = time.perf_counter()
         state, prepared = self.state, self.state.prepared
         shower = Shower(
             prepared.task, prepared.model, state.hardware, self._data_seeds, prepared.training.calibration_batches
         )
-        with held.paused() if held is not None else nullcontext():
+        with state.stop.abandonable(), held.paused() if held is not None else nullcontext():
             chosen = choose_masks(
                 prepared.network,
                 prepared.views,
@@ -160,6 +172,8 @@ class StageTraining:
                 shower.evidence(prepared.network, state.traces),
                 Seeds(state.seeds.derive("update", self.index, number)),
             )
+        if rescue is not None:
+            rescue.lose()
         with torch.no_grad():
             for name, weight in chosen.repaired.items():
                 prepared.views[name].weight.copy_(weight)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from prunekit.checkpoint import Checkpoint, newest_checkpoint, remove_older, save_checkpoint
 from prunekit.config import RunConfig
-from prunekit.errors import CheckpointError, TrainingError
+from prunekit.errors import CheckpointError, NotFiniteError
 from prunekit.events import StageFinished
 from prunekit.finding import parameter_name
 from prunekit.hardware import Hardware
@@ -80,11 +80,20 @@ class RunState:
         """Start from the given masks and weights, and keep them: what resumes the run needs their files no more."""
         given = self.prepared.given
         if not given:
+            self._check_nothing_was_given()
             return
         if given.weights is not None:
             self.prepared.network.load_state_dict(given.weights)
         self.masks = {name: mask.to(self.hardware.device) for name, mask in given.masks.items()}
         self.save_checkpoint(0, 0, None)
+
+    def _check_nothing_was_given(self) -> None:
+        """Refuse to begin a resumed run anew without what it was given: a copy of that is its first checkpoint."""
+        if self.config.masks is not None or self.config.weights is not None:
+            raise CheckpointError(
+                f"there is no checkpoint in {self.folder.checkpoints}, so the masks and weights that the run was given "
+                "are lost; start it again"
+            )
 
     def begin_traces(self, layers: Iterable[str]) -> None:
         """Forget what training steps did so far, and sum anew from now on, where the criterion asks for it."""
@@ -113,11 +122,11 @@ class RunState:
         """Refuse to go on, or to save, with weights that are no numbers.
 
         Raises:
-            TrainingError: naming the tensor, and what to try.
+            NotFiniteError: naming the tensor, and what to try.
         """
         for name, tensor in self.prepared.model.state_dict().items():
             if not bool(tensor.isfinite().all()):
-                raise TrainingError(
+                raise NotFiniteError(
                     f"{when} {name!r} is not finite; checkpoints so far stay in {self.folder.checkpoints}; "
                     "try a lower rate, more warm-up or clipping (-o training.warmup=0.1 -o training.clip_norm=5)"
                 )

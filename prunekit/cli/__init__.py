@@ -10,7 +10,7 @@ from importlib import import_module
 
 import click
 
-from prunekit.errors import PrunekitError
+from prunekit.errors import Interrupted, PrunekitError
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -55,14 +55,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code."""
     try:
         code: int | None = cli.main(arguments, prog_name="prunekit", standalone_mode=False)
+    except Interrupted as stopped:
+        click.echo(_with_notes(stopped), err=True)
+        return stopped.code
     except click.UsageError as error:
         place = f"; see '{error.ctx.command_path} --help'" if error.ctx else ""
         return _fail(f"{error.format_message().rstrip('.')}{place}", USER_ERROR)
     except (PrunekitError, click.ClickException) as error:
-        return _fail(str(error), USER_ERROR)
+        return _fail(_with_notes(error), USER_ERROR)
     except click.Abort:
         return _fail("interrupted", INTERRUPTED)
     return code or 0
+
+
+def _with_notes(error: Exception) -> str:
+    """Return the message with what was noted on the way up."""
+    return "; ".join([str(error), *getattr(error, "__notes__", ())])
 
 
 def _fail(message: str, code: int) -> int:

@@ -1,5 +1,7 @@
 """``prunekit run``: train, prune, re-train, and say what came of it."""
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +10,8 @@ import click
 from prunekit.cli.options import config_options, read_config
 
 if TYPE_CHECKING:
+    from signal import Signals
+
     from prunekit.config import RunConfig
 
 
@@ -17,8 +21,11 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Write over the run that is in the run folder.")
 def run(resume: str | None, force: bool, **flags: Any) -> None:
     """Train a network, prune it by a plan, re-train it, and save masks and weights."""
+    from prunekit.absolute import with_absolute_paths
     from prunekit.cli.run_table import print_files, print_result
     from prunekit.engine import run as run_engine
+    from prunekit.files import held_alone
+    from prunekit.interruption import Interruption
     from prunekit.plugins import make_manager
     from prunekit.preparation import prepare
     from prunekit.registry import collect
@@ -27,14 +34,24 @@ def run(resume: str | None, force: bool, **flags: Any) -> None:
     config = _resumed_config(resume, force, flags) if resume is not None else read_config(**flags)
     folder = RunFolder(_out(config) if resume is None else Path(resume))
     manager = make_manager(config.no_plugins)
-    prepared = prepare(config, manager, collect(manager), resumed=resume is not None)
+    registry = collect(manager)
+    config = with_absolute_paths(config, registry)
+    prepared = prepare(config, manager, registry, resumed=resume is not None)
     if resume is not None:
         folder.check_resumable()
     else:
         folder.check(force=force)
-    finished = run_engine(config, prepared, manager.hook, folder, resume=resume is not None, force=force)
+    stop = Interruption()
+    with held_alone(folder.path), stop.listening(_tell):
+        finished = run_engine(config, prepared, manager.hook, folder, resume=resume is not None, force=force, stop=stop)
     print_result(finished)
     print_files(folder)
+
+
+def _tell(request: "Signals") -> None:
+    """Say that a request to stop was heard; the program may be in the middle of printing, so past its buffers."""
+    text = f"\n{request.name}: stopping after this step, with a checkpoint; Ctrl-C (once more) stops at once\n"
+    os.write(sys.stderr.fileno(), text.encode())
 
 
 def _resumed_config(resume: str, force: bool, flags: dict[str, Any]) -> "RunConfig":
