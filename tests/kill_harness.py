@@ -3,9 +3,10 @@
     python tests/kill_harness.py --kills 30 --seed 0
 
 Every run is the command line in a forked process. Two thirds of the kills are counted: the process sends itself
-SIGKILL at the drawn one of all its function calls within a phase (training, statistics, a checkpoint's write ...), so
-also between the system calls that open, write, sync and rename a file. The others come from outside, after a drawn time.
-Every third run is killed a second time while it resumes. Only wall times may differ afterwards.
+SIGKILL at the drawn one of all its function calls within a phase (training, statistics, a checkpoint ...); the phase
+"checkpoint file" is nothing but the calls that open, write, sync and rename it. The others come from outside: after a
+drawn time, or as soon as a checkpoint is seen being written. Every third run is killed a second time while it resumes.
+Only wall times may differ afterwards.
 """
 
 import argparse
@@ -31,8 +32,8 @@ from safetensors import safe_open
 
 from prunekit import engine
 from prunekit.builtin.metric_log import MetricLog
-from prunekit.checkpoint import load_checkpoint
 from prunekit.cli import main as prunekit
+from prunekit.files import write_atomically
 from prunekit.preparation import prepare
 from prunekit.pruning import choose_masks
 from prunekit.run_folder import RunFolder
@@ -52,13 +53,17 @@ PHASES: dict[Any, str] = {
     Loop.epoch.__code__: "training",
     choose_masks.__code__: "statistics",
     RunState.save_checkpoint.__code__: "checkpoint",
+    write_atomically.__code__: "checkpoint file",  # within a checkpoint; elsewhere it counts as what it is part of
     RunState.keep_weights.__code__: "kept weights",
     RunState.save_results.__code__: "results",
     engine._evaluate.__code__: "evaluation",
 }
 # How often a phase is drawn; in the order of the trials, so that few kills see what matters most.
-DRAWN = ("checkpoint", "training", "statistics", "checkpoint", "results", "training", "kept weights", "statistics",
-         "checkpoint", "given files", "training", "evaluation", "between", "checkpoint", "statistics", "beginning")  # fmt: skip
+DRAWN = ("checkpoint file", "training", "statistics", "checkpoint", "results", "checkpoint file", "training",
+         "kept weights", "statistics", "checkpoint file", "given files", "training", "evaluation", "between",
+         "checkpoint", "statistics", "checkpoint file", "training", "beginning", "statistics")  # fmt: skip
+
+OUTSIDE = ("at a file", "by the clock")
 
 IMAGES = ["--task", "images", "-o", "task.calibration=100", "-o", "task.batch_size=50"]
 FACES = ["-o", "task.width=1/32", "-o", "task.feature=16", "-o", "task.batch_people=6", "-o", "task.batch_images=2"]
@@ -68,8 +73,8 @@ RUNS = {
               "training.budget=7 steps", "-o", "training.retraining=5 steps", "-o", "training.checkpoint_every=2",
               "-o", "training.accumulate=2"],
     # Data workers, AdamW, growth by gradients.
-    "rigl": [*IMAGES, "--schedule", "rigl", "--criterion", "magnitude", "--density", "0.2", "-o", "task.optimizer=adamw",
-             "-o", "task.shift=1", "-o", "schedule.updates=5", "-o", "training.budget=18 steps", "-o",
+    "rigl": [*IMAGES, "--schedule", "rigl", "--criterion", "magnitude", "--density", "0.2", "-o",
+             "task.optimizer=adamw", "-o", "task.shift=1", "-o", "schedule.updates=5", "-o", "training.budget=18 steps", "-o",
              "training.checkpoint_every=5", "-o", "training.workers=2", "-o", "training.accumulate=2"],
     # Rewinding to the weights of an early step.
     "rewinding": [*IMAGES, "--schedule", "iterative", "-o", "schedule.rounds=2", "-o", "schedule.rewind=step", "-o",
@@ -77,10 +82,11 @@ RUNS = {
                   "-o", "training.retraining=9 steps", "-o", "training.checkpoint_every=4", "--keep", "1"],
     # Sums over training steps, in half precision.
     "movement": ["--task", "prunekit.testing:ToyTask", "--schedule", "gradual", "--criterion", "movement", "-o",
-                 "training.budget=24 steps", "-o", "training.checkpoint_every=7", "--precision", "bf16", "--sparse-model"],
+                 "training.budget=24 steps", "-o", "training.checkpoint_every=7", "--precision", "bf16",
+                 "--sparse-model"],
     # Given masks and weights.
-    "given": ["--task", "prunekit.testing:ToyTask", "--criterion", "correlation", "--structure", "hidden=1/8", "--masks",
-              "given/masks.safetensors", "--weights", "given/model.safetensors", "-o", "training.budget=12 steps", "-o",
+    "given": ["--task", "prunekit.testing:ToyTask", "--criterion", "correlation", "--structure", "hidden=1/8",
+              "--masks", "given/masks.safetensors", "--weights", "given/model.safetensors", "-o", "training.budget=12 steps", "-o",
               "training.retraining=12 steps", "-o", "training.checkpoint_every=3"],
 }  # fmt: skip
 GIVEN = ["--task", "prunekit.testing:ToyTask", "--criterion", "magnitude", "-o", "training.budget=5 steps", "-o",
@@ -108,7 +114,8 @@ class Clockwork:
             self._phases.pop()
         else:
             outer = self._phases[-1]
-            self._phases.append(outer if outer == "given files" else phase)
+            part = outer == "given files" or (phase == "checkpoint file" and outer != "checkpoint")
+            self._phases.append(outer if part else phase)
         self._shown[:] = self._phases[-1].encode().ljust(len(self._shown))
 
 
@@ -167,18 +174,18 @@ class Trials:
         self.counts: dict[str, int] = json.loads(self._log.with_suffix(".json").read_text())["counts"]
         self.folder.rename(self.reference)
 
-    def kill(self, draw: random.Random, phase: str | None, *, again: bool) -> list[str]:
+    def kill(self, draw: random.Random, how: str, *, again: bool) -> list[str]:
         """Kill a run, resume it until it is done, and return where the kills landed.
 
         Args:
             draw: decides the moments.
-            phase: where to kill by count; ``None``: from outside, after a drawn time.
+            how: where to kill by count, or one of ``OUTSIDE``.
             again: kill it once more while it resumes.
         """
         shutil.rmtree(self.folder, ignore_errors=True)
-        landed = [self._killed(self._command, draw, phase)]
+        landed = [self._killed(self._command, draw, how)]
         if again:
-            second = draw.choice(["resuming", "checkpoint", "training"])
+            second = draw.choice(["resuming", "checkpoint file", "training"])
             landed.append(self._killed(self._way_on(), draw, second))
         for _ in range(len(landed) + 1):
             code = end_of(start(self._way_on(), self._log, self._shown))
@@ -186,16 +193,26 @@ class Trials:
                 return [where for where in landed if where]
         raise SystemExit(f"{self.name} does not resume after {landed}: {self._log.read_text()}")
 
-    def _killed(self, command: list[str], draw: random.Random, phase: str | None) -> str:
-        if phase is None:
+    def _killed(self, command: list[str], draw: random.Random, how: str) -> str:
+        if how in OUTSIDE:
             child = start(command, self._log, self._shown)
-            time.sleep(draw.uniform(0, self._took))
+            if how == "by the clock":
+                time.sleep(draw.uniform(0.2, 1) * self._took)  # before, it only imports
+            else:
+                self._await_file(child, draw.randint(1, 6))
             os.kill(child, signal.SIGKILL)
         else:
-            child = start(command, self._log, self._shown, phase, draw.randint(1, self.counts.get(phase, 300)))
+            child = start(command, self._log, self._shown, how, draw.randint(1, self.counts.get(how, 300)))
         code = end_of(child)
         # The second one may have had nothing left to do; a first one that was not killed is no trial.
         return self._shown[:].decode().strip() if code == -signal.SIGKILL else ""
+
+    def _await_file(self, child: int, number: int) -> None:
+        """Wait until so many checkpoints were seen half written, or the process has ended."""
+        seen: set[str] = set()
+        while len(seen) < number and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            with suppress(FileNotFoundError):
+                seen |= {name for name in os.listdir(self.folder / "checkpoints") if name.endswith(".tmp")}  # noqa: PTH208
 
     def _way_on(self) -> list[str]:
         return ["run", "--resume", "run"] if (self.folder / "config.toml").exists() else self._command
@@ -221,7 +238,7 @@ def content(path: Path) -> Any:
         with safe_open(path, "pt") as file:
             header = without_times(json.loads(file.metadata()["prunekit"]))
             return header, {key: file.get_tensor(key).contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-                            for key in sorted(file.keys())}  # noqa: SIM118 # fmt: skip
+                            for key in sorted(file.keys())}  # fmt: skip
     return path.read_bytes()
 
 
@@ -232,11 +249,12 @@ def without_times(value: Any) -> Any:
     return [without_times(item) for item in value] if isinstance(value, list) else value
 
 
-def trials(kills: int) -> Iterator[tuple[int, str | None, bool]]:
-    """Yield number, phase (``None``: by the clock) and whether to kill a second time."""
+def trials(kills: int) -> Iterator[tuple[int, str, bool]]:
+    """Yield number, how to kill, and whether to kill a second time."""
     for number in range(kills):
-        by_clock = number % 3 == 2  # noqa: PLR2004 - a third
-        yield number, None if by_clock else DRAWN[(number - number // 3) % len(DRAWN)], number % 3 == 1
+        third, place = divmod(number, 3)
+        how = DRAWN[(number - third) % len(DRAWN)] if place < 2 else OUTSIDE[third % 2]
+        yield number, how, place == 1
 
 
 def carry_out(kills: int, seed: int, names: list[str], tell: Callable[[str], object]) -> bool:
@@ -248,19 +266,19 @@ def carry_out(kills: int, seed: int, names: list[str], tell: Callable[[str], obj
         place = Path(folder)
         warm_up(["run", *GIVEN, "--out", "given"], place / "given.log")
         prepared = [Trials(name, place) for name in names]
-        for number, phase, again in trials(kills):
-            able = [one for one in prepared if phase is None or phase in one.counts]
+        for number, how, again in trials(kills):
+            able = [one for one in prepared if how in OUTSIDE or how in one.counts]
             draw = random.Random(f"{seed} {number}")
             one = draw.choice(able)
             landed: list[str] = []
             while not landed:  # a clock may be late
-                landed = one.kill(draw, phase, again=again)
+                landed = one.kill(draw, how, again=again)
             different = one.differences()
             equal += not different
             where.update(landed)
-            how = "by the clock" if phase is None else "by count"
-            tell(f"{number + 1:3} {one.name:10} killed {how} in {', then '.join(landed):28} "
-                 f"{'equal' if not different else f'DIFFERENT: {different}'}")  # fmt: skip
+            verdict = f"DIFFERENT: {different}" if different else "equal"
+            tell(f"{number + 1:3} {one.name:10} {how if how in OUTSIDE else 'by count':12} "
+                 f"in {', then '.join(landed):36} {verdict}")  # fmt: skip
         tell(f"{sum(where.values())} kills: {', '.join(f'{count} in {name}' for name, count in where.most_common())}")
     tell(f"{equal} of {kills} equal")
     return equal == kills
