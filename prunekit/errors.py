@@ -47,6 +47,10 @@ class Interrupted(PrunekitError):  # noqa: N818 - nothing is wrong
         self.code = code
 
 
+class RankError(PrunekitError):
+    """The other processes of a distributed run cannot be reached any more."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` or, with nothing near, `` (known: a, b)``.
 

@@ -74,6 +74,11 @@ class Interruption:
         if self.request is not None:
             raise KeyboardInterrupt
 
+    def join(self) -> None:
+        """Take over the request of another process of the run."""
+        if self.request is None:
+            self.request = signal.SIGTERM
+
     def _take(self, number: signal.Signals, tell: Callable[[signal.Signals], Any]) -> None:
         if os.getpid() != self._process:
             self._take_in_child(number)

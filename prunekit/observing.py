@@ -15,9 +15,9 @@ from prunekit.criteria import Criterion, NetworkCriterion, Observation, Scene
 from prunekit.errors import ConfigError, DataError, PluginError
 from prunekit.layers import LayerView
 
-Show = Callable[[], Iterator[None]]
-"""Runs the network on one batch after another: forward, and backward where gradients are wanted; each
-batch ends in a ``yield``."""
+Show = Callable[[], Iterator[float]]
+"""Runs the network on one batch after another: forward, and backward where gradients are wanted; each batch ends in a
+``yield`` of the fraction of it that was shown here: 1.0, but where several ranks each show their part of it."""
 
 
 @attrs.define
@@ -87,10 +87,11 @@ def observe(
         watched = {name: layers[name] for name in waiting}
         unseen: set[str] = set()
         with _listening(network, watched, evidence.activation_of) as records:
-            for number, _ in enumerate(show()):
+            for number, share in enumerate(show()):
                 unseen = {name for name in (unseen if number else watched) if not records[name].outputs}
                 for name, view in watched.items():
-                    for seen in _observations(view, records[name], with_activation=name in evidence.activation_of):
+                    with_activation = name in evidence.activation_of
+                    for seen in _observations(view, records[name], share, with_activation=with_activation):
                         _take_in(waiting[name], name, seen)
                     records[name] = _Record()
         if unseen:
@@ -212,7 +213,7 @@ def _listening(
         yield records
 
 
-def _observations(view: LayerView, record: _Record, *, with_activation: bool) -> Iterable[Observation]:
+def _observations(view: LayerView, record: _Record, share: float, *, with_activation: bool) -> Iterable[Observation]:
     weight = view.weight
     gradient = weight.grad if weight.is_leaf else None  # of a computed weight torch keeps none
     activations = record.activations if with_activation else record.outputs
@@ -225,4 +226,5 @@ def _observations(view: LayerView, record: _Record, *, with_activation: bool) ->
             output_gradient=record.output_gradients.get(index),
             weight_gradient=None if gradient is None else view.to_matrix(gradient.detach()),
             call=index,
+            share=share,
         )

@@ -111,23 +111,23 @@ def _evidence(
     if batches is None:
         return Evidence(None, None, activations)
 
-    def show() -> Iterator[None]:
+    def show() -> Iterator[float]:
         for batch in batches:
             with torch.no_grad():
                 forward(model, batch)
-            yield
+            yield 1.0
 
     def losses(of: Callable[[nn.Module, Any], Tensor]) -> Iterator[Tensor]:
         return (of(model, batch) for batch in batches)
 
-    def show_gradients(of: Callable[[nn.Module, Any], Tensor]) -> Iterator[None]:
+    def show_gradients(of: Callable[[nn.Module, Any], Tensor]) -> Iterator[float]:
         for batch in batches:
             for parameter in model.parameters():
                 parameter.grad = None
             with torch.enable_grad():
                 # torch's stubs leave backward untyped.
                 of(model, batch).backward()  # type: ignore[no-untyped-call]
-            yield
+            yield 1.0
 
     whole = Whole(model, partial(losses, loss) if loss else None, lambda: iter(batches), partial(forward, model))
     return Evidence(show, partial(show_gradients, loss) if loss else None, activations, whole)

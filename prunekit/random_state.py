@@ -53,6 +53,8 @@ def set_random_state(states: Mapping[str, Tensor]) -> None:
         ValueError: likewise.
     """
     torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
     for index in range(torch.cuda.device_count()):
         if f"cuda:{index}" in states:
             torch.cuda.set_rng_state(states[f"cuda:{index}"], index)
@@ -66,8 +68,9 @@ def set_random_state(states: Mapping[str, Tensor]) -> None:
 
 def _optional(value: float | None) -> Tensor:
     """Both keep the second of two normal draws for later, or have none."""
-    return torch.tensor([] if value is None else [value], dtype=torch.float64)
+    return torch.tensor([value is not None, value or 0.0], dtype=torch.float64)
 
 
 def _given(value: Tensor) -> float | None:
-    return float(value) if value.numel() else None
+    there, number = value.tolist()
+    return number if there else None

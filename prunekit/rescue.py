@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from prunekit.errors import CheckpointError, PrunekitError
 from prunekit.faults import in_words
 from prunekit.random_state import random_state, torch_state
+from prunekit.ranks import rank_count
 from prunekit.state import RunState
 from prunekit.training import Loop
 
@@ -70,7 +71,8 @@ class Rescue:
 
     def _save(self, error: BaseException) -> None:
         step = self._step
-        if step is None or not self._is_whole():
+        # Of several ranks all must save, and only a request to stop is known to all.
+        if step is None or not self._is_whole() or (rank_count() > 1 and not isinstance(error, KeyboardInterrupt)):
             return
         try:
             self.read_losses(step)

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from prunekit import events
+from prunekit.agreement import check_agreement
 from prunekit.errors import NotFiniteError
 from prunekit.holding import Held
 from prunekit.pruning import choose_masks
+from prunekit.ranks import rank_count, sum_over_ranks
 from prunekit.rescue import Rescue
 from prunekit.schedules import MaskUpdate, Stage, Start
 from prunekit.seeds import Seeds
@@ -81,9 +83,14 @@ class StageTraining:
                     self.hook.prunekit_step_finished(event=events.StepFinished(self.index, step, self.steps))
                 self._after(step, loop)
                 rescue.mark(step)  # not before: an epoch that is not told yet would never be
-                self.state.stop.obey()
+                self._obey()
         if self.steps > 0:
             self._update_at(self.steps, held, rescue)
+
+    def _obey(self) -> None:
+        """Raise ``KeyboardInterrupt`` after a step where the user has asked to stop."""
+        if rank_count() == 1 or not self._unread:  # at a look at the loss, all ranks have heard of it
+            self.state.stop.obey()
 
     @property
     def _data_seeds(self) -> Seeds:
@@ -123,7 +130,13 @@ class StageTraining:
             self.state.save_checkpoint(self.index, step, loop)
 
     def _read_losses(self, step: int, loop: Loop) -> None:
-        losses = torch.stack(self._unread).tolist() if self._unread else []
+        if not self._unread:
+            return
+        # The request rides along: all ranks stop after the same step, and none waits for the others more often.
+        asked = torch.full_like(self._unread[0], self.state.stop.request is not None)
+        *losses, asked_by = sum_over_ranks(torch.stack([*self._unread, asked])).tolist()
+        if asked_by > 0:
+            self.state.stop.join()
         for number, loss in enumerate(losses, step - len(losses) + 1):
             if not math.isfinite(loss):
                 rate = loop.set_rate(self._rate(number - 1))
@@ -162,7 +175,7 @@ class StageTraining:
         shower = Shower(
             prepared.task, prepared.model, state.hardware, self._data_seeds, prepared.training.calibration_batches
         )
-        with state.stop.abandonable(), held.paused() if held is not None else nullcontext():
+        with state.abandonable(), held.paused() if held is not None else nullcontext():
             chosen = choose_masks(
                 prepared.network,
                 prepared.views,
@@ -172,6 +185,7 @@ class StageTraining:
                 shower.evidence(prepared.network, state.traces),
                 Seeds(state.seeds.derive("update", self.index, number)),
             )
+        check_agreement(chosen)
         if rescue is not None:
             rescue.lose()
         with torch.no_grad():

@@ -25,7 +25,9 @@ from prunekit.hardware import Hardware
 from prunekit.interruption import Interruption
 from prunekit.masks import Masks
 from prunekit.preparation import Prepared
-from prunekit.random_state import random_state, set_random_state
+from prunekit.random_state import random_state
+from prunekit.random_states import random_states, restore_random_states
+from prunekit.ranks import gather_numbers, own_rank, rank_count
 from prunekit.run_folder import RunFolder
 from prunekit.schedules import Start
 from prunekit.seeds import Seeds
@@ -75,6 +77,15 @@ class RunState:
     def seconds(self) -> float:
         """Wall time of the run, without the time between a stop and its resumption."""
         return time.perf_counter() - self.began
+
+    def obey(self) -> None:
+        """Raise ``KeyboardInterrupt`` where the user has asked to stop; several ranks first have to agree on a step."""
+        if rank_count() == 1:
+            self.stop.obey()
+
+    def abandonable(self) -> AbstractContextManager[None]:
+        """Return the context of work that a request to stop ends at once; ranks would lose each other in it."""
+        return self.stop.abandonable() if rank_count() == 1 else nullcontext()
 
     def take_given(self) -> None:
         """Start from the given masks and weights, and keep them: what resumes the run needs their files no more."""
@@ -132,7 +143,9 @@ class RunState:
                 )
 
     def save_results(self) -> None:
-        """Write the masks and the deployed network as they are now."""
+        """Write the masks and the deployed network as they are now; the first rank does."""
+        if own_rank() > 0:
+            return
         masks, weights = self.as_masks(), self.prepared.network.state_dict()
         if self.masks:
             masks.save(self.folder.masks)
@@ -143,14 +156,16 @@ class RunState:
 
     def save_checkpoint(
         self, stage: int, step: int, loop: Loop | None, random: Mapping[str, Tensor] | None = None
-    ) -> Path:
+    ) -> None:
         """Write a checkpoint after ``step`` steps of a stage; without a loop: before the stage begins.
+
+        Of several ranks the first one writes; all must come here.
 
         Args:
             stage: its index; the stages before it are finished.
             step: optimiser steps of it that are done.
             loop: with optimiser and scaler.
-            random: states of the global generators, where they have moved on since that step.
+            random: this rank's ``random_state``, where the generators have moved on since that step.
 
         Raises:
             CheckpointError: when it cannot be written; what was there stays.
@@ -163,12 +178,15 @@ class RunState:
             "stage_began": self.stage_began if step else self.seconds,
             "scaler": loop.scaler.state_dict() if loop else {},
         }
-        tensors = {"model": self.prepared.model.state_dict(), "masks": self.masks, "random": random or random_state()}
+        states = random_states(random or random_state())
+        if own_rank() > 0:
+            return
+        tensors = {"model": self.prepared.model.state_dict(), "masks": self.masks, "random": states}
         tensors |= {"traces": self.traces} if self.traces else {}
         optimizer = loop.optimizer.state_dict() if loop else None
         self.folder.sync_metrics()  # a checkpoint must not outlive the lines before it
         checkpoint = Checkpoint(stage, step, tensors, optimizer, facts)
-        return save_checkpoint(self.folder.checkpoints, checkpoint, self.prepared.training.keep_checkpoints)
+        save_checkpoint(self.folder.checkpoints, checkpoint, self.prepared.training.keep_checkpoints)
 
     def restore(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
         """Bring back model, masks and results from the newest good checkpoint.
@@ -180,6 +198,13 @@ class RunState:
             CheckpointError: when none can be read, or it is of another network.
         """
         checkpoint, broken = newest_checkpoint(self.folder.checkpoints)
+        places = gather_numbers([-1, -1] if checkpoint is None else [checkpoint.stage, checkpoint.step])
+        for rank, place in enumerate(places):
+            if place != places[0]:
+                raise CheckpointError(
+                    f"rank {rank} finds another checkpoint than rank 0 (stage and step {place}, {places[0]}); "
+                    f"{self.folder.checkpoints} must be one folder that all machines see"
+                )
         notes = tuple(f"{problem}; going on from the one before" for problem in broken)
         if checkpoint is None:
             return None, notes
@@ -197,23 +222,25 @@ class RunState:
             raise CheckpointError(
                 f"the checkpoint in {self.folder.checkpoints} does not fit the run: {error}"
             ) from error
-        remove_older(self.folder.checkpoints, checkpoint, self.prepared.training.keep_checkpoints)
+        if own_rank() == 0:
+            remove_older(self.folder.checkpoints, checkpoint, self.prepared.training.keep_checkpoints)
         return checkpoint, notes
 
-    @staticmethod
-    def restore_loop(checkpoint: Checkpoint, loop: Loop) -> None:
+    def restore_loop(self, checkpoint: Checkpoint, loop: Loop) -> None:
         """Bring back optimiser, scaler and random generators in the middle of a stage."""
         assert checkpoint.optimizer is not None
         try:
             loop.optimizer.load_state_dict(dict(checkpoint.optimizer))
             loop.scaler.load_state_dict(checkpoint.facts["scaler"])
-            set_random_state(checkpoint.tensors["random"])
+            if not restore_random_states(checkpoint.tensors["random"]):  # the run had fewer ranks
+                torch.manual_seed(self.seeds.derive("training", checkpoint.stage, own_rank(), checkpoint.step))
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"the checkpoint does not fit the optimiser of the task: {error}") from error
 
     def keep_weights(self, start: Start) -> None:
-        """Write the weights that a later stage is to start from."""
-        save_weights(self._weights_file(start), self.prepared.model.state_dict())
+        """Write the weights that a later stage is to start from; the first rank does."""
+        if own_rank() == 0:
+            save_weights(self._weights_file(start), self.prepared.model.state_dict())
 
     def start_weights(self, start: Start, stage: int) -> None:
         """Give the model the weights that a stage starts from."""

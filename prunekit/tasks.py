@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.options import option
+from prunekit.parts import Part, split_batch
 from prunekit.schedules import Budget
 from prunekit.seeds import Seeds
 
@@ -115,13 +116,27 @@ class Task(abc.ABC):
         statistics are measured on, best disjoint from the training set.
         """
 
+    def part(self, batches: Sequence[Any], index: int, rank: int, ranks: int) -> Part:
+        """Return what one of several processes works on of ``batches[index]``; together they work on all of it.
+
+        The default makes the whole batch and takes a run of its samples, the first dimension of every tensor. Override
+        it where samples are something else, where a loss is no mean over samples, or to make only what is needed.
+        """
+        return split_batch(batches[index], rank, ranks)
+
     def forward(self, model: nn.Module, batch: Any) -> Any:
         """Run the model on a batch of the calibration set; the default takes its first entry as input."""
         return model(batch[0] if isinstance(batch, tuple | list) else batch)
 
     @abc.abstractmethod
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the scalar training loss of a batch, already on the right device."""
+        """Return the scalar training loss of a batch, already on the right device.
+
+        With several processes the batch is this rank's part, and the loss of the whole batch is the mean of the parts',
+        weighted by ``Part.share``. So it has to be a mean over samples; what looks at several samples at once (pairs)
+        takes those of all ranks: ``prunekit.ranks.gather_samples``. Call the model as it is given, not parts of it:
+        what is given may be a wrapper that averages gradients.
+        """
 
     @abc.abstractmethod
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:

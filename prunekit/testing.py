@@ -115,17 +115,17 @@ def _toy_scene(*, dead: bool) -> tuple[nn.Module, dict[str, LayerView], Evidence
                 assert module.bias is not None
                 module.bias[::2] = -1e3
 
-    def show_activations() -> Iterator[None]:
+    def show_activations() -> Iterator[float]:
         for batch in task.batches("calibration", 0, seeds):
             with torch.no_grad():
                 task.forward(network, batch)
-            yield
+            yield 1.0
 
-    def show_gradients() -> Iterator[None]:
+    def show_gradients() -> Iterator[float]:
         for batch in task.batches("train", 0, seeds):
             network.zero_grad(set_to_none=True)
             task.loss(network, batch).backward()  # type: ignore[no-untyped-call]
-            yield
+            yield 1.0
         network.zero_grad(set_to_none=True)
 
     def losses() -> Iterator[Tensor]:

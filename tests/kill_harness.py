@@ -74,8 +74,9 @@ RUNS = {
               "-o", "training.accumulate=2"],
     # Data workers, AdamW, growth by gradients.
     "rigl": [*IMAGES, "--schedule", "rigl", "--criterion", "magnitude", "--density", "0.2", "-o",
-             "task.optimizer=adamw", "-o", "task.shift=1", "-o", "schedule.updates=5", "-o", "training.budget=18 steps", "-o",
-             "training.checkpoint_every=5", "-o", "training.workers=2", "-o", "training.accumulate=2"],
+             "task.optimizer=adamw", "-o", "task.shift=1", "-o", "schedule.updates=5", "-o",
+             "training.budget=18 steps", "-o", "training.checkpoint_every=5", "-o", "training.workers=2", "-o",
+             "training.accumulate=2"],
     # Rewinding to the weights of an early step.
     "rewinding": [*IMAGES, "--schedule", "iterative", "-o", "schedule.rounds=2", "-o", "schedule.rewind=step", "-o",
                   "schedule.step=4", "--criterion", "correlation", "--density", "0.3", "-o", "training.budget=12 steps",
@@ -86,8 +87,8 @@ RUNS = {
                  "--sparse-model"],
     # Given masks and weights.
     "given": ["--task", "prunekit.testing:ToyTask", "--criterion", "correlation", "--structure", "hidden=1/8",
-              "--masks", "given/masks.safetensors", "--weights", "given/model.safetensors", "-o", "training.budget=12 steps", "-o",
-              "training.retraining=12 steps", "-o", "training.checkpoint_every=3"],
+              "--masks", "given/masks.safetensors", "--weights", "given/model.safetensors", "-o",
+              "training.budget=12 steps", "-o", "training.retraining=12 steps", "-o", "training.checkpoint_every=3"],
 }  # fmt: skip
 GIVEN = ["--task", "prunekit.testing:ToyTask", "--criterion", "magnitude", "-o", "training.budget=5 steps", "-o",
          "training.retraining=5 steps"]  # fmt: skip

@@ -4,12 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from prunekit.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    newest_checkpoint,
-    save_checkpoint,
-)
+from prunekit.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
 from prunekit.errors import CheckpointError
 
 OPTIMIZERS = [

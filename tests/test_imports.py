@@ -14,12 +14,14 @@ PACKAGE = ROOT / "prunekit"
 # From the bottom to the top: a module imports only from modules to its left or above it.
 ORDER = [
     "errors",
+    "launched",
     "markers",
     "files",
     "tensor_files",
     "torch_files",
     "options",
     "seeds",
+    "sharding",
     "computed",
     "layers",
     "core_views",
@@ -29,6 +31,10 @@ ORDER = [
     "selection",
     "distributions",
     "ranks",
+    "random_states",
+    "parts",
+    "shared_norms",
+    "parallel",
     "moments",
     "products",
     "statistics",
@@ -57,9 +63,11 @@ ORDER = [
     "interruption",
     "random_state",
     "hardware",
+    "process_group",
     "preparation",
     "observing",
     "pruning",
+    "agreement",
     "tracing",
     "own_loop",
     "training",
@@ -93,6 +101,8 @@ OPEN = {
     "selection",
     "distributions",
     "statistics",
+    "ranks",
+    "parts",
 }
 OPEN |= {"criteria", "summing", "schedules", "tasks", "events", "masks", "testing", "files"}
 

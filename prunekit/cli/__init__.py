@@ -5,16 +5,21 @@ else keeps its traceback. Modules of commands import only click when they load: 
 wait for torch.
 """
 
+import os
+import time
 from collections.abc import Sequence
 from importlib import import_module
 
 import click
 
-from prunekit.errors import Interrupted, PrunekitError
+from prunekit.errors import Interrupted, PrunekitError, RankError
+from prunekit.launched import launched
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
-
+# Of several processes the one that speaks first ends, and the launcher ends the others, within so many seconds. So an
+# error that all meet is told by the first rank, and that another one was lost by nobody who is not the last to speak.
+PRECEDENCE = 3
 
 # name -> module and function, and the line that help shows; a command's module loads when it is called.
 COMMANDS = {
@@ -36,6 +41,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
+        if cmd_name != "run" and launched():
+            raise click.UsageError(f"'prunekit {cmd_name}' works in one process; start it without torchrun", ctx)
         module, function, _ = COMMANDS[cmd_name]
         command: click.Command = getattr(import_module(f"prunekit.cli.{module}"), function)
         return command
@@ -54,13 +61,20 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code."""
     try:
+        if launched():
+            # From each rank, torch warns of what is as it should be, and of connections to a rank that has failed.
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         code: int | None = cli.main(arguments, prog_name="prunekit", standalone_mode=False)
     except Interrupted as stopped:
-        click.echo(_with_notes(stopped), err=True)
+        if os.environ.get("RANK", "0") == "0":
+            click.echo(_with_notes(stopped), err=True)
         return stopped.code
     except click.UsageError as error:
         place = f"; see '{error.ctx.command_path} --help'" if error.ctx else ""
         return _fail(f"{error.format_message().rstrip('.')}{place}", USER_ERROR)
+    except RankError as error:
+        time.sleep(2 * PRECEDENCE)
+        return _fail(_with_notes(error), USER_ERROR)
     except (PrunekitError, click.ClickException) as error:
         return _fail(_with_notes(error), USER_ERROR)
     except click.Abort:
@@ -74,5 +88,7 @@ def _with_notes(error: Exception) -> str:
 
 
 def _fail(message: str, code: int) -> int:
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(PRECEDENCE)
     click.echo(f"error: {' '.join(message.split())}", err=True)
     return code

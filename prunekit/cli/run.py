@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,30 +29,40 @@ def run(resume: str | None, force: bool, **flags: Any) -> None:
     from prunekit.interruption import Interruption
     from prunekit.plugins import make_manager
     from prunekit.preparation import prepare
+    from prunekit.process_group import process_group
+    from prunekit.ranks import own_rank, text_from_first
     from prunekit.registry import collect
     from prunekit.run_folder import RunFolder
 
     config = _resumed_config(resume, force, flags) if resume is not None else read_config(**flags)
-    folder = RunFolder(_out(config) if resume is None else Path(resume))
-    manager = make_manager(config.no_plugins)
-    registry = collect(manager)
-    config = with_absolute_paths(config, registry)
-    prepared = prepare(config, manager, registry, resumed=resume is not None)
-    if resume is not None:
-        folder.check_resumable()
-    else:
-        folder.check(force=force)
-    stop = Interruption()
-    with held_alone(folder.path), stop.listening(_tell):
-        finished = run_engine(config, prepared, manager.hook, folder, resume=resume is not None, force=force, stop=stop)
-    print_result(finished)
-    print_files(folder)
+    with process_group(config.device):
+        folder = RunFolder(Path(text_from_first(str(_out(config))) if resume is None else resume))
+        manager = make_manager(config.no_plugins)
+        registry = collect(manager)
+        config = with_absolute_paths(config, registry)
+        prepared = prepare(config, manager, registry, resumed=resume is not None)
+        if resume is not None:
+            folder.check_resumable()
+        elif own_rank() == 0:
+            folder.check(force=force)
+        stop, speaks = Interruption(), own_rank() == 0
+        with held_alone(folder.path) if speaks else nullcontext(), stop.listening(_tell if speaks else _say_nothing):
+            finished = run_engine(
+                config, prepared, manager.hook, folder, resume=resume is not None, force=force, stop=stop
+            )
+        if speaks:
+            print_result(finished)
+            print_files(folder)
 
 
 def _tell(request: "Signals") -> None:
     """Say that a request to stop was heard; the program may be in the middle of printing, so past its buffers."""
     text = f"\n{request.name}: stopping after this step, with a checkpoint; Ctrl-C (once more) stops at once\n"
     os.write(sys.stderr.fileno(), text.encode())
+
+
+def _say_nothing(_: "Signals") -> None:
+    """Leave it to the first rank."""
 
 
 def _resumed_config(resume: str, force: bool, flags: dict[str, Any]) -> "RunConfig":
