@@ -5,6 +5,7 @@ Whatever could be known to be wrong was refused before this module takes its fir
 """
 
 import json
+from typing import Any
 
 import attrs
 import cattrs
@@ -15,6 +16,7 @@ from torch import nn
 from prunekit import events, hookspecs
 from prunekit.checkpoint import Checkpoint
 from prunekit.config import RunConfig
+from prunekit.environment import environment
 from prunekit.errors import ConfigError
 from prunekit.faults import add_way_on, in_words
 from prunekit.files import write_atomically
@@ -25,7 +27,7 @@ from prunekit.preparation import Prepared
 from prunekit.random_state import seed_all
 from prunekit.ranks import own_rank, rank_count, text_from_first, wait_for_all
 from prunekit.recipes import to_toml
-from prunekit.run_folder import RunFolder, environment
+from prunekit.run_folder import RunFolder
 from prunekit.schedules import Stage, Start
 from prunekit.stage import StageTraining
 from prunekit.state import RunState
@@ -107,6 +109,8 @@ def _run(
         _begin(state)
     elif not resume:
         _describe(state)
+    elif own_rank() == 0:
+        folder.add_environment(_environment(state))
     weights = sum(view.weight.numel() for view in prepared.views.values())
     headline = f"{prepared.headline}; {weights:,} prunable weights; {state.hardware}"
     at = None if checkpoint is None else (checkpoint.stage, checkpoint.step)
@@ -151,10 +155,16 @@ def _describe(state: RunState) -> None:
     if own_rank() > 0:
         return
     folder = state.folder
-    folder.write_json(folder.environment, environment(state.config.seed, str(state.hardware)))
+    folder.write_json(folder.environment, _environment(state))
     folder.write_json(folder.plan, attrs.asdict(state.prepared.plan))
     write_atomically(folder.config, to_toml(state.config).encode())
     folder.begun()
+
+
+def _environment(state: RunState) -> dict[str, Any]:
+    config = state.config
+    names = (config.task.name, config.criterion.name, config.schedule.name)
+    return environment(config.seed, str(state.hardware), names)
 
 
 def _run_stage(training: StageTraining, called: nn.Module, checkpoint: Checkpoint | None) -> None:

@@ -1,21 +1,15 @@
-"""The folder of a run: what lies in it, who may write to it, and what anyone needs to run it again.
+"""The folder of a run: what lies in it, and who may write to it.
 
 It must not know how a run goes.
 """
 
 import json
-import os
-import platform
 import shutil
-import subprocess
-import sys
-from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import attrs
-import torch
 
-import prunekit
 from prunekit.errors import CheckpointError
 from prunekit.files import make_writable_folder, refusal, remove_temporaries, sync_file, write_atomically
 
@@ -170,6 +164,18 @@ class RunFolder:
         except OSError as error:
             raise CheckpointError(f"the old run in {self.path} cannot be removed: {error}") from error
 
+    def add_environment(self, facts: dict[str, Any]) -> None:
+        """Note where and how the run goes on, beside what is written of its beginning.
+
+        Raises:
+            CheckpointError: when it cannot be written.
+        """
+        try:
+            known = json.loads(self.environment.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # nothing depends on it
+            known = {}
+        self.write_json(self.environment, {**known, "resumed": [*known.get("resumed", []), facts]})
+
     def write_json(self, path: Path, content: object) -> None:
         """Write JSON that a person can read."""
         write_atomically(path, (json.dumps(content, indent=2, default=str) + "\n").encode())
@@ -181,40 +187,3 @@ def free_folder(parent: Path, name: str) -> Path:
     while path.exists():
         path, number = parent / f"{name}-{number}", number + 1
     return path
-
-
-def environment(seed: int, hardware: str) -> dict[str, object]:
-    """Return what decides a run besides its recipe: versions, commit, seed and hardware."""
-    packages = ("prunekit", "torch", "numpy", "attrs", "cattrs", "pluggy", "safetensors")
-    return {
-        "command": sys.argv,
-        "seed": seed,
-        "hardware": hardware,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in packages},
-        "cuda": torch.version.cuda,
-        "commit": _commit(),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """Return the commit of the checkout that prunekit runs from, marked where it was changed."""
-    root = Path(prunekit.__file__).parents[1]
-    if not (root / ".git").exists():  # installed, perhaps below somebody else's checkout
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603 - fixed words
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None

@@ -83,9 +83,19 @@ class StageTraining:
                     self.hook.prunekit_step_finished(event=events.StepFinished(self.index, step, self.steps))
                 self._after(step, loop)
                 rescue.mark(step)  # not before: an epoch that is not told yet would never be
+                self._check_skipped(step)
                 self._obey()
         if self.steps > 0:
             self._update_at(self.steps, held, rescue)
+
+    def _check_skipped(self, step: int) -> None:
+        most = self.state.prepared.training.skip_bad_steps
+        if self.state.skipped > most:
+            raise NotFiniteError(
+                f"{self.state.skipped} steps were left out for a loss or gradient that is no number, the last by step "
+                f"{step} of {self.steps} in stage {self.stage.name!r}, and training.skip_bad_steps is {most}; look at "
+                "the data, or try a lower rate, more warm-up or clipping (-o training.clip_norm=5)"
+            )
 
     def _obey(self) -> None:
         """Raise ``KeyboardInterrupt`` after a step where the user has asked to stop."""
@@ -137,16 +147,19 @@ class StageTraining:
         *losses, asked_by = sum_over_ranks(torch.stack([*self._unread, asked])).tolist()
         if asked_by > 0:
             self.state.stop.join()
-        for number, loss in enumerate(losses, step - len(losses) + 1):
-            if not math.isfinite(loss):
-                rate = loop.set_rate(self._rate(number - 1))
-                raise NotFiniteError(
-                    f"the loss is {loss} at step {number} of {self.steps} in stage {self.stage.name!r}, learning rate "
-                    f"{rate:.3g}; checkpoints so far stay in {self.state.folder.checkpoints}; "
-                    "try a lower rate, more warm-up or clipping (-o training.warmup=0.1 -o training.clip_norm=5)"
-                )
+        left_out = [number for number, loss in enumerate(losses, step - len(losses) + 1) if not math.isfinite(loss)]
+        if left_out and not self.state.prepared.training.skip_bad_steps:
+            number = left_out[0]
+            loss = losses[number - step - 1]
+            rate = loop.set_rate(self._rate(number - 1))
+            raise NotFiniteError(
+                f"the loss is {loss} at step {number} of {self.steps} in stage {self.stage.name!r}, learning rate "
+                f"{rate:.3g}; checkpoints so far stay in {self.state.folder.checkpoints}; "
+                "try a lower rate, more warm-up or clipping (-o training.warmup=0.1 -o training.clip_norm=5)"
+            )
         self._unread.clear()  # not before: whoever reads again is to find the same
-        self.state.losses += losses
+        self.state.skipped += len(left_out)
+        self.state.losses += filter(math.isfinite, losses)
 
     def _epoch_finished(self, step: int, loop: Loop) -> None:
         losses, self.state.losses = self.state.losses, []
@@ -156,9 +169,10 @@ class StageTraining:
             epoch=math.ceil(step / self.epoch_length),
             step=step,
             steps=self.steps,
-            loss=math.fsum(losses) / len(losses),
+            loss=math.fsum(losses) / len(losses) if losses else math.nan,
             learning_rate=loop.optimizer.param_groups[0]["lr"],
             seconds=now - self._since,
+            skipped=self.state.skipped,
         )
         self._since = now
         self.hook.prunekit_epoch_finished(event=event)

@@ -39,7 +39,6 @@ def run(resume: str | None, force: bool, **flags: Any) -> None:
         folder = RunFolder(Path(text_from_first(str(_out(config))) if resume is None else resume))
         manager = make_manager(config.no_plugins)
         registry = collect(manager)
-        config = with_absolute_paths(config, registry)
         prepared = prepare(config, manager, registry, resumed=resume is not None)
         if resume is not None:
             folder.check_resumable()
@@ -48,7 +47,13 @@ def run(resume: str | None, force: bool, **flags: Any) -> None:
         stop, speaks = Interruption(), own_rank() == 0
         with held_alone(folder.path) if speaks else nullcontext(), stop.listening(_tell if speaks else _say_nothing):
             finished = run_engine(
-                config, prepared, manager.hook, folder, resume=resume is not None, force=force, stop=stop
+                with_absolute_paths(config, registry),
+                prepared,
+                manager.hook,
+                folder,
+                resume=resume is not None,
+                force=force,
+                stop=stop,
             )
         if speaks:
             print_result(finished)
