@@ -52,7 +52,7 @@ def spread_like(tensor: Tensor, pattern: Tensor) -> Tensor:
     """
     if not is_spread(pattern):
         return tensor
-    from torch.distributed.tensor import Replicate, distribute_tensor  # noqa: PLC0415 - loaded by now
+    from torch.distributed.tensor import Replicate, distribute_tensor
 
     # Of a sum that is yet to be formed over the processes, each holds the whole shape.
     placements = [Replicate() if placement.is_partial() else placement for placement in pattern.placements]

@@ -71,6 +71,7 @@ ORDER = [
     "tracing",
     "own_loop",
     "bad_steps",
+    "reading",
     "training",
     "checkpoint",
     "run_folder",
