@@ -15,6 +15,7 @@ import attrs
 import click
 import torch
 from measuring import Row
+from prunekit_deepid2plus.task import DeepID2Plus
 from torch import nn
 
 from prunekit import Masks, events, hookimpl
@@ -27,8 +28,6 @@ from prunekit.recipes import build_config
 from prunekit.registry import collect
 from prunekit.run_folder import RunFolder
 from prunekit.seeds import Seeds
-from prunekit.tasks import Split
-from prunekit_deepid2plus.task import DeepID2Plus
 
 DENSITY = 0.1
 TARGET = 1.02
@@ -38,9 +37,9 @@ ROUNDS = 3
 _RECIPE = {"criterion": {"name": "magnitude"}, "schedule": {"name": "one-shot"}, "density": DENSITY}
 NETWORKS: Mapping[str, tuple[Mapping[str, Any], int]] = {
     "toy": ({"task": {"name": "prunekit.testing:ToyTask"}}, 60),
-    "lenet": ({"task": {"name": "images"}}, 8),
-    "resnet": ({"task": {"name": "images", "network": "resnet"}}, 4),
-    "vit": ({"task": {"name": "images", "network": "vit"}}, 4),
+    "lenet": ({"task": {"name": "images"}}, 40),
+    "resnet": ({"task": {"name": "images", "network": "resnet"}}, 16),
+    "vit": ({"task": {"name": "images", "network": "vit"}}, 8),
     "tiny": ({"task": {"name": "deepid2plus"}}, 6),
     "paper": ({"task": {"name": f"{__file__}:PaperNetwork", "preset": "paper"}}, 5),
 }

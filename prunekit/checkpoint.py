@@ -84,11 +84,34 @@ def flatten(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def keep_newest(path: Path, keep: int) -> None:
-    """Remove all checkpoints but the one just written and the ``keep - 1`` before it."""
-    paths = _checkpoint_files(path.parent)
-    place = paths.index(path)
-    for other in paths[: max(0, place - keep + 1)] + paths[place + 1 :]:
-        remove_whole(other)
+    """Remove all checkpoints but the one just written and the ``keep - 1`` before it.
+
+    Later ones are of a time that the run has gone back from: broken, or not to come like that again.
+
+    Raises:
+        CheckpointError: when one cannot be removed.
+    """
+    stage, step = _position(path)
+    remove_older(path.parent, stage, step, keep)
+    _remove([other for other in _checkpoint_files(path.parent) if _position(other) >= (stage, step) and other != path])
+
+
+def remove_older(folder: Path, stage: int, step: int, keep: int) -> None:
+    """Remove all before a checkpoint but ``keep - 1``; a run that was killed after writing one may not have got there.
+
+    Raises:
+        CheckpointError: when one cannot be removed.
+    """
+    before = [path for path in _checkpoint_files(folder) if _position(path) < (stage, step)]
+    _remove(before[: max(0, len(before) - keep + 1)])
+
+
+def _remove(paths: list[Path]) -> None:
+    for path in paths:
+        try:
+            remove_whole(path)
+        except OSError as error:
+            raise CheckpointError(f"the old checkpoint {path} cannot be removed: {error.strerror}") from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -134,6 +157,11 @@ def restored(header: Mapping[str, Any], flat: Mapping[str, Tensor], path: Path) 
     return Checkpoint(header["stage"], header["step"], tensors, optimizer, header["facts"])
 
 
+def newest_path(folder: Path) -> Path | None:
+    """Return where the newest checkpoint is, readable or not; ``None`` where there is none."""
+    return next(reversed(_checkpoint_files(folder)), None)
+
+
 def newest_checkpoint(
     folder: Path, load: Callable[[Path], Checkpoint] = load_checkpoint
 ) -> tuple[Checkpoint | None, list[str]]:
@@ -154,8 +182,14 @@ def newest_checkpoint(
 
 def _checkpoint_files(folder: Path) -> list[Path]:
     """Return the checkpoints, oldest first."""
-    found = ((match, path) for path in folder.glob("stage-*") if (match := _NAME.fullmatch(path.name)))
-    return [path for _, path in sorted(found, key=lambda pair: (int(pair[0][1]), int(pair[0][2])))]
+    return sorted((path for path in folder.glob("stage-*") if _NAME.fullmatch(path.name)), key=_position)
+
+
+def _position(path: Path) -> tuple[int, int]:
+    """Return the stage and step that a checkpoint's name says."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1]), int(match[2])
 
 
 def _split_state(state: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:

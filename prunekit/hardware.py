@@ -79,9 +79,17 @@ class Hardware:
         """Return what to call in training: the model, compiled on request."""
         return torch.compile(model) if self.compile else model  # type: ignore[return-value]
 
+    @property
+    def pins_memory(self) -> bool:
+        """Whether batches are to lie in memory that the device copies from by itself."""
+        return self.device.type == "cuda"
+
     def move(self, batch: Any) -> Any:
-        """Move every tensor of a batch (nested tuples, lists, dicts) to the device."""
+        """Move every tensor of a batch (nested tuples, lists, dicts) to the device, without waiting for it."""
         if isinstance(batch, Tensor):
+            # From other memory the processor copies, and waits until the GPU has done all that came before.
+            if self.pins_memory and batch.device.type == "cpu" and not batch.is_pinned():
+                batch = batch.pin_memory()
             channels_last = self.channels_last and batch.dim() == _IMAGE_DIMENSIONS
             order = torch.channels_last if channels_last else torch.preserve_format
             return batch.to(self.device, non_blocking=True, memory_format=order)

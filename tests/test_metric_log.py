@@ -61,7 +61,7 @@ def test_a_resumed_run_keeps_the_lines_before_its_checkpoint_and_no_others(tmp_p
 
 def test_a_log_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl cannot be written"):
+    with pytest.raises(CheckpointError, match=r"cannot write .*metrics\.jsonl: Is a directory"):
         MetricLog().prunekit_run_started(started(tmp_path))
 
 

@@ -6,9 +6,10 @@ from torch.nn import functional as F
 
 from prunekit.errors import DataError
 from prunekit.hardware import Hardware
+from prunekit.reading import Parts
 from prunekit.seeds import Seeds
 from prunekit.tasks import Evaluation, Task, Training
-from prunekit.training import Loop, Shower, epoch_steps, rate_factor, read_batches
+from prunekit.training import Loop, Shower, epoch_steps, rate_factor
 
 
 class Numbers(Task):
@@ -41,6 +42,10 @@ def make_loop(settings=None, model=None):
     return Loop(Numbers(), model, Numbers().optimizer(model), hardware.scaler(), settings, hardware)
 
 
+def parts_of(batches):
+    return iter(Parts(Numbers(), batches))
+
+
 def test_the_rate_warms_up_then_falls_to_zero():
     settings = Training(warmup=0.1)
     factors = [rate_factor(settings, step, 100) for step in range(101)]
@@ -65,7 +70,7 @@ def test_an_epoch_with_too_few_batches_is_refused():
 def test_the_loop_takes_the_steps_of_a_plain_loop():
     loop = make_loop()
     batches = Numbers().batches("train", 0, Seeds(1))
-    losses = torch.stack(list(loop.epoch(batches, 0, 4, [1.0, 0.5, 0.25, 0.0])))
+    losses = torch.stack(list(loop.steps(parts_of(batches), [1.0, 0.5, 0.25, 0.0])))
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
     optimizer = Numbers().optimizer(model)
@@ -82,17 +87,17 @@ def test_the_loop_takes_the_steps_of_a_plain_loop():
 def test_accumulated_batches_make_the_step_of_one_large_batch():
     loop = make_loop(Training(accumulate=2))
     batches = Numbers().batches("train", 0, Seeds(1))
-    list(loop.epoch(batches, 0, 2, [1.0, 1.0]))
+    list(loop.steps(parts_of(batches), [1.0, 1.0]))
     large = make_loop()
     joined = [tuple(torch.cat(pair) for pair in zip(*batches[index : index + 2], strict=True)) for index in (0, 2)]
-    list(large.epoch(joined, 0, 2, [1.0, 1.0]))
+    list(large.steps(parts_of(joined), [1.0, 1.0]))
     torch.testing.assert_close(loop.model.weight, large.model.weight)
 
 
 def test_clipping_bounds_the_whole_gradient():
     loop = make_loop(Training(clip_norm=0.001))
     before = loop.model.weight.detach().clone()
-    list(loop.epoch(Numbers().batches("train", 0, Seeds(1)), 0, 1, [1.0]))
+    list(loop.steps(parts_of(Numbers().batches("train", 0, Seeds(1))), [1.0]))
     moved = torch.cat([(loop.model.weight - before).flatten()]).norm()
     assert 0 < moved <= 0.5 * 0.001 * 1.0001
 
@@ -101,21 +106,11 @@ def test_clipping_bounds_the_whole_gradient():
 def test_lower_precision_trains_close_to_fp32(precision):
     low, full = make_loop(Training(precision=precision)), make_loop()
     batches = Numbers().batches("train", 0, Seeds(1))
-    first = torch.stack(list(low.epoch(batches, 0, 4, [0.1] * 4)))
-    second = torch.stack(list(full.epoch(batches, 0, 4, [0.1] * 4)))
+    first = torch.stack(list(low.steps(parts_of(batches), [0.1] * 4)))
+    second = torch.stack(list(full.steps(parts_of(batches), [0.1] * 4)))
     assert low.model.weight.dtype == torch.float32
     assert not torch.equal(first, second)
     torch.testing.assert_close(first, second, rtol=0.05, atol=0.05)
-
-
-def test_worker_processes_change_neither_batches_nor_anybodys_random_numbers():
-    batches = Numbers().batches("train", 0, Seeds(1))
-    torch.manual_seed(5)
-    prepared = list(read_batches(batches, range(1, 4), workers=1))
-    after = torch.rand(1)
-    torch.manual_seed(5)
-    assert torch.rand(1) == after
-    assert all(torch.equal(a[0], b[0]) for a, b in zip(prepared, batches[1:], strict=True))
 
 
 def test_showing_gradients_gives_those_of_the_loss_and_leaves_none_behind():
@@ -166,5 +161,5 @@ def test_a_compiled_model_takes_the_same_steps():
     compiled.model.load_state_dict({f"_orig_mod.{key}": value for key, value in plain.model.state_dict().items()})
     compiled = attrs.evolve(compiled, optimizer=Numbers().optimizer(compiled.model))
     batches = Numbers().batches("train", 0, Seeds(1))
-    first, second = (torch.stack(list(loop.epoch(batches, 0, 4, [1.0] * 4))) for loop in (plain, compiled))
+    first, second = (torch.stack(list(loop.steps(parts_of(batches), [1.0] * 4))) for loop in (plain, compiled))
     torch.testing.assert_close(first, second)
