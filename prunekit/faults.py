@@ -71,7 +71,7 @@ def _explained(error: BaseException, state: RunState, loop: Loop | None) -> Prun
     workers = state.prepared.training.workers
     if workers and _is_of_dead_worker(error):
         return TrainingError(
-            f"a data worker died ({' '.join(text.split()).rstrip('. ')}), perhaps for lack of memory; try fewer (-o "
+            f"a data worker died ({' '.join(text.split()).rstrip('. ') or 'it is gone'}), perhaps for lack of memory; try fewer (-o "
             f"training.workers={workers // 2})"
         )
     return None
