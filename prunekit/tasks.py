@@ -58,6 +58,12 @@ class Training:
     )
     workers: int = option(0, "processes that prepare batches; 0: the main process", low=0)
     checkpoint_every: int = option(0, "optimiser steps between checkpoints; 0: only at the end of a stage", low=0)
+    skip_bad_steps: int = option(
+        0,
+        "most steps of a run left out for a loss or gradient that is no number (each step waits for the device)",
+        low=0,
+    )
+    keep_checkpoints: int = option(2, "checkpoints of steps that stay in the run folder, the newest ones", low=1)
     check_every: int = option(20, "optimiser steps between two looks at the loss (each waits for the device)", low=1)
     calibration_batches: int = option(0, "most batches a criterion observes; 0: the whole calibration set", low=0)
 

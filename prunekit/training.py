@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from prunekit.bad_steps import BadSteps
 from prunekit.errors import DataError
 from prunekit.fully_sharded import is_fully_sharded
 from prunekit.hardware import Hardware
@@ -133,6 +134,8 @@ class Loop:
     def epoch(self, batches: Sequence[Any], first: int, last: int, factors: Sequence[float]) -> Iterator[Tensor]:
         """Take the steps ``first`` .. ``last - 1`` of an epoch and yield each one's mean loss, on the device.
 
+        Where bad steps are to be left out, NaN stands for one.
+
         Of several processes each yields its share; the sum over the ranks is the loss.
 
         Args:
@@ -146,14 +149,17 @@ class Loop:
         # Both walk through all modules, which takes a small network a tenth of a step.
         self.model.train()
         parameters = list(self.model.parameters())
+        bad = BadSteps(self.model) if self.settings.skip_bad_steps else None
         for factor in factors:
             self.set_rate(factor)
-            yield self._step(islice(source, size), parameters)
+            yield self._step(islice(source, size), parameters, bad)
             if not self.model.training:  # whoever is told of steps may have evaluated it
                 self.model.train()
 
-    def _step(self, parts: Iterator[Part], parameters: list[nn.Parameter]) -> Tensor:
+    def _step(self, parts: Iterator[Part], parameters: list[nn.Parameter], bad: BadSteps | None) -> Tensor:
         size, ranks, losses = self.settings.accumulate, rank_count(), []
+        if bad is not None:
+            bad.begin()
         for number, part in enumerate(parts, 1):
             check_share(part)
             moved = self.hardware.move(part.batch)
@@ -168,7 +174,11 @@ class Loop:
         self.scaler.unscale_(self.optimizer)
         if self.settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
-        self.scaler.step(self.optimizer)
+        if bad is not None and bad.is_bad(losses, parameters, scaled=self.scaler.is_enabled()):
+            bad.undo()
+            losses = [loss * math.nan for loss in losses]
+        else:
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return losses[0] if size == 1 else torch.stack(losses).sum()
