@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from prunekit.bad_steps import BadSteps
 from prunekit.errors import DataError
+from prunekit.fully_sharded import is_fully_sharded
 from prunekit.hardware import Hardware
 from prunekit.observing import Evidence, Whole
 from prunekit.parallel import averaging
@@ -83,8 +84,7 @@ def check_share(part: Part) -> None:
     """
     if part.share == 0:
         raise DataError(
-            f"a training batch has no sample for rank {own_rank()} of {rank_count()}; "
-            "take larger batches or fewer ranks"
+            f"a batch has no sample for rank {own_rank()} of {rank_count()}; take larger batches or fewer ranks"
         )
 
 
@@ -208,8 +208,9 @@ class Shower:
         """Show the calibration set, forward only."""
         self.model.eval()
         for part in self._parts("calibration", self.limit):
-            if part.share == 0:
+            if part.share == 0 and not is_fully_sharded(self.model):
                 continue
+            check_share(part)
             with torch.no_grad():
                 self.task.forward(self.model, part.batch)
             yield part.share
