@@ -81,11 +81,6 @@ def write_atomically(
         raise refusal(path, error) from error
 
 
-def temporary_in(folder: Path) -> Path:
-    """Return a new name in a folder for what is being written, or removed."""
-    return folder / f".{secrets.token_hex(8)}.tmp"
-
-
 def remove_temporaries(folder: Path) -> None:
     """Remove what a process that was killed while it wrote left behind; nobody else may be writing in the folder.
 
@@ -95,7 +90,7 @@ def remove_temporaries(folder: Path) -> None:
     try:
         for path in folder.iterdir():
             if _TEMPORARY.fullmatch(path.name):
-                _remove(path)
+                remove_whole(path)
     except OSError as error:
         raise refusal(folder, error) from error
 
@@ -111,6 +106,11 @@ def sync_file(path: Path) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise refusal(path, error) from error
+
+
+def temporary_in(folder: Path) -> Path:
+    """Return a new name in a folder for what is being written, or removed."""
+    return folder / f".{secrets.token_hex(8)}.tmp"
 
 
 def rename_folder(temporary: Path, path: Path) -> None:
@@ -130,16 +130,12 @@ def rename_folder(temporary: Path, path: Path) -> None:
 
 def remove_whole(path: Path) -> None:
     """Remove a file, or a folder in such a way that nobody meets half of it; what is not there is no error."""
-    if path.is_dir():
-        path = path.rename(temporary_in(path.parent))
-    _remove(path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
+    if not path.is_dir():
         path.unlink(missing_ok=True)
+        return
+    temporary = temporary_in(path.parent)
+    path.rename(temporary)
+    shutil.rmtree(temporary)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -56,8 +56,8 @@ def process_group(device: str) -> Iterator[None]:
         ) from error
     finally:
         distributed.destroy_process_group()
-        # What averages gradients is held by cycles, and by the frames of an error. If it lives to the end of Python,
-        # its threads may abort the process there.
+        # What averages gradients is held by cycles, and by the frames of an error. Where it lives to the end of Python,
+        # its threads may abort the process.
         gc.collect()
 
 

@@ -27,6 +27,7 @@ from prunekit.hardware import Hardware
 from prunekit.interruption import Interruption
 from prunekit.masks import Masks
 from prunekit.preparation import Prepared
+from prunekit.random_state import random_state
 from prunekit.random_states import random_states, restore_random_states
 from prunekit.ranks import gather_numbers, own_rank, rank_count
 from prunekit.run_folder import RunFolder
@@ -184,17 +185,16 @@ class RunState:
             "stage_began": self.stage_began if step else self.seconds,
             "scaler": loop.scaler.state_dict() if loop else {},
         }
-        tensors = {"model": self.prepared.model.state_dict(), "masks": self.masks}
-        tensors |= {"random": dict(random_states(random))}
+        states = random_states(random or random_state())
+        tensors = {"model": self.prepared.model.state_dict(), "masks": self.masks, "random": states}
         tensors |= {"traces": self.traces} if self.traces else {}
         checkpoint = Checkpoint(stage, step, tensors, loop.optimizer.state_dict() if loop else None, facts)
-        keep = self.prepared.training.keep_checkpoints
         if own_rank() == 0:
             self.folder.sync_metrics()  # a checkpoint must not outlive the lines before it
         if is_fully_sharded(self.prepared.model):
-            save_sharded(self.folder.checkpoints, checkpoint, keep)
+            save_sharded(self.folder.checkpoints, checkpoint, self.prepared.training.keep_checkpoints)
         elif own_rank() == 0:
-            save_checkpoint(self.folder.checkpoints, checkpoint, keep)
+            save_checkpoint(self.folder.checkpoints, checkpoint, self.prepared.training.keep_checkpoints)
 
     def restore(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
         """Bring back model, masks and results from the newest good checkpoint.
@@ -234,9 +234,7 @@ class RunState:
                 f"the checkpoint in {self.folder.checkpoints} does not fit the run: {error}"
             ) from error
         if own_rank() == 0:
-            remove_older(
-                self.folder.checkpoints, checkpoint.stage, checkpoint.step, self.prepared.training.keep_checkpoints
-            )
+            remove_older(self.folder.checkpoints, checkpoint, self.prepared.training.keep_checkpoints)
         return checkpoint, notes
 
     def restore_loop(self, checkpoint: Checkpoint, loop: Loop) -> None:

@@ -52,7 +52,8 @@ RECIPES = {
     "workers": toy("magnitude", workers=1),
     "norms": toy("wanda", task="norms"),
     "left-out": toy("magnitude", task="left-out"),
-    "checkpoints": toy("magnitude", task="norms", checkpoint_every=5),
+    "checkpoints": toy("magnitude", task="norms", checkpoint_every=2),
+    "adamw": toy("magnitude", "gradual", task="images"),
     "images": {
         **toy("taylor", task="images"),
         "task": {"name": "images", "network": "resnet", "width": 4, "learning_rate": 0.01},
