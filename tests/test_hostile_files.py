@@ -24,6 +24,7 @@ from prunekit.cli import main
 from prunekit.errors import CheckpointError, MaskError
 from prunekit.foreign_masks import torch_prune_state
 from prunekit.masks import Masks, load_masks
+from prunekit.sparse import load_csr, run_sparse, save_csr
 from prunekit.sparse_checkpoints import load_weights, save_sparse, save_weights
 
 MANY = 10**12
@@ -89,6 +90,30 @@ def write_checkpoint(path: Path) -> None:
     save_checkpoint(folder, Checkpoint(1, 2, tensors, optimizer.state_dict(), {"losses": [1.0]})).replace(path)
 
 
+class Small(nn.Module):
+    """The network of ``network_masks``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, bias=False)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.conv(images).flatten(1)[:, :8])
+
+
+def write_csr(path: Path) -> None:
+    network, (weights, masks) = Small(), network_masks()
+    network.load_state_dict(weights)
+    # A small weight is no smaller in compressed rows, unless it is nearly empty.
+    sparse = Masks({name: mask & (torch.rand(mask.shape) < 0.2) for name, mask in masks.tensors.items()})
+    save_csr(path, network, sparse, run_sparse(network, sparse, torch.ones(1, 3, 4, 4), form="csr")[1])
+
+
+def read_csr(path: Path) -> nn.Module:
+    return load_csr(path, Small(), torch.ones(1, 3, 4, 4))
+
+
 Reader = Callable[[Path], Any]
 KINDS: dict[str, tuple[Callable[[Path], None], Reader]] = {
     "packed": (write_packed, load_masks),
@@ -102,6 +127,7 @@ KINDS: dict[str, tuple[Callable[[Path], None], Reader]] = {
     "sparse": (write_sparse, load_weights),
     "masks of sparse": (write_sparse, load_masks),
     "checkpoint": (write_checkpoint, load_checkpoint),
+    "csr": (write_csr, read_csr),
 }
 
 
@@ -179,7 +205,7 @@ def test_a_damaged_file_is_read_or_refused_by_its_name(kind: str, tmp_path: Path
         refusal(mutant, KINDS[kind][1], tmp_path / "m")
         for mutant in damaged(good(kind, tmp_path), np.random.default_rng(len(kind)))
     ]
-    assert len(said) == 79  # 11 kinds: 869 files
+    assert len(said) == 79  # 12 kinds: 948 files
     assert sum(message is not None for message in said) > len(said) / 3
 
 
@@ -242,6 +268,20 @@ def test_names_are_never_paths(name: str, tmp_path: Path) -> None:
         ("sparse", {"layers": {}}),
         ("sparse", {"layers": {"fc.weight": {"shape": [MANY, MANY], "kept": 3}}}),
         ("sparse", {"format": "1"}),
+        ("csr", {"csr": 2}),
+        ("csr", {"csr": True}),
+        ("csr", {"matrices": {"conv.weight": MANY, "fc.weight": 8}}),
+        ("csr", {"matrices": {"conv.weight": 0, "fc.weight": 8}}),
+        ("csr", {"matrices": []}),
+        ("csr", {"matrices": {"fc.weight": 8}}),
+        ("csr", {"tied": {"fc.bias": "conv.weight"}}),
+        ("csr", {"tied": {"fc.bias": []}}),
+        ("csr", {"forms": {"fc": {}}}),
+        ("csr", {"forms": {"fc": {"0": "vectors"}}}),
+        ("csr", {"forms": {"fc": {"9" * 5000: "vectors"}}}),
+        ("csr", {"forms": {"fc": {"1": "taps"}}}),
+        ("csr", {"forms": {"fc": {"1": 1}}}),
+        ("csr", {"forms": {"relu": {"1": "vectors"}}}),
     ],
 )
 def test_headers_of_ours_with_nonsense_in_them_are_refused(kind: str, header: dict[str, Any], tmp_path: Path) -> None:
@@ -317,7 +357,7 @@ def test_a_broken_input_never_changes_the_target(tmp_path: Path, capsys: pytest.
     save_weights(model, weights)
     Path(target).write_text("precious")
     for kind, (write, _) in KINDS.items():
-        if kind == "checkpoint":
+        if kind in {"checkpoint", "csr"}:
             continue
         write(Path(masks))
         Path(masks).write_bytes(Path(masks).read_bytes()[:-9])
