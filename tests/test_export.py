@@ -61,6 +61,9 @@ class Fixed(nn.Module):
     def forward(self, values):
         return self.linear(values).reshape(len(values), 2, 2)[:2 if len(values) == 2 else len(values)]
 
+def brain():
+    return nn.Linear(4, 4, dtype=torch.bfloat16)
+
 def wide():
     return nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
 """
@@ -305,6 +308,14 @@ def test_without_its_packages_onnx_names_the_extra(pruned, monkeypatch, package)
     with pytest.raises(ConfigError, match=rf"needs the package {package}, .*pip install 'prunekit\[onnx\]'"):
         export(pruned, "onnx", "out.onnx")
     assert not Path("out.onnx").exists()
+
+
+def test_a_network_in_bfloat16_is_exported_but_not_to_onnx(code):
+    pruned = open_pruned(code + "brain", inputs=["4"])
+    assert export(pruned, "dense", "out.safetensors").error == 0
+    assert export(pruned, "torch-export", "out.pt2").error == 0
+    with pytest.raises(ExportError, match="bfloat16 weights, which onnxruntime does not run on a CPU; make it float32"):
+        export(pruned, "onnx", "out.onnx")
 
 
 def test_an_unknown_format_names_the_nearest(pruned):
