@@ -21,9 +21,11 @@ from torch import nn
 
 from prunekit.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from prunekit.cli import main
+from prunekit.core_views import core_view
 from prunekit.errors import CheckpointError, MaskError
 from prunekit.foreign_masks import torch_prune_state
 from prunekit.masks import Masks, load_masks
+from prunekit.shrinking import load_shrunk, save_shrunk, shrink
 from prunekit.sparse_checkpoints import load_weights, save_sparse, save_weights
 
 MANY = 10**12
@@ -89,6 +91,22 @@ def write_checkpoint(path: Path) -> None:
     save_checkpoint(folder, Checkpoint(1, 2, tensors, optimizer.state_dict(), {"losses": [1.0]})).replace(path)
 
 
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    with torch.no_grad():
+        network[0].weight[1] = 0
+    return network.eval()
+
+
+def write_shrunk(path: Path) -> None:
+    save_shrunk(path, shrink(small_network(), torch.ones(1, 2, 6, 6), view_of=core_view).network, view_of=core_view)
+
+
+def read_shrunk(path: Path) -> nn.Module:
+    return load_shrunk(small_network(), path, view_of=core_view)
+
+
 Reader = Callable[[Path], Any]
 KINDS: dict[str, tuple[Callable[[Path], None], Reader]] = {
     "packed": (write_packed, load_masks),
@@ -102,6 +120,7 @@ KINDS: dict[str, tuple[Callable[[Path], None], Reader]] = {
     "sparse": (write_sparse, load_weights),
     "masks of sparse": (write_sparse, load_masks),
     "checkpoint": (write_checkpoint, load_checkpoint),
+    "shrunk": (write_shrunk, read_shrunk),
 }
 
 
@@ -290,6 +309,7 @@ import torch
 from prunekit.checkpoint import load_checkpoint
 from prunekit.errors import PrunekitError
 from prunekit.masks import Masks, load_masks
+from prunekit.shrinking import load_shrunk, save_shrunk, shrink
 from prunekit.sparse_checkpoints import load_weights
 Masks({"a": torch.ones(2, 2, dtype=torch.bool)}).save(sys.argv[1] + "-warm")
 load_masks(sys.argv[1] + "-warm")
