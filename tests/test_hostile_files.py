@@ -21,9 +21,11 @@ from torch import nn
 
 from prunekit.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from prunekit.cli import main
+from prunekit.core_views import core_view
 from prunekit.errors import CheckpointError, MaskError
 from prunekit.foreign_masks import torch_prune_state
 from prunekit.masks import Masks, load_masks
+from prunekit.shrinking import load_shrunk, save_shrunk, shrink
 from prunekit.sparse import load_csr, run_sparse, save_csr
 from prunekit.sparse_checkpoints import load_weights, save_sparse, save_weights
 
@@ -114,6 +116,22 @@ def read_csr(path: Path) -> nn.Module:
     return load_csr(path, Small(), torch.ones(1, 3, 4, 4))
 
 
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    with torch.no_grad():
+        network[0].weight[1] = 0
+    return network.eval()
+
+
+def write_shrunk(path: Path) -> None:
+    save_shrunk(path, shrink(small_network(), torch.ones(1, 2, 6, 6), view_of=core_view).network, view_of=core_view)
+
+
+def read_shrunk(path: Path) -> nn.Module:
+    return load_shrunk(small_network(), path, view_of=core_view)
+
+
 Reader = Callable[[Path], Any]
 KINDS: dict[str, tuple[Callable[[Path], None], Reader]] = {
     "packed": (write_packed, load_masks),
@@ -128,6 +146,7 @@ KINDS: dict[str, tuple[Callable[[Path], None], Reader]] = {
     "masks of sparse": (write_sparse, load_masks),
     "checkpoint": (write_checkpoint, load_checkpoint),
     "csr": (write_csr, read_csr),
+    "shrunk": (write_shrunk, read_shrunk),
 }
 
 
@@ -330,6 +349,7 @@ import torch
 from prunekit.checkpoint import load_checkpoint
 from prunekit.errors import PrunekitError
 from prunekit.masks import Masks, load_masks
+from prunekit.shrinking import load_shrunk, save_shrunk, shrink
 from prunekit.sparse_checkpoints import load_weights
 Masks({"a": torch.ones(2, 2, dtype=torch.bool)}).save(sys.argv[1] + "-warm")
 load_masks(sys.argv[1] + "-warm")
