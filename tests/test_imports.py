@@ -63,6 +63,7 @@ ORDER = [
     "given",
     "interruption",
     "hardware",
+    "optimizers",
     "process_group",
     "preparation",
     "observing",
