@@ -4,6 +4,7 @@ import os
 import platform
 
 import correlation_statistics
+import loop_overhead
 import mask_file
 import memory
 import selection
@@ -21,7 +22,7 @@ def main() -> None:
     title = f"{platform.machine()}, {threads} threads, Python {platform.python_version()}, torch {torch.__version__}"
     title = f"{title}, load {load:.1f} before"
     table = Table("what", "ours", "peer", "theirs", "ratio", "target", "met", title=title, title_justify="left")
-    for module in (startup, training_step, memory, mask_file, correlation_statistics, selection):
+    for module in (startup, loop_overhead, training_step, memory, mask_file, correlation_statistics, selection):
         for row in module.rows():
             target = f"{row.target:g} {row.unit}" if row.absolute else f"{row.target:g}"
             figures = (
