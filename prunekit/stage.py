@@ -189,7 +189,8 @@ class StageTraining:
         shower = Shower(
             prepared.task, prepared.model, state.hardware, self._data_seeds, prepared.training.calibration_batches
         )
-        with state.abandonable(), held.paused() if held is not None else nullcontext():
+        whole = held.paused() if held is not None else nullcontext()
+        with state.abandonable(), whole, state.hardware.products(exact=True):
             chosen = choose_masks(
                 prepared.network,
                 prepared.views,

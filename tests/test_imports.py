@@ -68,6 +68,7 @@ ORDER = [
     "given",
     "interruption",
     "hardware",
+    "optimizers",
     "process_group",
     "semi_structured",
     "preparation",

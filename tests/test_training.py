@@ -4,11 +4,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from prunekit import Masks
+from prunekit.builtin.movement import Movement
 from prunekit.errors import DataError
+from prunekit.finding import find_layers
 from prunekit.hardware import Hardware
+from prunekit.optimizers import fuse
 from prunekit.reading import Parts
 from prunekit.seeds import Seeds
 from prunekit.tasks import Evaluation, Task, Training
+from prunekit.tracing import no_traces, tracing
 from prunekit.training import Loop, Shower, epoch_steps, rate_factor
 
 
@@ -163,3 +168,77 @@ def test_a_compiled_model_takes_the_same_steps():
     batches = Numbers().batches("train", 0, Seeds(1))
     first, second = (torch.stack(list(loop.steps(parts_of(batches), [1.0] * 4))) for loop in (plain, compiled))
     torch.testing.assert_close(first, second)
+
+
+class Images(Numbers):
+    """Classes of images: convolution, normalisation, a linear layer."""
+
+    def build_model(self):
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5))
+
+    def loss(self, model, batch):
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    def batches(self, split, epoch, seeds):
+        return [(torch.randn(2, 3, 6, 6), torch.randint(5, (2,))) for _ in range(6)]
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])
+def test_no_step_waits_for_the_device(make):
+    # The device "meta" has no numbers: whoever waits for one fails.
+    settings = Training(clip_norm=1.0, accumulate=2)
+    model = Images().build_model().to("meta")
+    hardware = attrs.evolve(Hardware.of("cpu", settings), device=torch.device("meta"))
+    optimizer = make(model.parameters(), lr=0.1)
+    loop = Loop(Images(), model, optimizer, hardware.scaler(), settings, hardware)
+    masks = {name: torch.rand(model.get_parameter(name).shape) < 0.5 for name in ("0.weight", "4.weight")}
+    views = find_layers(model)
+    sums = no_traces({"0": views["0"]})
+    with Masks(masks).hold(model, optimizer), tracing(Movement(), views, sums, optimizer):
+        losses = list(loop.steps(iter(Parts(Images(), Images().batches("train", 0, None))), [1.0] * 3))
+    assert len(losses) == 3
+    with pytest.raises(RuntimeError, match="meta"):
+        losses[0].item()
+
+
+class Steep(Numbers):
+    """Least squares, flat but for a first batch whose gradient no fp16 number can hold."""
+
+    def __init__(self, *, first=1.0):
+        self._factors = [0.01, 0.01, 0.01, first]
+
+    def loss(self, model, batch):
+        return super().loss(model, batch) * self._factors.pop()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_the_scaler_leaves_out_changes_nothing_but_the_scale(fused):
+    settings = Training(precision="fp16", fused=fused, clip_norm=1.0)
+    loop = make_loop(settings)
+    if fused:
+        fuse(loop.optimizer)
+    mask = torch.tensor([[True, False, True], [False, True, True]])
+    sums = no_traces(find_layers(loop.model))
+    batches = Numbers().batches("train", 0, Seeds(1))
+    loop = attrs.evolve(loop, task=Steep(first=1e6))
+    with (
+        Masks({"weight": mask}).hold(loop.model, loop.optimizer),
+        tracing(Movement(), find_layers(loop.model), sums, loop.optimizer),
+    ):
+        before = loop.model.weight.detach().clone()
+        scale = loop.scaler.get_scale()
+        taken = loop.steps(parts_of(batches), [1.0] * 4)
+        next(taken)
+        assert torch.equal(loop.model.weight, before)
+        assert not sums[""].any()
+        assert loop.scaler.get_scale() == scale / 2
+        for _ in taken:
+            assert torch.equal(loop.model.weight != 0, mask)
+    assert sums[""].any()
+    assert loop.scaler.get_scale() == scale / 2
+    # The first step counts for nothing, and what an overflow leaves behind is no momentum.
+    plain = attrs.evolve(make_loop(Training(clip_norm=1.0)), task=Steep(first=0.01))
+    with Masks({"weight": mask}).hold(plain.model, plain.optimizer):
+        list(plain.steps(parts_of(batches[1:]), [1.0] * 3))
+    torch.testing.assert_close(loop.model.weight, plain.model.weight, rtol=0.01, atol=1e-4)
+    assert (loop.model.weight - before).abs().max() > 1e-3
