@@ -63,7 +63,7 @@ def bench(pruned: Pruned, batch_sizes: Sequence[int] = BATCH_SIZES, say: Say = l
 
     def crossover(layer: str, batch_size: int) -> float | None:
         say(f"looking for the density from which {layer} gains at batch {batch_size}")
-        module = pruned.views[layer].module
+        module = pruned.network.get_submodule(layer)
         inputs = _input_of(module, pruned.network, pruned.samples.take(batch_size))
         return layer_crossover(module, inputs, pruned.view_of)
 
