@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from prunekit.semi_structured import load_semi_structured as load_semi_structured
     from prunekit.shrinking import load_shrunk as load_shrunk
     from prunekit.shrinking import save_shrunk as save_shrunk
-    from prunekit.shrinking import shrink as shrink
+    from prunekit.shrinking.shrink import shrink as shrink
     from prunekit.sparse import load_csr as load_csr
     from prunekit.sparse import run_sparse as run_sparse
     from prunekit.sparse import save_csr as save_csr

@@ -5,7 +5,8 @@ pruned, exported or measured.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -139,17 +140,19 @@ def _open_model(
     inputs: Sequence[str],
     no_plugins: Sequence[str],
 ) -> Pruned:
-    network = _made(name).eval().requires_grad_(requires_grad=False)
-    dtypes = [tensor.dtype for tensor in network.parameters() if tensor.is_floating_point()]
+    network = _made(name).eval()
+    dtypes = [tensor.dtype for tensor in network.parameters() if tensor.dtype.is_floating_point]
     samples = random_samples(inputs, dtypes[0] if dtypes else torch.get_default_dtype())
     try:
-        samples.through(network)
+        with _seeded():  # lazy modules draw their weights now
+            samples.through(network)
     except Exception as error:
         problem = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(
             f"model {name!r} cannot be called with a batch of {' and '.join(inputs)}: {problem}; "
             "give one --input for each argument"
         ) from error
+    network.requires_grad_(requires_grad=False)
     if weights is not None:
         _load(network, weights, "give a state dict of this network")
     if masks is not None:
@@ -164,9 +167,7 @@ def _open_model(
 def _made(name: str) -> nn.Module:
     make = import_named("model", name)
     try:
-        # As for a run: the same command gives the same weights, and the caller's generator is left alone.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(Seeds(0).derive("initial weights"))
+        with _seeded():
             network = make()
     except Exception as error:
         problem = " ".join(f"{type(error).__name__}: {error}".split())
@@ -174,6 +175,14 @@ def _made(name: str) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise ConfigError(f"model {name!r} gives a {type(network).__name__}, expected a torch.nn.Module")
     return network
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """As for a run: the same command gives the same weights, and the caller's generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(Seeds(0).derive("initial weights"))
+        yield
 
 
 def _load(network: nn.Module, path: str | os.PathLike[str], advice: str) -> None:

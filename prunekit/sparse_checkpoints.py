@@ -104,7 +104,8 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 def _read_sparse(file: Any, header: dict[str, Any], path: Path) -> dict[str, Tensor]:
     if header.get("weights") is not True:
         raise CheckpointError(
-            f"{path}: holds no weights (a mask file or a checkpoint of a run?); give the model's file"
+            f"{path}: holds no weights, or not as a dense or sparse file has them (masks? a checkpoint of a run? an "
+            "export to csr, or semi-structured?); give the model's file"
         )
     masks, _ = mask_files.read_own(file, header, path)
     keys = set(file.keys())

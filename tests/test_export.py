@@ -61,9 +61,14 @@ class Fixed(nn.Module):
     def forward(self, values):
         return self.linear(values).reshape(len(values), 2, 2)[:2 if len(values) == 2 else len(values)]
 
+def brain():
+    return nn.Linear(4, 4, dtype=torch.bfloat16)
+
 def wide():
     return nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
 """
+
+UNITS = ("conv_a.weight", "hidden.weight")
 
 
 @pytest.fixture
@@ -122,6 +127,22 @@ def test_a_csr_export_loads_into_a_fresh_network_and_tells_of_each_layer_how_it_
 def test_a_csr_export_of_a_network_that_is_called_by_keyword(pruned):
     named = attrs.evolve(pruned, samples=Samples((), {"images": pruned.samples.arguments[0]}))
     assert export(named, "csr", "out.safetensors").error < 1e-5
+
+
+def test_a_shrunk_export_has_smaller_layers_and_loads_into_the_network_at_its_full_size(code):
+    network = prunekit.testing.ToyNetwork()
+    masks = {name: torch.ones_like(network.get_parameter(name), dtype=torch.bool) for name in UNITS}
+    masks["conv_a.weight"][:4] = False
+    masks["hidden.weight"][10:] = False
+    Masks(masks).save("m.safetensors")
+    pruned = open_pruned(code + "network", masks="m.safetensors", inputs=["1x6x6"])
+    exported = export(pruned, "shrunk", "out.safetensors")
+    assert exported.error < 1e-5
+    assert exported.size < exported.dense_size
+    assert any(note.startswith("hidden: 16 -> 10 units") for note in exported.notes)
+    small = prunekit.load_shrunk(prunekit.testing.ToyNetwork(), "out.safetensors").eval()
+    assert small.hidden.weight.shape == (10, 72)
+    torch.testing.assert_close(pruned.samples.through(small), pruned.outputs())
 
 
 def test_a_program_of_torch_export_runs_without_the_code_at_any_batch_size(pruned):
@@ -287,6 +308,14 @@ def test_without_its_packages_onnx_names_the_extra(pruned, monkeypatch, package)
     with pytest.raises(ConfigError, match=rf"needs the package {package}, .*pip install 'prunekit\[onnx\]'"):
         export(pruned, "onnx", "out.onnx")
     assert not Path("out.onnx").exists()
+
+
+def test_a_network_in_bfloat16_is_exported_but_not_to_onnx(code):
+    pruned = open_pruned(code + "brain", inputs=["4"])
+    assert export(pruned, "dense", "out.safetensors").error == 0
+    assert export(pruned, "torch-export", "out.pt2").error == 0
+    with pytest.raises(ExportError, match="bfloat16 weights, which onnxruntime does not run on a CPU; make it float32"):
+        export(pruned, "onnx", "out.onnx")
 
 
 def test_an_unknown_format_names_the_nearest(pruned):

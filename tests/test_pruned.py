@@ -39,6 +39,9 @@ def normed():
 def text():
     return "network"
 
+def lazy():
+    return nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 3))
+
 def needs(size):
     return nn.Linear(size, size)
 """
@@ -135,6 +138,13 @@ def test_the_same_model_has_the_same_weights_every_time_and_the_generator_is_lef
     first, second = (open_pruned(code + "small", inputs=["6"]) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(*pair) for pair in zip(first.outputs(), second.outputs(), strict=True))
+
+
+def test_lazy_layers_get_their_shapes_and_the_same_weights_every_time(code):
+    first, second = (open_pruned(code + "lazy", inputs=["6"]) for _ in range(2))
+    assert first.network[0].weight.shape == (8, 6)
+    assert not any(parameter.requires_grad for parameter in first.network.parameters())
+    assert torch.equal(first.outputs()[0], second.outputs()[0])
 
 
 def test_token_ids_and_several_arguments_are_given_in_order(code):

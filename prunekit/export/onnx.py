@@ -25,6 +25,10 @@ def _encode(pruned: Pruned) -> Encoded:
         raise ExportError(
             f"{pruned.name} has {size:,} bytes of weights, ONNX at most 2 GiB in one file; choose another"
         )
+    if any(tensor.dtype == torch.bfloat16 for tensor in pruned.network.state_dict().values()):
+        raise ExportError(
+            f"{pruned.name} has bfloat16 weights, which onnxruntime does not run on a CPU; make it float32"
+        )
     names = _names(pruned)
     program = traced(pruned)
     try:

@@ -1,4 +1,4 @@
-"""Format ``shrunk``: the network without the units that are gone; its smaller dense layers run faster anywhere."""
+"""Format ``shrunk``: the network without the units that are gone; its layers are smaller, and dense."""
 
 from pathlib import Path
 

@@ -54,7 +54,7 @@ class MatrixProduct(nn.Module):
         """Return the number of samples in the inputs."""
         return inputs.numel() // self.inputs
 
-    def multiply(self, inputs: Tensor, form: str) -> Tensor:
+    def forward(self, inputs: Tensor, form: str) -> Tensor:
         """Return the outputs, contiguous."""
         leading = inputs.shape[: inputs.dim() - len(self.input_shape)]
         if inputs.shape[len(leading) :] != self.input_shape:
@@ -116,7 +116,7 @@ class TapProducts(nn.Module):
         """Return the number of samples in the inputs."""
         return len(inputs) if inputs.dim() == len(self.stride) + 2 else 1
 
-    def multiply(self, inputs: Tensor, form: str) -> Tensor:
+    def forward(self, inputs: Tensor, form: str) -> Tensor:
         """Return the outputs, contiguous."""
         batched = inputs.dim() == len(self.stride) + 2
         images = F.pad(inputs if batched else inputs.unsqueeze(0), self.margins, mode=self.mode)

@@ -223,7 +223,7 @@ def _agree(product: MatrixProduct | TapProducts, module: nn.Module, shape: torch
     with torch.no_grad():
         wanted = module(inputs)
         most = torch.finfo(dtype).eps ** 0.5 * wanted.abs().max()
-        outputs = [product.multiply(inputs, form) for form in product.forms]
+        outputs = [product(inputs, form) for form in product.forms]
     return all(each.shape == wanted.shape and bool((each - wanted).abs().max() <= most) for each in outputs)
 
 

@@ -54,6 +54,8 @@ def test_exports_of_a_pruned_run_are_equal_to_it(
     assert main(["run", *task, *options, *short, "--out", run]) == 0
     for to, name in (("torch-export", "a.pt2"), ("onnx", "a.onnx")):
         assert main(["export", run, "--to", to, "-o", str(tmp_path / name)]) == 0
+    for to in ("dense", "sparse", "csr", "shrunk"):  # each is proved before it is written
+        assert main(["export", run, "--to", to, "-o", str(tmp_path / to)]) == 0
     pruned = open_pruned(run)
     assert pruned.outputs()[0].shape == (32, features)
     check_exports(pruned, tmp_path)

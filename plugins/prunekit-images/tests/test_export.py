@@ -23,6 +23,8 @@ def test_exports_of_a_pruned_network_are_equal_to_it(network: str, tmp_path: Pat
     assert main(["run", *task, "--criterion", "magnitude", *short, "--out", run]) == 0
     for to, name in (("torch-export", "a.pt2"), ("onnx", "a.onnx")):
         assert main(["export", run, "--to", to, "-o", str(tmp_path / name)]) == 0
+    for to in ("dense", "sparse", "shrunk"):  # each is proved before it is written
+        assert main(["export", run, "--to", to, "-o", str(tmp_path / to)]) == 0
 
     pruned = open_pruned(run)
     assert pruned.masks.density() < 0.11
