@@ -119,11 +119,14 @@ def test_layers_that_share_a_weight_are_told_apart():
     assert [(layer.name, layer.shape) for layer in found.layers] == [("0", (64, 64)), ("1", (64, 64))]
 
 
-def test_computed_weights_are_counted_and_no_form_of_them_is_made():
-    network = pruned(nn.Sequential(parametrizations.weight_norm(nn.Linear(64, 8))), torch.rand(8, 64) < 0.5)
-    found = bench(network, [1])
-    assert found.account.kept == int(network.masks.tensors["0.weight"].sum()) < 512
-    assert "computed from other parameters" in found.comparisons[0].absent["csr"]
+def test_weights_that_are_computed_are_refused_with_the_way_out():
+    said = []
+    with pytest.raises(MaskError, match="remove_parametrizations"):
+        bench(
+            pruned(nn.Sequential(parametrizations.weight_norm(nn.Linear(64, 8))), torch.rand(8, 64) < 0.5),
+            say=said.append,
+        )
+    assert not said
 
 
 def test_arguments_by_name_reach_every_form():
