@@ -9,17 +9,21 @@ from pathlib import Path
 import attrs
 import torch
 from prunekit_deepid2plus.task import DeepID2Plus
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+import prunekit
 from prunekit.config import build_config
 from prunekit.criteria import Criterion
 from prunekit.engine import run
 from prunekit.errors import PrunekitError
 from prunekit.markers import hookimpl
+from prunekit.parts import run_of
 from prunekit.plugins import Source, make_manager
 from prunekit.preparation import prepare
 from prunekit.process_group import process_group
-from prunekit.ranks import gather_samples, own_rank
+from prunekit.ranks import gather_samples, own_rank, rank_count
 from prunekit.registry import collect
 from prunekit.run_folder import RunFolder
 from prunekit.testing import ToyNetwork, ToyTask
@@ -188,6 +192,33 @@ def carry_out_all(out):
         (out / f"error-{own_rank()}.txt").write_text(f"{type(error).__name__}: {error}")
 
 
+def train_in_own_loop(out):
+    """Choose masks and hold them in a loop of our own, each rank with its half of the data."""
+    for criterion in ("taylor", "wanda"):
+        for views in (False, True):
+            torch.manual_seed(0)
+            model = ToyNetwork()
+            images, labels = torch.randn(64, 1, 6, 6), torch.randint(4, (64,))
+            mine = run_of(64, own_rank(), rank_count())
+            parallel = DistributedDataParallel(model, gradient_as_bucket_view=views) if rank_count() > 1 else model
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+            masks = prunekit.select(
+                parallel, criterion, density=0.3, batches=[(images[mine], labels[mine])], loss=batch_loss
+            )
+            masks = prunekit.Masks({name.removeprefix("module."): mask for name, mask in masks.tensors.items()})
+            with masks.hold(model, optimizer):
+                for _ in range(5):
+                    optimizer.zero_grad()
+                    batch_loss(parallel, (images[mine], labels[mine])).backward()
+                    optimizer.step()
+            tensors = {**model.state_dict(), **{f"{name}_mask": mask for name, mask in masks.tensors.items()}}
+            save_file(tensors, out / f"{criterion}-{views}-{own_rank()}.safetensors")
+
+
+def batch_loss(model, batch):
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with process_group("cpu"):
@@ -195,5 +226,6 @@ if __name__ == "__main__":
             what, _, where = argument.partition("=")
             if what == "all":
                 carry_out_all(Path(where))
+                train_in_own_loop(Path(where))
             else:  # go on with this run
                 carry_out(RECIPES[what], Path(where), resume=True)
