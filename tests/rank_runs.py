@@ -3,6 +3,7 @@
 ``all`` leaves run folders ``OUT/<name>``; the name of a recipe goes on with a run that was begun.
 """
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from prunekit.parts import run_of
 from prunekit.plugins import Source, make_manager
 from prunekit.preparation import prepare
 from prunekit.process_group import process_group
-from prunekit.ranks import gather_samples, own_rank, rank_count
+from prunekit.ranks import gather_samples, own_rank, rank_count, wait_for_all
 from prunekit.registry import collect
 from prunekit.run_folder import RunFolder
 from prunekit.testing import ToyNetwork, ToyTask
@@ -68,6 +69,8 @@ RECIPES = {
         "training": {"budget": "2 steps", "retraining": "1 steps", "precision": "fp32"},
     },
 }
+# Not the run of one process: other draws.
+DRAWING = {"dropout": toy("magnitude", task="dropout", checkpoint_every=2)}
 
 
 @attrs.frozen
@@ -112,6 +115,24 @@ class Norms(Odd):
 
     def build_model(self):
         return NormedNetwork()
+
+
+class DropoutNetwork(ToyNetwork):
+    """Draws in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.relu_hidden = nn.Sequential(nn.ReLU(), nn.Dropout(0.5))
+
+
+@attrs.frozen
+class Dropout(ToyTask):
+    """Every rank draws from a generator of its own."""
+
+    name = "dropout"
+
+    def build_model(self):
+        return DropoutNetwork()
 
 
 class LeftOutNetwork(ToyNetwork):
@@ -166,7 +187,7 @@ class Additions:
 
     @hookimpl
     def prunekit_tasks(self):
-        return [Odd, Pairs, Norms, LeftOut, ExactFaces]
+        return [Odd, Pairs, Norms, LeftOut, Dropout, ExactFaces]
 
     @hookimpl
     def prunekit_criteria(self):
@@ -184,12 +205,22 @@ def carry_out(recipe, folder, *, resume=False):
 
 def carry_out_all(out):
     """Carry out all runs, and note the error that every rank meets in a bad one."""
-    for name, recipe in RECIPES.items():
+    for name, recipe in {**RECIPES, **DRAWING}.items():
         carry_out(recipe, out / name)
     try:
         carry_out(toy("own-opinion"), out / "bad")
     except PrunekitError as error:
         (out / f"error-{own_rank()}.txt").write_text(f"{type(error).__name__}: {error}")
+
+
+def go_on(out):
+    """Go on with the run that draws, from the middle of its last stage, in a copy."""
+    run, copy = out / "dropout", out / "dropout again"
+    if own_rank() == 0:
+        shutil.copytree(run, copy)
+        max((copy / "checkpoints").glob("stage-*")).unlink()
+    wait_for_all()
+    carry_out(DRAWING["dropout"], copy, resume=True)
 
 
 def train_in_own_loop(out):
@@ -226,6 +257,7 @@ if __name__ == "__main__":
             what, _, where = argument.partition("=")
             if what == "all":
                 carry_out_all(Path(where))
+                go_on(Path(where))
                 train_in_own_loop(Path(where))
             else:  # go on with this run
                 carry_out(RECIPES[what], Path(where), resume=True)
