@@ -20,10 +20,8 @@ class Faces(NamedTuple):
 
 @given(st.integers(0, 40), st.integers(1, 9))
 def test_parts_are_runs_of_samples_that_make_up_the_batch(samples, ranks):
-    batch = {
-        "x": torch.arange(samples * 2).reshape(samples, 2),
-        "more": [Faces(torch.arange(samples), torch.tensor(7))],
-    }
+    faces = Faces(torch.arange(samples), torch.tensor(7))
+    batch = {"x": torch.arange(samples * 2).reshape(samples, 2), "more": [faces]}
     parts = [split_batch(batch, rank, ranks) for rank in range(ranks)]
     assert torch.equal(torch.cat([part.batch["x"] for part in parts]), batch["x"])
     assert torch.equal(torch.cat([part.batch["more"][0].images for part in parts]), faces.images)
