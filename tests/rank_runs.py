@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import prunekit
-from prunekit.config import build_config
 from prunekit.criteria import Criterion
 from prunekit.engine import run
 from prunekit.errors import PrunekitError
@@ -25,6 +24,7 @@ from prunekit.plugins import Source, make_manager
 from prunekit.preparation import prepare
 from prunekit.process_group import process_group
 from prunekit.ranks import gather_samples, own_rank, rank_count, wait_for_all
+from prunekit.recipes import build_config
 from prunekit.registry import collect
 from prunekit.run_folder import RunFolder
 from prunekit.testing import ToyNetwork, ToyTask

@@ -9,8 +9,8 @@ from torch import Tensor
 from prunekit.errors import ConfigError, DataError
 from prunekit.hardware import Hardware
 from prunekit.parts import Part, split_batch
+from prunekit.reading import check_share
 from prunekit.tasks import Training
-from prunekit.training import check_share
 
 
 class Faces(NamedTuple):
