@@ -29,7 +29,7 @@ from prunekit.masks import Masks
 from prunekit.optimizers import in_weights_order
 from prunekit.preparation import Prepared
 from prunekit.random_state import random_state
-from prunekit.random_states import random_states, restore_random_states
+from prunekit.rank_generators import random_states, restore_random_states
 from prunekit.ranks import gather_numbers, own_rank, rank_count
 from prunekit.run_folder import RunFolder
 from prunekit.schedules import Start

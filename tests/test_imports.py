@@ -34,7 +34,7 @@ ORDER = [
     "ranks",
     "fully_sharded",
     "random_state",
-    "random_states",
+    "rank_generators",
     "parts",
     "shared_norms",
     "parallel",
