@@ -53,7 +53,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path
     """
     flat, header = flatten(checkpoint)
     tensors = {key: tensor.cpu().contiguous().clone() for key, tensor in flat.items()}
-    path = folder / f"stage-{checkpoint.stage:03d}-step-{checkpoint.step:08d}.safetensors"
+    path = checkpoint_path(folder, checkpoint.stage, checkpoint.step)
     # One metadata key: safetensors writes several in no stable order.
     write_atomically(path, save(tensors, metadata={_HEADER: json.dumps(header, sort_keys=True)}))
     keep_newest(path, keep)
@@ -83,12 +83,45 @@ def flatten(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, header
 
 
+def checkpoint_path(folder: Path, stage: int, step: int, kind: str = "safetensors") -> Path:
+    """Return where a checkpoint is kept: a file, or for the kind "sharded" a folder."""
+    return folder / f"stage-{stage:03d}-step-{step:08d}.{kind}"
+
+
 def keep_newest(path: Path, keep: int) -> None:
-    """Remove all checkpoints but the one just written and the ``keep - 1`` before it."""
-    paths = _checkpoint_files(path.parent)
-    place = paths.index(path)
-    for other in paths[: max(0, place - keep + 1)] + paths[place + 1 :]:
-        remove_whole(other)
+    """Remove all checkpoints but the one just written and the ``keep - 1`` before it.
+
+    Later ones are of a time that the run has gone back from: broken, or not to come like that again.
+
+    Raises:
+        CheckpointError: when one cannot be removed.
+    """
+    _remove_older(path.parent, _place(path), keep)
+    for other in _checkpoints(path.parent):
+        if other != path and _place(other) >= _place(path):
+            _remove(other)
+
+
+def remove_older(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
+    """Remove all before a checkpoint but ``keep - 1``; a run that was killed after writing one may not have got there.
+
+    Raises:
+        CheckpointError: when one cannot be removed.
+    """
+    _remove_older(folder, (checkpoint.stage, checkpoint.step), keep)
+
+
+def _remove_older(folder: Path, place: tuple[int, int], keep: int) -> None:
+    older = [path for path in _checkpoints(folder) if _place(path) < place]
+    for path in older[: max(0, len(older) - keep + 1)]:
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    try:
+        remove_whole(path)
+    except OSError as error:
+        raise CheckpointError(f"the old checkpoint {path} cannot be removed: {error.strerror}") from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -134,6 +167,11 @@ def restored(header: Mapping[str, Any], flat: Mapping[str, Tensor], path: Path) 
     return Checkpoint(header["stage"], header["step"], tensors, optimizer, header["facts"])
 
 
+def newest_path(folder: Path) -> Path | None:
+    """Return where the newest checkpoint is, readable or not; ``None`` where there is none."""
+    return next(reversed(_checkpoints(folder)), None)
+
+
 def newest_checkpoint(
     folder: Path, load: Callable[[Path], Checkpoint] = load_checkpoint
 ) -> tuple[Checkpoint | None, list[str]]:
@@ -142,7 +180,7 @@ def newest_checkpoint(
     A folder without any gives ``None``: the run starts at the beginning.
     """
     broken: list[str] = []
-    for path in reversed(_checkpoint_files(folder)):
+    for path in reversed(_checkpoints(folder)):
         try:
             return load(path), broken
         except CheckpointError as error:
@@ -152,10 +190,15 @@ def newest_checkpoint(
     return None, broken
 
 
-def _checkpoint_files(folder: Path) -> list[Path]:
+def _checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints, oldest first."""
-    found = ((match, path) for path in folder.glob("stage-*") if (match := _NAME.fullmatch(path.name)))
-    return [path for _, path in sorted(found, key=lambda pair: (int(pair[0][1]), int(pair[0][2])))]
+    return sorted((path for path in folder.glob("stage-*") if _NAME.fullmatch(path.name)), key=_place)
+
+
+def _place(path: Path) -> tuple[int, int]:
+    """Return stage and step."""
+    stage, step = re.findall(r"\d+", path.name)
+    return int(stage), int(step)
 
 
 def _split_state(state: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -5,7 +5,7 @@ Whatever could be known to be wrong was refused before this module takes its fir
 """
 
 import json
-import time
+from typing import Any
 
 import attrs
 import cattrs
@@ -16,15 +16,20 @@ from torch import nn
 from prunekit import events, hookspecs
 from prunekit.checkpoint import Checkpoint
 from prunekit.config import RunConfig
+from prunekit.environment import environment
 from prunekit.errors import ConfigError
+from prunekit.faults import add_way_on, in_words
 from prunekit.files import write_atomically
 from prunekit.fully_sharded import is_fully_sharded
 from prunekit.hardware import Hardware
+from prunekit.interruption import Interruption
+from prunekit.optimizers import fuse
 from prunekit.parallel import parallel
 from prunekit.preparation import Prepared
+from prunekit.random_state import seed_all
 from prunekit.ranks import own_rank, rank_count, text_from_first, wait_for_all
 from prunekit.recipes import to_toml
-from prunekit.run_folder import RunFolder, environment
+from prunekit.run_folder import RunFolder
 from prunekit.schedules import Stage, Start
 from prunekit.seeds import Seeds
 from prunekit.sharing_out import share_out
@@ -44,6 +49,7 @@ def run(
     force: bool = False,
     source: RunFolder | None = None,
     last: int | None = None,
+    stop: Interruption | None = None,
 ) -> events.RunFinished:
     """Carry out a plan and leave masks, model, metrics and checkpoints in the run folder.
 
@@ -57,8 +63,10 @@ def run(
         source: a run whose finished stages are those that this one begins with: they are taken over, and what
             follows gives the bytes that it would give without.
         last: carry out only so many stages of the plan; ``None``: all.
+        stop: says when the user asks to stop.
 
     Raises:
+        Interrupted: when the user has asked to stop; there is a checkpoint.
         PrunekitError: a loss that is no number, a full disk, a checkpoint that does not fit.
     """
     hardware = Hardware.of(config.device, prepared.training)
@@ -66,14 +74,19 @@ def run(
         share_out(prepared, hardware, Seeds(config.seed))
     else:
         hardware.place(prepared.model)
-    state = RunState(config, prepared, folder, hardware)
+    state = RunState(config, prepared, folder, hardware, stop=stop or Interruption())
     if own_rank() > 0:
         hook = _nobody()
     try:
-        return _run(state, hook, resume=resume, force=force, source=source, last=last)
+        with hardware.products():
+            return _run(state, hook, resume=resume, force=force, source=source, last=last)
     except BaseException as error:
-        hook.prunekit_run_stopped(event=events.RunStopped(folder.path, f"{type(error).__name__}: {error}"))
-        raise
+        told = in_words(error, state)
+        add_way_on(told, folder)
+        hook.prunekit_run_stopped(event=events.RunStopped(folder.path, f"{type(told).__name__}: {told}"))
+        if told is error:
+            raise
+        raise told from error
 
 
 def _nobody() -> pluggy.HookRelay:
@@ -90,7 +103,11 @@ def _run(
     batches = len(prepared.task.batches("train", 0, state.seeds))
     epoch_length = epoch_steps(batches, prepared.training.accumulate)
     stages = _stage_trainings(state, hook, epoch_length)
-    if not resume and own_rank() == 0:
+    if own_rank() > 0:
+        pass
+    elif resume:
+        folder.tidy()
+    else:
         folder.create(force=force)
         if source is not None:
             folder.adopt(source)
@@ -100,6 +117,8 @@ def _run(
         _begin(state)
     elif not resume:
         _describe(state)
+    elif own_rank() == 0:
+        folder.add_environment(_environment(state))
     weights = sum(view.weight.numel() for view in prepared.views.values())
     headline = f"{prepared.headline}; {weights:,} prunable weights; {state.hardware}"
     at = None if checkpoint is None else (checkpoint.stage, checkpoint.step)
@@ -144,20 +163,27 @@ def _describe(state: RunState) -> None:
     if own_rank() > 0:
         return
     folder = state.folder
-    folder.write_json(folder.environment, environment(state.config.seed, str(state.hardware)))
+    folder.write_json(folder.environment, _environment(state))
     folder.write_json(folder.plan, attrs.asdict(state.prepared.plan))
     write_atomically(folder.config, to_toml(state.config).encode())
+    folder.begun()
+
+
+def _environment(state: RunState) -> dict[str, Any]:
+    config = state.config
+    names = (config.task.name, config.criterion.name, config.schedule.name)
+    return environment(config.seed, str(state.hardware), names)
 
 
 def _run_stage(training: StageTraining, called: nn.Module, checkpoint: Checkpoint | None) -> None:
     state, index, stage = training.state, training.index, training.stage
-    began = time.perf_counter()
+    state.obey()
     first = checkpoint.step if checkpoint else 0
     training.hook.prunekit_stage_started(event=events.StageStarted(index, stage.name, training.steps, first))
-    torch.manual_seed(state.seeds.derive("training", index, *([own_rank()] if own_rank() else [])))
+    seed_all(state.seeds.derive("training", index, *([own_rank()] if own_rank() else [])))
     wait_for_all()  # the first rank may have written weights that all are to read
     if checkpoint is None:
-        state.losses = []
+        state.losses, state.stage_began = [], state.seconds
         training.first_updates()
         state.start_weights(stage.start, index)
         # Without a step there is nothing to rank by, and the criterion is refused.
@@ -165,37 +191,36 @@ def _run_stage(training: StageTraining, called: nn.Module, checkpoint: Checkpoin
     loop = _loop(state, called)
     if checkpoint is not None:
         state.restore_loop(checkpoint, loop)
-    # Masks first: what is summed is masked like what the optimiser sees.
-    with (
-        state.as_masks().hold(state.prepared.network, loop.optimizer) as held,
-        state.tracing(loop.optimizer),
-    ):
-        training.train(loop, held, first)
-    state.check_finite(f"at the end of stage {stage.name!r}")
-    state.finished.append(_measure(state, index, stage, time.perf_counter() - began))
-    state.save_results()
-    state.save_checkpoint(index + 1, 0, None)
-    training.hook.prunekit_stage_finished(event=state.finished[-1])
+    with training.rescue(loop) as rescue:
+        # Masks first: what is summed is masked like what the optimiser sees.
+        with (
+            state.as_masks().hold(state.prepared.network, loop.optimizer) as held,
+            state.tracing(loop.optimizer),
+        ):
+            training.train(loop, held, first, rescue)
+        state.check_finite(f"at the end of stage {stage.name!r}")
+        state.finished.append(_measure(state, index, stage))
+        state.save_results()
+        # Told before it is saved: what a run was killed before it could tell is told by the resumed one.
+        training.hook.prunekit_stage_finished(event=state.finished[-1])
+        state.save_checkpoint(index + 1, 0, None)
 
 
 def _loop(state: RunState, called: nn.Module) -> Loop:
     prepared, hardware = state.prepared, state.hardware
-    return Loop(
-        prepared.task,
-        called,
-        prepared.task.optimizer(prepared.model),
-        hardware.scaler(),
-        prepared.training,
-        hardware,
-    )
+    optimizer = prepared.task.optimizer(prepared.model)
+    if prepared.training.fused:
+        fuse(optimizer)
+    return Loop(prepared.task, called, optimizer, hardware.scaler(), prepared.training, hardware)
 
 
-def _measure(state: RunState, index: int, stage: Stage, seconds: float) -> events.StageFinished:
+def _measure(state: RunState, index: int, stage: Stage) -> events.StageFinished:
     views = state.prepared.views
     weights = {name: view.weight.numel() for name, view in views.items()}
     kept = weights | {name: int(mask.sum()) for name, mask in state.masks.items()}
     asked = {name: density for update in stage.updates for name, density in update.targets.items()}
-    return events.StageFinished(index, stage.name, asked, kept, weights, _evaluate(state), seconds)
+    evaluation = _evaluate(state)
+    return events.StageFinished(index, stage.name, asked, kept, weights, evaluation, state.seconds - state.stage_began)
 
 
 def _evaluate(state: RunState) -> Evaluation:
@@ -204,7 +229,7 @@ def _evaluate(state: RunState) -> Evaluation:
     model.eval()
     text = ""
     if own_rank() == 0 or is_fully_sharded(model):  # which computes only where all ranks do
-        with torch.inference_mode(), hardware.autocast():
+        with state.abandonable(), torch.inference_mode(), hardware.autocast():
             found = state.prepared.task.evaluate(model, hardware.device)
         if rank_count() == 1:
             return found

@@ -35,6 +35,22 @@ class TrainingError(PrunekitError):
     """Training cannot go on, for example because the loss is no longer a number."""
 
 
+class NotFiniteError(TrainingError):
+    """A loss, a gradient or a weight is no number; the same steps again would end the same way."""
+
+
+class Interrupted(PrunekitError):  # noqa: N818 - nothing is wrong
+    """The run was asked to stop, and did.
+
+    Attributes:
+        code: the exit code that shells expect: 128 and the number of the signal.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class RankError(PrunekitError):
     """The other processes of a distributed run cannot be reached any more."""
 

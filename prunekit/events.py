@@ -88,6 +88,7 @@ class EpochFinished:
         loss: mean training loss over the epoch.
         learning_rate: of the first parameter group, at the last step.
         seconds: wall time since the last ``EpochFinished``.
+        skipped: steps of the run so far that were left out for a loss or gradient that is no number.
     """
 
     stage: int
@@ -97,6 +98,7 @@ class EpochFinished:
     loss: float
     learning_rate: float
     seconds: float
+    skipped: int = 0
 
 
 @attrs.frozen

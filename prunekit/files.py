@@ -7,6 +7,7 @@ module must not know what the bytes mean.
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -31,10 +32,13 @@ _NEXT_STEP = {
     errno.EEXIST: "choose a path where no file stands in the way",
     errno.EISDIR: "choose a path that is no folder",
     errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f) or choose another file system",
 }
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 
 
-def _refusal(path: Path, error: OSError) -> CheckpointError:
+def refusal(path: Path, error: OSError) -> CheckpointError:
+    """Return the error of a path that the file system does not let us write, with the next step."""
     next_step = _NEXT_STEP.get(error.errno or 0, "choose another folder")
     return CheckpointError(f"cannot write {path}: {error.strerror or error}; {next_step}")
 
@@ -55,7 +59,7 @@ def write_atomically(
         CheckpointError: when the file system refuses: no permission, no space, no such folder.
     """
     path = Path(path)
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
+    temporary = temporary_in(path.parent)
     try:
         try:
             with temporary.open("xb") as file:
@@ -74,7 +78,34 @@ def write_atomically(
             raise
         _sync_folder(path.parent)
     except OSError as error:
-        raise _refusal(path, error) from error
+        raise refusal(path, error) from error
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what a process that was killed while it wrote left behind; nobody else may be writing in the folder.
+
+    Raises:
+        CheckpointError: when one cannot be removed.
+    """
+    try:
+        for path in folder.iterdir():
+            if _TEMPORARY.fullmatch(path.name):
+                remove_whole(path)
+    except OSError as error:
+        raise refusal(folder, error) from error
+
+
+def sync_file(path: Path) -> None:
+    """Make what was appended to a file survive a power cut.
+
+    Raises:
+        CheckpointError: when the file system cannot take it.
+    """
+    try:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise refusal(path, error) from error
 
 
 def temporary_in(folder: Path) -> Path:
@@ -94,7 +125,7 @@ def rename_folder(temporary: Path, path: Path) -> None:
         temporary.rename(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise _refusal(path, error) from error
+        raise refusal(path, error) from error
 
 
 def remove_whole(path: Path) -> None:
@@ -130,13 +161,13 @@ def make_writable_folder(path: str | os.PathLike[str]) -> Path:
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{secrets.token_hex(8)}.tmp"
+        probe = temporary_in(folder)
         try:
             probe.write_bytes(b"\0")
         finally:
             probe.unlink(missing_ok=True)
     except OSError as error:
-        raise _refusal(folder, error) from error
+        raise refusal(folder, error) from error
     return folder
 
 
@@ -151,13 +182,20 @@ def held_alone(folder: Path) -> Iterator[None]:
         yield
         return
     path = folder / ".lock"
-    with contextlib.ExitStack() as opened:
+    try:
+        file = path.open("w")
+    except OSError as error:
+        raise refusal(path, error) from error
+    with file:
         try:
-            fcntl.flock(opened.enter_context(path.open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CheckpointError(f"another process works in {folder}; wait for it, or name another folder") from error
+            # Not flock: a data worker that outlives its killed run by seconds would hold on to it.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            if error.errno in {errno.EACCES, errno.EAGAIN}:
+                raise CheckpointError(
+                    f"another process works in {folder}; wait for it, or name another folder"
+                ) from error
             # Some network file systems have no locks; then there is nothing to wait for.
             if error.errno not in {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}:
-                raise _refusal(path, error) from error
+                raise refusal(path, error) from error
         yield

@@ -1,23 +1,17 @@
-"""The folder of a run: what lies in it, who may write to it, and what anyone needs to run it again.
+"""The folder of a run: what lies in it, and who may write to it.
 
 It must not know how a run goes.
 """
 
 import json
-import os
-import platform
 import shutil
-import subprocess
-import sys
-from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import attrs
-import torch
 
-import prunekit
 from prunekit.errors import CheckpointError
-from prunekit.files import make_writable_folder, write_atomically
+from prunekit.files import make_writable_folder, refusal, remove_temporaries, sync_file, write_atomically
 
 
 @attrs.frozen
@@ -62,6 +56,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def _starting(self) -> Path:
+        """There from the first moment of a run until it can be resumed."""
+        return self.path / ".starting"
+
+    @property
     def _results(self) -> tuple[Path, ...]:
         return (self.config, self.plan, self.environment, self.metrics, self.masks, self.model)
 
@@ -73,6 +72,8 @@ class RunFolder:
                 nothing can be written.
         """
         make_writable_folder(self.path)
+        if self._is_cut_off():
+            return
         there = [path.name for path in self._results if path.exists()]
         if any(self.checkpoints.glob("*")):
             there.append(self.checkpoints.name)
@@ -83,14 +84,30 @@ class RunFolder:
             )
 
     def create(self, *, force: bool) -> None:
-        """Make the folder ready; with ``force`` an old run in it is gone.
+        """Make the folder ready; with ``force`` an old run in it is gone. ``begun`` says that the run can be resumed.
 
         Raises:
             CheckpointError: as ``check``.
         """
         self.check(force=force)
+        write_atomically(self._starting, b"")
         self._clear()
         make_writable_folder(self.checkpoints)
+
+    def begun(self) -> None:
+        """Say that all is written which a run is resumed from; its recipe last, as the proof of it.
+
+        Raises:
+            CheckpointError: when the folder cannot be written.
+        """
+        try:
+            self._starting.unlink(missing_ok=True)
+        except OSError as error:
+            raise refusal(self._starting, error) from error
+
+    def _is_cut_off(self) -> bool:
+        """Say whether a run was killed here before it had begun: nothing in it is worth keeping."""
+        return self._starting.exists() and not self.config.exists()
 
     def adopt(self, source: "RunFolder") -> None:
         """Copy from another run what it would be resumed from: checkpoints, weights to go back to, the metric log.
@@ -113,18 +130,51 @@ class RunFolder:
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be read: {error.strerror}; name a run folder") from error
         if not begun:
-            raise CheckpointError(f"{self.path} holds no run to resume (there is no {self.config.name} in it)")
+            wrong = "the run was stopped before it had begun; give the command that started it again"
+            absent = f"there is no {self.config.name} in it"
+            raise CheckpointError(f"{self.path} holds no run to resume ({wrong if self._is_cut_off() else absent})")
         make_writable_folder(self.checkpoints)
+
+    def tidy(self) -> None:
+        """Remove what a run that was killed left half written; nobody else may be at work in the folder.
+
+        Raises:
+            CheckpointError: when something cannot be removed.
+        """
+        for folder in (self.path, self.checkpoints):
+            remove_temporaries(folder)
+
+    def sync_metrics(self) -> None:
+        """Make the lines of the metric log survive a power cut, where some plugin writes them.
+
+        Raises:
+            CheckpointError: when the disk is full.
+        """
+        if self.metrics.exists():
+            sync_file(self.metrics)
 
     def _clear(self) -> None:
         """Remove what a run writes, and nothing else."""
         try:
+            remove_temporaries(self.path)
             for path in self._results:
                 path.unlink(missing_ok=True)
             if self.checkpoints.exists():
                 shutil.rmtree(self.checkpoints)
         except OSError as error:
             raise CheckpointError(f"the old run in {self.path} cannot be removed: {error}") from error
+
+    def add_environment(self, facts: dict[str, Any]) -> None:
+        """Note where and how the run goes on, beside what is written of its beginning.
+
+        Raises:
+            CheckpointError: when it cannot be written.
+        """
+        try:
+            known = json.loads(self.environment.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # nothing depends on it
+            known = {}
+        self.write_json(self.environment, {**known, "resumed": [*known.get("resumed", []), facts]})
 
     def write_json(self, path: Path, content: object) -> None:
         """Write JSON that a person can read."""
@@ -137,40 +187,3 @@ def free_folder(parent: Path, name: str) -> Path:
     while path.exists():
         path, number = parent / f"{name}-{number}", number + 1
     return path
-
-
-def environment(seed: int, hardware: str) -> dict[str, object]:
-    """Return what decides a run besides its recipe: versions, commit, seed and hardware."""
-    packages = ("prunekit", "torch", "numpy", "attrs", "cattrs", "pluggy", "safetensors")
-    return {
-        "command": sys.argv,
-        "seed": seed,
-        "hardware": hardware,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in packages},
-        "cuda": torch.version.cuda,
-        "commit": _commit(),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """Return the commit of the checkout that prunekit runs from, marked where it was changed."""
-    root = Path(prunekit.__file__).parents[1]
-    if not (root / ".git").exists():  # installed, perhaps below somebody else's checkout
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603 - fixed words
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from prunekit.checkpoint import Checkpoint, flatten, keep_newest, load_checkpoint, restored
+from prunekit.checkpoint import Checkpoint, checkpoint_path, flatten, keep_newest, load_checkpoint, restored
 from prunekit.errors import CheckpointError
 from prunekit.files import rename_folder, temporary_in, write_atomically
 from prunekit.ranks import own_rank, rank_count, text_from_first, wait_for_all
@@ -44,7 +44,7 @@ def save_sharded(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> None:
     header["tensors"] = {
         key: [_dtype(tensor), list(tensor.shape), is_spread(tensor)] for key, tensor in tensors.items()
     }
-    path = folder / f"stage-{checkpoint.stage:03d}-step-{checkpoint.step:08d}.sharded"
+    path = checkpoint_path(folder, checkpoint.stage, checkpoint.step, "sharded")
     temporary = Path(text_from_first(str(temporary_in(folder))))
     try:
         writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)

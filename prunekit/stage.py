@@ -6,6 +6,7 @@ It must not know the other stages.
 import math
 import time
 from contextlib import nullcontext
+from functools import partial
 
 import attrs
 import pluggy
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from prunekit import events
 from prunekit.agreement import check_agreement
-from prunekit.errors import TrainingError
+from prunekit.errors import NotFiniteError
 from prunekit.holding import Held
 from prunekit.pruning import choose_masks
-from prunekit.ranks import sum_over_ranks
+from prunekit.ranks import rank_count, sum_over_ranks
+from prunekit.rescue import Rescue
 from prunekit.schedules import MaskUpdate, Stage, Start
 from prunekit.seeds import Seeds
 from prunekit.sharding import own_part
@@ -54,30 +56,51 @@ class StageTraining:
         """Carry out the updates at the start, on the weights that the stage before left."""
         self._update_at(0, None)
 
-    def train(self, loop: Loop, held: Held, first: int) -> None:
+    def rescue(self, loop: Loop) -> Rescue:
+        """Return what saves the stage when it ends before its time."""
+        return Rescue(self.state, self.index, loop, partial(self._read_losses, loop=loop))
+
+    def train(self, loop: Loop, held: Held, first: int, rescue: Rescue) -> None:
         """Take the steps from ``first`` on.
 
         Raises:
-            TrainingError: when a loss is infinite or no number; checkpoints stay.
+            KeyboardInterrupt: when the user has asked to stop; ``rescue`` may save.
+            NotFiniteError: when a loss is infinite or no number; checkpoints stay.
         """
+        rescue.mark(first)
         self._since = time.perf_counter()
         listened = bool(self.hook.prunekit_step_finished.get_hookimpls())
+        parts = loop.read(self._data_seeds, self.epoch_length, first, self.steps)
         step = first
         while step < self.steps:
             if step > 0:
-                self._update_at(step, held)
-            epoch, within = divmod(step, self.epoch_length)
-            end = self._segment_end(step)
-            batches = self.state.prepared.task.batches("train", epoch, self._data_seeds)
-            factors = [self._rate(number) for number in range(step, end)]
-            for loss in loop.epoch(batches, within, within + end - step, factors):
+                self._update_at(step, held, rescue)
+            factors = [self._rate(number) for number in range(step, self._segment_end(step))]
+            for loss in loop.steps(parts, factors):
                 step += 1
                 self._unread.append(loss)
                 if listened:
                     self.hook.prunekit_step_finished(event=events.StepFinished(self.index, step, self.steps))
                 self._after(step, loop)
+                rescue.mark(step)  # not before: an epoch that is not told yet would never be
+                self._check_skipped(step)
+                self._obey()
         if self.steps > 0:
-            self._update_at(self.steps, held)
+            self._update_at(self.steps, held, rescue)
+
+    def _check_skipped(self, step: int) -> None:
+        most = self.state.prepared.training.skip_bad_steps
+        if self.state.skipped > most:
+            raise NotFiniteError(
+                f"{self.state.skipped} steps were left out for a loss or gradient that is no number, the last by step "
+                f"{step} of {self.steps} in stage {self.stage.name!r}, and training.skip_bad_steps is {most}; look at "
+                "the data, or try a lower rate, more warm-up or clipping (-o training.clip_norm=5)"
+            )
+
+    def _obey(self) -> None:
+        """Raise ``KeyboardInterrupt`` after a step where the user has asked to stop."""
+        if rank_count() == 1 or not self._unread:  # at a look at the loss, all ranks have heard of it
+            self.state.stop.obey()
 
     @property
     def _data_seeds(self) -> Seeds:
@@ -102,7 +125,9 @@ class StageTraining:
         """Do what is due after a step; reading losses waits for the device, so it is done seldom."""
         settings = self.state.prepared.training
         ends_epoch = step % self.epoch_length == 0 or step == self.steps
-        saves = settings.checkpoint_every and step % settings.checkpoint_every == 0 and step < self.steps
+        wanted = settings.checkpoint_every and step % settings.checkpoint_every == 0
+        # The end is saved when all is done there, and before masks change: what then fails is not to cost the stage.
+        saves = wanted if step < self.steps else any(self._due(update) == step for update in self.stage.updates)
         rewinds = step in self.rewind_points
         if ends_epoch or saves or rewinds or len(self._unread) >= settings.check_every:
             self._read_losses(step, loop)
@@ -115,17 +140,26 @@ class StageTraining:
             self.state.save_checkpoint(self.index, step, loop)
 
     def _read_losses(self, step: int, loop: Loop) -> None:
-        losses = sum_over_ranks(torch.stack(self._unread)).tolist()
-        self._unread.clear()
-        for number, loss in enumerate(losses, step - len(losses) + 1):
-            if not math.isfinite(loss):
-                rate = loop.set_rate(self._rate(number - 1))
-                raise TrainingError(
-                    f"the loss is {loss} at step {number} of {self.steps} in stage {self.stage.name!r}, learning rate "
-                    f"{rate:.3g}; checkpoints so far stay in {self.state.folder.checkpoints}; "
-                    "try a lower rate, more warm-up or clipping (-o training.warmup=0.1 -o training.clip_norm=5)"
-                )
-        self.state.losses += losses
+        if not self._unread:
+            return
+        # The request rides along: all ranks stop after the same step, and none waits for the others more often.
+        asked = torch.full_like(self._unread[0], self.state.stop.request is not None)
+        *losses, asked_by = sum_over_ranks(torch.stack([*self._unread, asked])).tolist()
+        if asked_by > 0:
+            self.state.stop.join()
+        left_out = [number for number, loss in enumerate(losses, step - len(losses) + 1) if not math.isfinite(loss)]
+        if left_out and not self.state.prepared.training.skip_bad_steps:
+            number = left_out[0]
+            loss = losses[number - step - 1]
+            rate = loop.set_rate(self._rate(number - 1))
+            raise NotFiniteError(
+                f"the loss is {loss} at step {number} of {self.steps} in stage {self.stage.name!r}, learning rate "
+                f"{rate:.3g}; checkpoints so far stay in {self.state.folder.checkpoints}; "
+                "try a lower rate, more warm-up or clipping (-o training.warmup=0.1 -o training.clip_norm=5)"
+            )
+        self._unread.clear()  # not before: whoever reads again is to find the same
+        self.state.skipped += len(left_out)
+        self.state.losses += filter(math.isfinite, losses)
 
     def _epoch_finished(self, step: int, loop: Loop) -> None:
         losses, self.state.losses = self.state.losses, []
@@ -135,26 +169,28 @@ class StageTraining:
             epoch=math.ceil(step / self.epoch_length),
             step=step,
             steps=self.steps,
-            loss=math.fsum(losses) / len(losses),
+            loss=math.fsum(losses) / len(losses) if losses else math.nan,
             learning_rate=loop.optimizer.param_groups[0]["lr"],
             seconds=now - self._since,
+            skipped=self.state.skipped,
         )
         self._since = now
         self.hook.prunekit_epoch_finished(event=event)
 
-    def _update_at(self, step: int, held: Held | None) -> None:
+    def _update_at(self, step: int, held: Held | None, rescue: Rescue | None = None) -> None:
         for number, update in enumerate(self.stage.updates):
             if self._due(update) == step:
-                self._update(number, update, step, held)
+                self._update(number, update, step, held, rescue)
 
-    def _update(self, number: int, update: MaskUpdate, step: int, held: Held | None) -> None:
+    def _update(self, number: int, update: MaskUpdate, step: int, held: Held | None, rescue: Rescue | None) -> None:
         """Choose new masks and hold them from now on."""
         began = time.perf_counter()
         state, prepared = self.state, self.state.prepared
         shower = Shower(
             prepared.task, prepared.model, state.hardware, self._data_seeds, prepared.training.calibration_batches
         )
-        with held.paused() if held is not None else nullcontext():
+        whole = held.paused() if held is not None else nullcontext()
+        with state.abandonable(), whole, state.hardware.products(exact=True):
             chosen = choose_masks(
                 prepared.network,
                 prepared.views,
@@ -165,6 +201,8 @@ class StageTraining:
                 Seeds(state.seeds.derive("update", self.index, number)),
             )
         check_agreement(chosen)
+        if rescue is not None:
+            rescue.lose()
         with torch.no_grad():
             for name, weight in chosen.repaired.items():
                 own_part(prepared.views[name].weight).copy_(own_part(weight))

@@ -17,17 +17,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prunekit.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
+from prunekit.checkpoint import Checkpoint, newest_checkpoint, remove_older, save_checkpoint
 from prunekit.config import RunConfig
-from prunekit.errors import CheckpointError, TrainingError
+from prunekit.errors import CheckpointError, NotFiniteError
 from prunekit.events import StageFinished
 from prunekit.finding import parameter_name
 from prunekit.fully_sharded import is_fully_sharded
 from prunekit.hardware import Hardware
+from prunekit.interruption import Interruption
 from prunekit.masks import Masks
+from prunekit.optimizers import in_weights_order
 from prunekit.preparation import Prepared
-from prunekit.random_states import random_states, restore_random_states
-from prunekit.ranks import gather_numbers, own_rank
+from prunekit.random_state import random_state
+from prunekit.rank_generators import random_states, restore_random_states
+from prunekit.ranks import gather_numbers, own_rank, rank_count
 from prunekit.run_folder import RunFolder
 from prunekit.schedules import Start
 from prunekit.seeds import Seeds
@@ -52,6 +55,10 @@ class RunState:
         losses: training losses of the epoch under way.
         traces: layer -> what the criterion sums over training steps, of the weight's shape; empty where it asks for
             none.
+        skipped: steps of the run that were left out because of a loss or gradient that is no number.
+        stop: whether the user has asked to stop.
+        began: when the run began, on the clock of ``time.perf_counter``, without the time that it stood still.
+        stage_began: when the stage under way began, in seconds of the run.
     """
 
     config: RunConfig
@@ -62,7 +69,10 @@ class RunState:
     finished: list[StageFinished] = attrs.field(factory=list)
     losses: list[float] = attrs.field(factory=list)
     traces: dict[str, Tensor] = attrs.field(factory=dict)
+    skipped: int = 0
+    stop: Interruption = attrs.field(factory=Interruption)
     began: float = attrs.field(factory=time.perf_counter)
+    stage_began: float = 0.0
 
     @property
     def seeds(self) -> Seeds:
@@ -74,15 +84,33 @@ class RunState:
         """Wall time of the run, without the time between a stop and its resumption."""
         return time.perf_counter() - self.began
 
+    def obey(self) -> None:
+        """Raise ``KeyboardInterrupt`` where the user has asked to stop; several ranks first have to agree on a step."""
+        if rank_count() == 1:
+            self.stop.obey()
+
+    def abandonable(self) -> AbstractContextManager[None]:
+        """Return the context of work that a request to stop ends at once; ranks would lose each other in it."""
+        return self.stop.abandonable() if rank_count() == 1 else nullcontext()
+
     def take_given(self) -> None:
         """Start from the given masks and weights, and keep them: what resumes the run needs their files no more."""
         given = self.prepared.given
         if not given:
+            self._check_nothing_was_given()
             return
         if given.weights is not None:
             load_whole_state(self.prepared.network, given.weights)
         self.masks = {name: mask.to(self.hardware.device) for name, mask in given.masks.items()}
         self.save_checkpoint(0, 0, None)
+
+    def _check_nothing_was_given(self) -> None:
+        """Refuse to begin a resumed run anew without what it was given: a copy of that is its first checkpoint."""
+        if self.config.masks is not None or self.config.weights is not None:
+            raise CheckpointError(
+                f"there is no checkpoint in {self.folder.checkpoints}, so the masks and weights that the run was given "
+                "are lost; start it again"
+            )
 
     def begin_traces(self, layers: Iterable[str]) -> None:
         """Forget what training steps did so far, and sum anew from now on, where the criterion asks for it."""
@@ -100,8 +128,8 @@ class RunState:
         views = self.prepared.views
         asked = {name: density for stage in self.finished for name, density in stage.asked.items()}
         info = {
-            "criterion": self.config.criterion.name,
-            "schedule": self.config.schedule.name,
+            "criterion": Path(self.config.criterion.name).name,  # of a file, not where it lies
+            "schedule": Path(self.config.schedule.name).name,
             "seed": self.config.seed,
             "asked": {parameter_name(name, views[name]): density for name, density in sorted(asked.items())},
         }
@@ -111,13 +139,13 @@ class RunState:
         """Refuse to go on, or to save, with weights that are no numbers.
 
         Raises:
-            TrainingError: naming the tensor, and what to try.
+            NotFiniteError: naming the tensor, and what to try.
         """
         state = self.prepared.model.state_dict()
         everyone = gather_numbers([bool(own_part(tensor).isfinite().all()) for tensor in state.values()])
         for name, *finite in zip(state, *everyone, strict=True):
             if not all(finite):
-                raise TrainingError(
+                raise NotFiniteError(
                     f"{when} {name!r} is not finite; checkpoints so far stay in {self.folder.checkpoints}; "
                     "try a lower rate, more warm-up or clipping (-o training.warmup=0.1 -o training.clip_norm=5)"
                 )
@@ -134,24 +162,40 @@ class RunState:
         else:
             save_weights(self.folder.model, weights)
 
-    def save_checkpoint(self, stage: int, step: int, loop: Loop | None) -> None:
+    def save_checkpoint(
+        self, stage: int, step: int, loop: Loop | None, random: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Write a checkpoint after ``step`` steps of a stage; without a loop: before the stage begins.
 
         Of several ranks the first one writes, or each its part of what is spread; all must come here.
+
+        Args:
+            stage: its index; the stages before it are finished.
+            step: optimiser steps of it that are done.
+            loop: with optimiser and scaler.
+            random: this rank's ``random_state``, where the generators have moved on since that step.
+
+        Raises:
+            CheckpointError: when it cannot be written; what was there stays.
         """
         facts: dict[str, Any] = {
-            "finished": cattrs.unstructure(self.finished),
+            "finished": cattrs.unstructure(self.finished[:stage]),
             "losses": self.losses,
+            "skipped": self.skipped,
             "seconds": self.seconds,
+            "stage_began": self.stage_began if step else self.seconds,
             "scaler": loop.scaler.state_dict() if loop else {},
         }
-        tensors = {"model": self.prepared.model.state_dict(), "masks": self.masks, "random": random_states()}
+        states = random_states(random or random_state())
+        tensors = {"model": self.prepared.model.state_dict(), "masks": self.masks, "random": states}
         tensors |= {"traces": self.traces} if self.traces else {}
         checkpoint = Checkpoint(stage, step, tensors, loop.optimizer.state_dict() if loop else None, facts)
+        if own_rank() == 0:
+            self.folder.sync_metrics()  # a checkpoint must not outlive the lines before it
         if is_fully_sharded(self.prepared.model):
-            save_sharded(self.folder.checkpoints, checkpoint)
+            save_sharded(self.folder.checkpoints, checkpoint, self.prepared.training.keep_checkpoints)
         elif own_rank() == 0:
-            save_checkpoint(self.folder.checkpoints, checkpoint)
+            save_checkpoint(self.folder.checkpoints, checkpoint, self.prepared.training.keep_checkpoints)
 
     def restore(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
         """Bring back model, masks and results from the newest good checkpoint.
@@ -183,11 +227,15 @@ class RunState:
             }
             self.finished = cattrs.structure(checkpoint.facts["finished"], list[StageFinished])
             self.losses = list(checkpoint.facts["losses"])
+            self.skipped = checkpoint.facts["skipped"]
             self.began = time.perf_counter() - checkpoint.facts["seconds"]
+            self.stage_began = checkpoint.facts["stage_began"]
         except (RuntimeError, KeyError, cattrs.BaseValidationError) as error:
             raise CheckpointError(
                 f"the checkpoint in {self.folder.checkpoints} does not fit the run: {error}"
             ) from error
+        if own_rank() == 0:
+            remove_older(self.folder.checkpoints, checkpoint, self.prepared.training.keep_checkpoints)
         return checkpoint, notes
 
     def restore_loop(self, checkpoint: Checkpoint, loop: Loop) -> None:
@@ -196,6 +244,7 @@ class RunState:
         try:
             states = spread_states(checkpoint.optimizer["state"], loop.optimizer)
             loop.optimizer.load_state_dict({**checkpoint.optimizer, "state": states})
+            in_weights_order(loop.optimizer)
             loop.scaler.load_state_dict(checkpoint.facts["scaler"])
             if not restore_random_states(checkpoint.tensors["random"]):  # the run had fewer ranks
                 torch.manual_seed(self.seeds.derive("training", checkpoint.stage, own_rank(), checkpoint.step))

@@ -20,6 +20,7 @@ import attrs
 import cattrs
 import torch
 
+from prunekit.absolute import with_absolute_paths
 from prunekit.config import RunConfig
 from prunekit.engine import run
 from prunekit.errors import CheckpointError, PrunekitError, TrainingError
@@ -31,7 +32,7 @@ from prunekit.kept_correlation import kept_correlation
 from prunekit.masks import load_masks
 from prunekit.plugins import PluginManager, make_manager
 from prunekit.preparation import Prepared, prepare
-from prunekit.registry import collect
+from prunekit.registry import Registry, collect
 from prunekit.run_folder import RunFolder
 from prunekit.seeds import Seeds
 from prunekit.sparse_checkpoints import load_weights
@@ -189,10 +190,10 @@ class _Worker:
 
     latest: dict[tuple[str, int], Prepared] = attrs.field(factory=dict)
 
-    def prepare(self, config: RunConfig, manager: PluginManager) -> Prepared:
+    def prepare(self, config: RunConfig, manager: PluginManager, registry: Registry) -> Prepared:
         """Prepare a run, with the data of an earlier one of the same task and seed."""
         task = repr(cattrs.unstructure(config.task)), config.seed
-        prepared = prepare(config, manager, collect(manager), like=self.latest.pop(task, None))
+        prepared = prepare(config, manager, registry, like=self.latest.pop(task, None))
         self.latest[task] = prepared
         for oldest in list(self.latest)[:-_KEPT_TASKS]:
             del self.latest[oldest]
@@ -206,14 +207,22 @@ def _run_node(node: Node, work: Work, device: str) -> Outcome:
     """Carry out one run, or the rest of one that was interrupted, and write its result."""
     config = attrs.evolve(node.config, device=device)
     manager = make_manager({*config.no_plugins, "progress"})
-    prepared = _WORKER.prepare(config, manager)
+    registry = collect(manager)
+    prepared = _WORKER.prepare(config, manager, registry)
     folder = RunFolder(work.folder / node.name)
     source = RunFolder(work.folder / node.parent) if node.parent else None
     resume = folder.config.is_file()
     # A worker that outlived its sweep, which was killed, may still be at it.
     with held_alone(make_writable_folder(folder.path)):
         finished = run(
-            config, prepared, manager.hook, folder, resume=resume, force=not resume, source=source, last=node.last
+            with_absolute_paths(config, registry),
+            prepared,
+            manager.hook,
+            folder,
+            resume=resume,
+            force=not resume,
+            source=source,
+            last=node.last,
         )
     stage = finished.stages[-1]
     outcome = Outcome(

@@ -51,13 +51,21 @@ class Training:
     accumulate: int = option(1, "batches whose gradients are averaged into one optimiser step", low=1)
     clip_norm: float | None = option(None, "greatest norm of the whole gradient", low=0)
     precision: str = option("fp32", "arithmetic of forward and backward", choices=("fp32", "bf16", "fp16"))
+    tf32: bool = option(False, "let a GPU round the factors of fp32 products to TF32, never in statistics")
     channels_last: bool = option(False, "keep images and convolutions in channels-last memory order")
     compile: bool = option(False, "run the model through torch.compile")
     parallel: str = option(
         "ddp", "with several processes: each has the whole model, or a part (fsdp)", choices=("ddp", "fsdp")
     )
+    fused: bool = option(False, "take the optimiser's step in one kernel; of SGD, Adam, AdamW, Adagrad")
     workers: int = option(0, "processes that prepare batches; 0: the main process", low=0)
     checkpoint_every: int = option(0, "optimiser steps between checkpoints; 0: only at the end of a stage", low=0)
+    skip_bad_steps: int = option(
+        0,
+        "most steps of a run left out for a loss or gradient that is no number (each step waits for the device)",
+        low=0,
+    )
+    keep_checkpoints: int = option(2, "checkpoints of steps that stay in the run folder, the newest ones", low=1)
     check_every: int = option(20, "optimiser steps between two looks at the loss (each waits for the device)", low=1)
     calibration_batches: int = option(0, "most batches a criterion observes; 0: the whole calibration set", low=0)
 

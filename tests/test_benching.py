@@ -4,6 +4,7 @@ import attrs
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 from torch.testing._internal.two_tensor import TwoTensor
 
 from prunekit.accounting import Account, LayerCount
@@ -110,6 +111,24 @@ def test_what_cannot_be_made_is_named_with_its_reason():
     assert "no layer can run sparse: 0 has weights of torch.bfloat16" in forms.absent["csr"]
 
 
+def test_layers_that_share_a_weight_are_told_apart():
+    network = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 8))
+    network[1].weight = network[0].weight
+    found = bench(pruned(network, torch.rand(64, 64) < 0.1), [1])
+    assert found.account.weights == 64 * 64 + 8 * 64
+    assert [(layer.name, layer.shape) for layer in found.layers] == [("0", (64, 64)), ("1", (64, 64))]
+
+
+def test_weights_that_are_computed_are_refused_with_the_way_out():
+    said = []
+    with pytest.raises(MaskError, match="remove_parametrizations"):
+        bench(
+            pruned(nn.Sequential(parametrizations.weight_norm(nn.Linear(64, 8))), torch.rand(8, 64) < 0.5),
+            say=said.append,
+        )
+    assert not said
+
+
 def test_arguments_by_name_reach_every_form():
     class Named(nn.Module):
         def __init__(self):
@@ -193,30 +212,31 @@ def test_where_every_batch_size_gains_nothing_is_said():
 
 
 def test_where_nothing_gains_the_density_that_would_is_said():
-    fc = LayerResult("fc", "linear", 0.5, {1: 0.9, 8: 1.8}, {1: 1.2, 8: 1.4})
+    fc = LayerResult("fc", "linear", (20, 50), 0.5, {1: 0.9, 8: 1.8}, {1: 1.2, 8: 1.4})
     lines = advise(
         *given({"auto": {1: 1.01, 8: 0.99}}, (fc,), absent=["shrunk"]), lambda _, size: {1: 0.13, 8: None}[size]
     )
     assert lines == (
         "nothing is gained at batch 1 and 8: the fastest form takes 1.01 and 0.99 of the dense time",
         (
-            "fc (linear) has density 0.5; as measured here it gains below density 0.13 at batch 1 and at no density "
-            "down to 1/256 at batch 8"
+            "fc (linear, 20 x 50) has density 0.5; as measured here it gains below density 0.13 at batch 1 and at no "
+            "density down to 1/256 at batch 8"
         ),
         "whole units gain without any sparse kernel: prune with --pattern units, then prunekit export --to shrunk",
     )
 
 
 def test_a_layer_that_gains_where_the_network_does_not_is_not_asked_for():
-    fc = LayerResult("fc", "linear", 0.01, {1: 0.1, 8: 0.2}, {1: 0.2, 8: 0.3})
+    fc = LayerResult("fc", "linear", (20, 50), 0.01, {1: 0.1, 8: 0.2}, {1: 0.2, 8: 0.3})
     assert advise(*given({"auto": {1: 0.98, 8: 0.5}}, (fc,)), never) == (
         "nothing is gained at batch 1: the fastest form takes 0.98 of the dense time",
         "layers that can run sparse take 10% of the dense time at batch 1; the rest stays as it is",
     )
 
 
-def test_only_the_slowest_layers_are_measured():
-    layers = tuple(LayerResult(f"fc{n}", "linear", 0.5, {1: n / 10}, {1: 2.0}) for n in range(1, 6))
+def test_only_the_slowest_layers_are_measured_one_of_each_shape():
+    layers = [LayerResult(f"fc{n}", "linear", (n, 9), 0.5, {1: n / 10}, {1: 2.0}) for n in range(1, 6)]
+    layers.insert(1, attrs.evolve(layers[-1], name="like fc5", dense={1: 0.45}))
     asked = []
     advise(*given({"auto": {1: 1.0}}, layers), lambda layer, _: asked.append(layer))
     assert asked == ["fc5", "fc4", "fc3"]

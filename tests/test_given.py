@@ -147,7 +147,13 @@ def test_the_commands_take_masks_and_weights(tmp_path, monkeypatch, capsys):
     assert main(["run", *toy, *given, "--out", "a"]) == 0
     recipe = (tmp_path / "a/config.toml").read_text()
     assert all(
-        line in recipe for line in ('masks = "m"', 'weights = "w"', "freeze_masks = true", "sparse_model = true")
+        line in recipe
+        for line in (
+            f'masks = "{tmp_path}/m"',
+            f'weights = "{tmp_path}/w"',
+            "freeze_masks = true",
+            "sparse_model = true",
+        )
     )
     assert main(["run", "a/config.toml", "--out", "b"]) == 0
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()

@@ -44,7 +44,9 @@ def advise(
         (layer for layer in layers if any(layer.ratios.get(size, 0) > NO_GAIN for size in lost)),
         key=lambda layer: -sum(layer.dense[size] for size in lost),
     )
-    for layer in slow[:_ASKED]:
+    # One of each shape: what is found holds for the others.
+    shapes = {(layer.kind, layer.shape): layer for layer in reversed(slow)}
+    for layer in sorted(shapes.values(), key=slow.index)[:_ASKED]:
         sizes = [size for size in lost if layer.ratios[size] > NO_GAIN]
         lines.append(_needed(layer, {size: crossover(layer.name, size) for size in sizes}))
     if "shrunk" in comparison.absent:
@@ -84,7 +86,8 @@ def _needed(layer: LayerResult, densities: Mapping[int, float | None]) -> str:
     parts = [f"below density {density:.2g} at batch {size}" for size, density in found.items()]
     if never := densities.keys() - found.keys():
         parts.append(f"at no density down to 1/{1 / LEAST:.0f} at batch {_and(sorted(never))}")
-    told = f"{layer.name} ({layer.kind}) has density {layer.density:.2g}; as measured here it gains"
+    shape = " x ".join(map(str, layer.shape))
+    told = f"{layer.name} ({layer.kind}, {shape}) has density {layer.density:.2g}; as measured here it gains"
     return f"{told} {_and(parts)}"
 
 

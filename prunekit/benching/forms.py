@@ -7,6 +7,7 @@ import copy
 import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 
 import attrs
@@ -115,28 +116,30 @@ def _on_gpu(form: Form) -> Form:
 
 def _add_sparse(forms: Forms, pruned: Pruned, batch_sizes: Sequence[int]) -> None:
     inputs = pruned.samples.in_one(pruned.network)
-    made: dict[str, tuple[nn.Module, tuple[LayerReport, ...]]] = {}
+    made: list[Form] = []
+    reports: tuple[LayerReport, ...] = ()
     try:
         for name in ("csr", "auto"):
-            made[name] = run_sparse(
+            network, reports = run_sparse(
                 pruned.network, pruned.masks, inputs, batch_sizes=batch_sizes, form=name, view_of=pruned.view_of
             )
+            made.append(Form(name, network, len(encode_csr(pruned.network, pruned.masks, reports))))
     except PrunekitError as error:
         forms.absent["csr"] = str(error)
         return
-    forms.layers = tuple(map(_layer, made["auto"][1]))
-    if all(layer.reason and not layer.dense for layer in forms.layers):
+    forms.layers = tuple(_layer(report, pruned.network) for report in reports)
+    if any(layer.dense for layer in forms.layers):
+        forms.there += made
+    else:
         reasons = "; ".join(f"{layer.name} {layer.reason}" for layer in forms.layers[:3])
         forms.absent["csr"] = f"no layer can run sparse: {reasons}"
-        return
-    for name, (network, reports) in made.items():
-        forms.there.append(Form(name, network, len(encode_csr(pruned.network, pruned.masks, reports))))
 
 
-def _layer(report: LayerReport) -> LayerResult:
+def _layer(report: LayerReport, network: nn.Module) -> LayerResult:
     dense = {timing.batch_size: timing.milliseconds[DENSE] / 1e3 for timing in report.timings}
     ratios = {timing.batch_size: min(timing.ratios.values()) for timing in report.timings}
-    return LayerResult(report.layer, report.kind, report.density, dense, ratios, report.reason)
+    shape = tuple(attrgetter(report.parameter)(network).shape)
+    return LayerResult(report.layer, report.kind, shape, report.density, dense, ratios, report.reason)
 
 
 def _shrunk(pruned: Pruned) -> Form:

@@ -39,14 +39,16 @@ class LayerResult:
     Attributes:
         name: of the layer.
         kind: as in tables.
+        shape: of its weight.
         density: kept / total.
         dense: batch size -> seconds of the dense layer.
         ratios: batch size -> fastest sparse form / dense; nothing where it cannot run sparse.
-        reason: why it cannot; else "".
+        reason: why "auto" keeps it dense at every batch size; else "".
     """
 
     name: str
     kind: str
+    shape: tuple[int, ...]
     density: float
     dense: Mapping[int, float] = attrs.field(factory=dict)
     ratios: Mapping[int, float] = attrs.field(factory=dict)

@@ -39,7 +39,7 @@ def bench(pruned: Pruned, batch_sizes: Sequence[int] = BATCH_SIZES, say: Say = l
 
     Raises:
         ConfigError: no batch size, or one below 1.
-        MaskError: no weight is dropped.
+        MaskError: no weight is dropped, or weights are computed from others, so that no file can leave them out.
     """
     if not batch_sizes or min(batch_sizes) < 1:
         raise ConfigError(f"batch sizes are {list(batch_sizes)}, expected whole numbers of at least 1")
@@ -51,6 +51,7 @@ def bench(pruned: Pruned, batch_sizes: Sequence[int] = BATCH_SIZES, say: Say = l
     sizes = sorted(set(batch_sizes))
     one = pruned.samples.take(1)
     found = account(pruned.network, lambda: one.through(pruned.network), pruned.masks.tensors, pruned.view_of)
+    checkpoint = len(encode_sparse(pruned.network.state_dict(), pruned.masks))
     say("timing its layers, dense and sparse")
     forms = cpu_forms(pruned, sizes)
     say(f"timing {', '.join(form.name for form in forms.there)} in turns, at batch {', '.join(map(str, sizes))}")
@@ -63,14 +64,14 @@ def bench(pruned: Pruned, batch_sizes: Sequence[int] = BATCH_SIZES, say: Say = l
 
     def crossover(layer: str, batch_size: int) -> float | None:
         say(f"looking for the density from which {layer} gains at batch {batch_size}")
-        module = pruned.views[layer].module
+        module = pruned.network.get_submodule(layer)
         inputs = _input_of(module, pruned.network, pruned.samples.take(batch_size))
         return layer_crossover(module, inputs, pruned.view_of)
 
     return Bench(
         title=str(pruned),
         account=found,
-        checkpoint=len(encode_sparse(pruned.network.state_dict(), pruned.masks)),
+        checkpoint=checkpoint,
         masks=len(encode_masks(pruned.masks.tensors, pruned.masks.info)),
         comparisons=tuple(comparisons),
         layers=forms.layers,

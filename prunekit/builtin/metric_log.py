@@ -13,7 +13,7 @@ import attrs
 
 from prunekit import events
 from prunekit.errors import CheckpointError
-from prunekit.files import write_atomically
+from prunekit.files import refusal, write_atomically
 from prunekit.markers import hookimpl
 
 _FILE = "metrics.jsonl"
@@ -32,8 +32,7 @@ class MetricLog:
         if event.resumed_at is None:
             self._write("", "w")
         elif self.path.exists():
-            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-            kept = "".join(line for line in lines if _is_before(line, *event.resumed_at))
+            kept = "".join(f"{line}\n" for line in self._read().splitlines() if _is_before(line, *event.resumed_at))
             write_atomically(self.path, kept.encode())
 
     @hookimpl
@@ -55,13 +54,20 @@ class MetricLog:
     def _log(self, event: str, facts: dict[str, Any]) -> None:
         self._write(json.dumps(_without_nan({"event": event, **facts})) + "\n", "a")
 
+    def _read(self) -> str:
+        assert self.path is not None
+        try:
+            return self.path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise CheckpointError(f"the metric log {self.path} cannot be read: {error.strerror}") from error
+
     def _write(self, text: str, mode: str) -> None:
         assert self.path is not None, "a notification came before run_started"
         try:
             with self.path.open(mode, encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:
-            raise CheckpointError(f"the metric log {self.path} cannot be written: {error.strerror}") from error
+            raise refusal(self.path, error) from error
 
 
 def _is_before(line: str, stage: int, step: int) -> bool:

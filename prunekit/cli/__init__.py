@@ -12,7 +12,7 @@ from importlib import import_module
 
 import click
 
-from prunekit.errors import PrunekitError, RankError
+from prunekit.errors import Interrupted, PrunekitError, RankError
 from prunekit.launched import launched
 
 USER_ERROR = 2
@@ -67,17 +67,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # From each rank, torch warns of what is as it should be, and of connections to a rank that has failed.
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         code: int | None = cli.main(arguments, prog_name="prunekit", standalone_mode=False)
+    except Interrupted as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            click.echo(_with_notes(stopped), err=True)
+        return stopped.code
     except click.UsageError as error:
         place = f"; see '{error.ctx.command_path} --help'" if error.ctx else ""
         return _fail(f"{error.format_message().rstrip('.')}{place}", USER_ERROR)
     except RankError as error:
         time.sleep(2 * PRECEDENCE)
-        return _fail(str(error), USER_ERROR)
+        return _fail(_with_notes(error), USER_ERROR)
     except (PrunekitError, click.ClickException) as error:
-        return _fail(str(error), USER_ERROR)
+        return _fail(_with_notes(error), USER_ERROR)
     except click.Abort:
         return _fail("interrupted", INTERRUPTED)
     return code or 0
+
+
+def _with_notes(error: Exception) -> str:
+    """Return the message with what was noted on the way up."""
+    return "; ".join([str(error), *getattr(error, "__notes__", ())])
 
 
 def _fail(message: str, code: int) -> int:

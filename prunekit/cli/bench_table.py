@@ -21,6 +21,8 @@ def print_bench(found: "Bench") -> None:
     dense = found.comparisons[0].forms[0].file
     for comparison in found.comparisons:
         _print_comparison(comparison)
+    if found.layers and all(layer.reason for layer in found.layers) and "csr" not in found.comparisons[0].absent:
+        click.echo("auto: keeps every layer dense")
     click.echo(
         f"on disk as sparse checkpoint {_bytes(found.checkpoint)} ({found.checkpoint / dense:.2g} of dense; runs dense "
         f"once loaded), the masks alone {_bytes(found.masks)}"

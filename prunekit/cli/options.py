@@ -35,6 +35,7 @@ _OPTIONS = (
     click.option("--seed", metavar="NUMBER", help="The root of all randomness."),
     click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1."),
     click.option("--precision", metavar="NAME", help="fp32, bf16 or fp16; short for -o training.precision=NAME."),
+    click.option("--keep", metavar="NUMBER", help="Checkpoints to keep; short for training.keep_checkpoints."),
     click.option("--out", metavar="FOLDER", help="The run folder."),
     click.option("--no-plugin", "no_plugins", multiple=True, metavar="NAME", help="Do without a plugin; repeatable."),
 )
@@ -52,6 +53,7 @@ def read_config(
     overrides: tuple[str, ...],
     data: str | None,
     precision: str | None,
+    keep: str | None,
     no_plugins: tuple[str, ...],
     keep_dense: tuple[str, ...],
     **flags: str | bool | None,
@@ -67,7 +69,7 @@ def read_config(
     for name, value in {"recipe": recipe, "--data": data, "--out": flags.get("out")}.items():
         if value == "":
             raise ConfigError(f"{name} is empty, expected a path; leave it out where none is meant")
-    short = {"task.data": data, "training.precision": precision}
+    short = {"task.data": data, "training.precision": precision, "training.keep_checkpoints": keep}
     spelled = tuple(f"{path}={value}" for path, value in short.items() if value is not None)
     lists = {"no_plugins": list(no_plugins) or None, "keep_dense": list(keep_dense) or None}
     content = read_recipe(recipe) if recipe is not None else {}

@@ -1,5 +1,8 @@
 """``prunekit run``: train, prune, re-train, and say what came of it."""
 
+import os
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +11,8 @@ import click
 from prunekit.cli.options import config_options, read_config
 
 if TYPE_CHECKING:
+    from signal import Signals
+
     from prunekit.config import RunConfig
 
 
@@ -17,8 +22,11 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Write over the run that is in the run folder.")
 def run(resume: str | None, force: bool, **flags: Any) -> None:
     """Train a network, prune it by a plan, re-train it, and save masks and weights."""
+    from prunekit.absolute import with_absolute_paths
     from prunekit.cli.run_table import print_files, print_result
     from prunekit.engine import run as run_engine
+    from prunekit.files import held_alone
+    from prunekit.interruption import Interruption
     from prunekit.plugins import make_manager
     from prunekit.preparation import prepare
     from prunekit.process_group import process_group
@@ -30,15 +38,36 @@ def run(resume: str | None, force: bool, **flags: Any) -> None:
     with process_group(config.device):
         folder = RunFolder(Path(text_from_first(str(_out(config))) if resume is None else resume))
         manager = make_manager(config.no_plugins)
-        prepared = prepare(config, manager, collect(manager), resumed=resume is not None)
+        registry = collect(manager)
+        prepared = prepare(config, manager, registry, resumed=resume is not None)
         if resume is not None:
             folder.check_resumable()
         elif own_rank() == 0:
             folder.check(force=force)
-        finished = run_engine(config, prepared, manager.hook, folder, resume=resume is not None, force=force)
-        if own_rank() == 0:
+        stop, speaks = Interruption(), own_rank() == 0
+        with held_alone(folder.path) if speaks else nullcontext(), stop.listening(_tell if speaks else _say_nothing):
+            finished = run_engine(
+                with_absolute_paths(config, registry),
+                prepared,
+                manager.hook,
+                folder,
+                resume=resume is not None,
+                force=force,
+                stop=stop,
+            )
+        if speaks:
             print_result(finished)
             print_files(folder)
+
+
+def _tell(request: "Signals") -> None:
+    """Say that a request to stop was heard; the program may be in the middle of printing, so past its buffers."""
+    text = f"\n{request.name}: stopping after this step, with a checkpoint; Ctrl-C (once more) stops at once\n"
+    os.write(sys.stderr.fileno(), text.encode())
+
+
+def _say_nothing(_: "Signals") -> None:
+    """Leave it to the first rank."""
 
 
 def _resumed_config(resume: str, force: bool, flags: dict[str, Any]) -> "RunConfig":

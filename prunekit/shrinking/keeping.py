@@ -66,9 +66,9 @@ def fold_constants(flow: Flow) -> dict[str, Tensor]:
 def find_kept(flow: Flow) -> Kept:
     """Say what a network keeps, after its constants are folded: every layer at least one unit."""
     needed = _needed(flow, ())
+    # From the last on, since what that one reads may be the unit that another one keeps.
     while empty := [call for call in flow.layers if not _places(flow, call.outputs, needed).any()]:
-        for call in empty:
-            flow.channels.keep(call.outputs[:1], "it is the last one of its layer")
+        flow.channels.keep(empty[-1].outputs[:1], "it is the last one of its layer")
         needed = _needed(flow, ())
     layers = {
         call.layer: Places(_numbers(flow, call.inputs, needed), _numbers(flow, call.outputs, needed))

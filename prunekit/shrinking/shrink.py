@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 import attrs
@@ -10,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import ConfigError
-from prunekit.finding import find_layers
-from prunekit.layers import LayerView, ViewOf
+from prunekit.layers import ViewOf
 from prunekit.masking import Keeper, match
 from prunekit.masks import Masks
 from prunekit.plugins import make_manager
@@ -90,8 +90,7 @@ def shrink(
             )
     for name, module in network.named_modules():
         small.get_submodule(name).training = module.training
-    layers = find_layers(before, views), find_layers(small, views)
-    sizes = {name: _sizes(flow, kept, name, *(found[name] for found in layers)) for name in kept.layers}
+    sizes = {name: _sizes(flow, kept, name, before, small) for name in kept.layers}
     return Shrunk(small, Masks(left, {} if masks is None else masks.info), Report(sizes), error)
 
 
@@ -141,14 +140,16 @@ def _compare(expected: list[Tensor], call: Call, network: nn.Module) -> tuple[fl
     return max(errors), ""
 
 
-def _sizes(flow: Flow, kept: Kept, name: str, before: LayerView, after: LayerView) -> LayerSizes:
+def _sizes(flow: Flow, kept: Kept, name: str, before: nn.Module, after: nn.Module) -> LayerSizes:
     call = next(call for call in flow.layers if call.layer == name)
+    weights = (attrgetter(call.view.parameter)(network.get_submodule(name)) for network in (before, after))
+    large, small = (weight.numel() for weight in weights)
     outputs = kept.layers[name].outputs
     stay = outputs[~call.dead[outputs].isnan()]
     reasons = [kept.reasons[root] for root in flow.channels.roots(call.outputs[stay]).tolist()]
     return LayerSizes(
         (len(call.outputs), len(outputs)),
         (len(call.inputs), len(kept.layers[name].inputs)),
-        (before.weight.numel(), after.weight.numel()),
+        (large, small),
         {reason: reasons.count(reason) for reason in sorted(set(reasons))},
     )

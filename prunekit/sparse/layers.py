@@ -69,9 +69,9 @@ class SparseLayer(nn.Module):
         except RuntimeError as error:
             # torch's own error names a kernel, where it is the dtype or the device that does not fit.
             weights = product.constant
-            if weights.dtype in DTYPES and (inputs.dtype, inputs.device) == (weights.dtype, torch.device("cpu")):
-                if not torch.is_autocast_enabled("cpu"):
-                    raise
+            fits = weights.dtype in DTYPES and (inputs.dtype, inputs.device) == (weights.dtype, torch.device("cpu"))
+            if fits and not torch.is_autocast_enabled("cpu"):
+                raise
             raise ConfigError(
                 f"a layer that runs sparse, with weights of {weights.dtype} on {weights.device}, got {inputs.dtype} on "
                 f"{inputs.device}; both must be float32 or float64 on the CPU, without torch.autocast"

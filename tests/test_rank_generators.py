@@ -1,6 +1,6 @@
 import torch
 
-from prunekit.random_states import random_states, restore_random_states
+from prunekit.rank_generators import random_states, restore_random_states
 
 
 def test_the_random_state_comes_back():

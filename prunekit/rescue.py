@@ -1,0 +1,98 @@
+"""What a stage that ends before its time leaves behind: a checkpoint of the last moment between two steps.
+
+That moment can be saved for as long as weights, masks and buffers still are those of it, so also while the batches
+of the next step are read, in statistics and in evaluation. This module must not know why the stage ends.
+"""
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import attrs
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from prunekit.errors import CheckpointError, PrunekitError
+from prunekit.faults import in_words
+from prunekit.random_state import random_state, torch_state
+from prunekit.ranks import rank_count
+from prunekit.state import RunState
+from prunekit.training import Loop
+
+
+@attrs.define
+class Rescue:
+    """Saves the last moment between two steps when an error passes through.
+
+    Attributes:
+        state: the run.
+        stage: index of the stage.
+        loop: takes the steps.
+        read_losses: reads the losses of the steps up to a number, which is refused where one is no number.
+    """
+
+    state: RunState
+    stage: int
+    loop: Loop
+    read_losses: Callable[[int], None]
+    _step: int | None = attrs.field(default=None, init=False)
+    _stepping: bool = attrs.field(default=False, init=False)
+    _random: dict[str, Tensor] = attrs.field(factory=random_state, init=False)
+    _buffers: list[Tensor] = attrs.field(init=False)
+    _versions: int = attrs.field(default=0, init=False)
+    _handle: RemovableHandle = attrs.field(init=False)
+
+    def mark(self, step: int) -> None:
+        """Say that so many steps are done, and nothing of the next one."""
+        self._step = step
+        self._random |= torch_state()
+        self._versions = self._count_versions()
+        self._stepping = False  # last: an interruption may come between any two lines
+
+    def lose(self) -> None:
+        """Say that the state is no more that of the last mark."""
+        self._step = None
+
+    def __enter__(self) -> Self:
+        self._buffers = list(self.state.prepared.model.buffers())
+        self._handle = self.loop.optimizer.register_step_pre_hook(self._begin_step)
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
+        self._handle.remove()
+        if error is None:
+            return
+        if not self.state.stop.hurried:
+            self._save(error)
+        told = in_words(error, self.state, self.loop)
+        if told is not error:
+            raise told from error
+
+    def _save(self, error: BaseException) -> None:
+        step = self._step
+        # Of several ranks all must save, and only a request to stop is known to all.
+        if step is None or not self._is_whole() or (rank_count() > 1 and not isinstance(error, KeyboardInterrupt)):
+            return
+        try:
+            self.read_losses(step)
+            self.state.check_finite(f"after step {step}")
+            self.state.save_checkpoint(self.stage, step, self.loop, self._random)
+        except CheckpointError as failure:
+            if not isinstance(error, CheckpointError):  # of a disk that is full once is enough
+                error.add_note(f"no checkpoint of step {step} could be written: {failure}")
+        except (PrunekitError, RuntimeError):  # weights that are no numbers, a device that is gone
+            self.lose()
+
+    def _is_whole(self) -> bool:
+        """Say whether nothing has moved on since the last mark that could not be taken back."""
+        if self._stepping or self._count_versions() != self._versions:
+            return False
+        now = random_state()
+        return all(torch.equal(now[name], kept) for name, kept in self._random.items() if name not in torch_state())
+
+    def _begin_step(self, *_: object) -> None:
+        self._stepping = True
+
+    def _count_versions(self) -> int:
+        return sum(buffer._version for buffer in self._buffers)  # noqa: SLF001 - torch counts writes, and says so nowhere else
