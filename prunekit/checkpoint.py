@@ -6,22 +6,22 @@ what a stage or a plan is; positions are two numbers.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from prunekit.errors import CheckpointError
-from prunekit.files import write_atomically
+from prunekit.files import remove_whole, write_atomically
 from prunekit.tensor_files import open_tensors, read_header
 
 _HEADER = "prunekit"
 _VERSION = 1
-_NAME = re.compile(r"stage-(\d+)-step-(\d+)\.safetensors")
+# A folder holds a checkpoint that several processes wrote together, see ``prunekit.sharded_checkpoints``.
+_NAME = re.compile(r"stage-(\d+)-step-(\d+)\.(safetensors|sharded)")
 
 
 @attrs.frozen
@@ -51,15 +51,26 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path
     Raises:
         CheckpointError: when it cannot be written; what was there stays.
     """
+    flat, header = flatten(checkpoint)
+    tensors = {key: tensor.cpu().contiguous().clone() for key, tensor in flat.items()}
+    path = folder / f"stage-{checkpoint.stage:03d}-step-{checkpoint.step:08d}.safetensors"
+    # One metadata key: safetensors writes several in no stable order.
+    write_atomically(path, save(tensors, metadata={_HEADER: json.dumps(header, sort_keys=True)}))
+    keep_newest(path, keep)
+    return path
+
+
+def flatten(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of a checkpoint, "<group>/<name>" each, and all else as JSON."""
     tensors = {
-        f"{group}/{name}": tensor.detach().cpu().contiguous().clone()
+        f"{group}/{name}": tensor.detach()
         for group, members in checkpoint.tensors.items()
         for name, tensor in members.items()
     }
     optimizer = None
     if checkpoint.optimizer is not None:
         state, numbers = _split_state(checkpoint.optimizer["state"])
-        tensors |= {f"optimizer/{key}": tensor.detach().cpu().contiguous().clone() for key, tensor in state.items()}
+        tensors |= {f"optimizer/{key}": tensor.detach() for key, tensor in state.items()}
         optimizer = {"numbers": numbers, "groups": checkpoint.optimizer["param_groups"]}
     header = {
         "version": _VERSION,
@@ -69,14 +80,15 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path
         "optimizer": optimizer,
         "facts": checkpoint.facts,
     }
-    path = folder / f"stage-{checkpoint.stage:03d}-step-{checkpoint.step:08d}.safetensors"
-    # One metadata key: safetensors writes several in no stable order.
-    write_atomically(path, save(tensors, metadata={_HEADER: json.dumps(header, sort_keys=True)}))
-    files = _checkpoint_files(folder)
-    place = files.index(path)
-    for other in files[: max(0, place - keep + 1)] + files[place + 1 :]:
-        other.unlink(missing_ok=True)
-    return path
+    return tensors, header
+
+
+def keep_newest(path: Path, keep: int) -> None:
+    """Remove all checkpoints but the one just written and the ``keep - 1`` before it."""
+    paths = _checkpoint_files(path.parent)
+    place = paths.index(path)
+    for other in paths[: max(0, place - keep + 1)] + paths[place + 1 :]:
+        remove_whole(other)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -91,12 +103,17 @@ def load_checkpoint(path: Path) -> Checkpoint:
             if header is None:
                 raise CheckpointError(f"checkpoint {path} cannot be read: it has no entry {_HEADER!r}; is it one?")
             flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
-        return _parse(header, flat, path)
+        return restored(header, flat, path)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def _parse(header: Mapping[str, Any], flat: Mapping[str, Tensor], path: Path) -> Checkpoint:
+def restored(header: Mapping[str, Any], flat: Mapping[str, Tensor], path: Path) -> Checkpoint:
+    """Return the checkpoint that ``flatten`` has taken apart.
+
+    Raises:
+        CheckpointError: another version, or a damaged header; other damage is a ``KeyError`` or the like.
+    """
     if header["version"] != _VERSION:
         raise CheckpointError(
             f"checkpoint {path} has format version {header['version']}, this prunekit reads {_VERSION}"
@@ -117,15 +134,17 @@ def _parse(header: Mapping[str, Any], flat: Mapping[str, Tensor], path: Path) ->
     return Checkpoint(header["stage"], header["step"], tensors, optimizer, header["facts"])
 
 
-def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest checkpoint that can be read, and what was wrong with newer ones.
+def newest_checkpoint(
+    folder: Path, load: Callable[[Path], Checkpoint] = load_checkpoint
+) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest checkpoint that can be read, and what was wrong with newer ones; ``load`` reads one.
 
     A folder without any gives ``None``: the run starts at the beginning.
     """
     broken: list[str] = []
     for path in reversed(_checkpoint_files(folder)):
         try:
-            return load_checkpoint(path), broken
+            return load(path), broken
         except CheckpointError as error:
             broken.append(str(error))
     if broken:
@@ -134,8 +153,8 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def _checkpoint_files(folder: Path) -> list[Path]:
-    """Return the checkpoint files, oldest first."""
-    found = ((match, path) for path in folder.glob("*.safetensors") if (match := _NAME.fullmatch(path.name)))
+    """Return the checkpoints, oldest first."""
+    found = ((match, path) for path in folder.glob("stage-*") if (match := _NAME.fullmatch(path.name)))
     return [path for _, path in sorted(found, key=lambda pair: (int(pair[0][1]), int(pair[0][2])))]
 
 
@@ -152,19 +171,3 @@ def _join_state(tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> di
         index, _, name = key.partition("/")
         state.setdefault(int(index), {})[name] = value
     return state
-
-
-def random_state() -> dict[str, Tensor]:
-    """Return the states of torch's global generators, which dropout draws from."""
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states |= {f"cuda:{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
-    return states
-
-
-def set_random_state(states: Mapping[str, Tensor]) -> None:
-    """Put back what ``random_state`` returned; states of devices that are not here are left out."""
-    torch.set_rng_state(states["cpu"])
-    for index in range(torch.cuda.device_count()):
-        if f"cuda:{index}" in states:
-            torch.cuda.set_rng_state(states[f"cuda:{index}"], index)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from prunekit.sharding import whole
+
 
 def carrier(module: nn.Module, name: str) -> str | None:
     """Return the name, in the module, of the parameter whose zeros are those of a computed tensor.
@@ -37,7 +39,7 @@ def carrier(module: nn.Module, name: str) -> str | None:
 
 def _carries(parametrization: nn.Module, key: str, parameter: nn.Parameter) -> bool:
     # A copy, since looking changes some (spectral norm); on the CPU, since a model on "meta" has no values.
-    trial = copy.deepcopy(parametrization).to_empty(device="cpu").eval()
+    trial = _copy(parametrization).to_empty(device="cpu").eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for tensor in (*trial.parameters(), *trial.buffers()):
@@ -59,11 +61,17 @@ def stays_finite(model: nn.Module, name: str, key: str, mask: Tensor) -> bool:
         mask: True = keep.
     """
     path, _, tensor = name.rpartition(".")
-    parametrization = copy.deepcopy(model.get_submodule(f"{path}.parametrizations.{tensor}".lstrip("."))).eval()
+    parametrization = _copy(model.get_submodule(f"{path}.parametrizations.{tensor}".lstrip("."))).eval()
     with torch.no_grad():
         carrying = parametrization.get_parameter(key.rpartition(".")[2])
         carrying.masked_fill_(mask.logical_not().to(carrying.device), 0)
         return bool(parametrization().isfinite().all())
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    """Return a copy whose parameters are ordinary tensors, wherever those of the original lie."""
+    known = {id(parameter): nn.Parameter(whole(parameter).clone()) for parameter in module.parameters()}
+    return copy.deepcopy(module, known)
 
 
 def carriers(model: nn.Module) -> Iterator[tuple[str, str]]:

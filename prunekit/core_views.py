@@ -4,7 +4,8 @@ This module must not know where in a network they are, nor what is pruned.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -165,6 +166,17 @@ class AttentionView(LayerView):
         groups = 3 if part == "in_proj" else 1
         rows, columns = module.get_parameter(parameter).shape
         super().__init__(module, groups, rows // groups, (columns,))
+
+    def uses(self, inputs: Mapping[str, Any], outputs: Any) -> tuple[int, ...]:
+        """Return the tokens that are projected; those of query, key and value where the three are packed."""
+        sources = {
+            "in_proj": ("query", "key", "value"),
+            "q_proj": ("query",),
+            "k_proj": ("key",),
+            "v_proj": ("value",),
+            "out_proj": ("query",),
+        }
+        return tuple(math.prod(inputs[source].shape[:-1]) for source in sources[self.part])
 
     def positions(self, inputs: Tensor) -> int:
         raise NotImplementedError

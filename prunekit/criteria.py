@@ -37,6 +37,9 @@ class Observation:
         weight_gradient: d loss / d weight of this batch as ``[G, out, fan]``, likewise; where a module is called
             several times in a batch, each observation has that of them all.
         call: which call of the module within the batch this is, from 0.
+        share: the fraction of the batch's samples that is here: 1.0 with one process. With several, ``inputs``,
+            ``outputs``, ``activations`` and ``output_gradient`` are of the samples that are here, and
+            ``weight_gradient`` is that of the whole batch, the same on every rank.
     """
 
     layer: LayerView
@@ -46,6 +49,7 @@ class Observation:
     output_gradient: Tensor | None = None
     weight_gradient: Tensor | None = None
     call: int = 0
+    share: float = 1.0
 
 
 @attrs.frozen
@@ -60,8 +64,10 @@ class Scene:
         network: the part of it that is pruned.
         layers: those of this update, by name.
         masks: layer -> bool ``[G, out, fan]``, what there is now; a layer not named is dense.
-        losses: yields the scalar loss of one training batch after another, each with its graph.
-        batches: yields calibration batches.
+        losses: yields the scalar loss of one training batch after another, each with its graph. With several
+            processes, this rank's share of it: what is derived from it, summed over the ranks
+            (``prunekit.ranks.sum_over_ranks``), is that of the whole batch.
+        batches: yields calibration batches, whole ones on every rank.
         forward: runs the model on a batch of that form and returns what comes out.
 
     Raises:
@@ -105,7 +111,11 @@ class Criterion(abc.ABC):
         """Take in one batch. Called under ``torch.no_grad``; keep sums, not tensors."""
 
     def end_pass(self) -> bool:
-        """Say, after all batches, whether they must be shown once more (to work in slices)."""
+        """Say, after all batches, whether they must be shown once more (to work in slices).
+
+        With several processes each has seen its own samples: here sums over them become those of all ranks
+        (``prunekit.summing.join``), so that every rank scores alike. All ranks must give the same answer.
+        """
         return False
 
     def trace(self, weight: Tensor, gradient: Tensor) -> Tensor:

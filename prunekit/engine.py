@@ -4,21 +4,30 @@ For each stage: mask updates, start weights, training under the masks, evaluatio
 Whatever could be known to be wrong was refused before this module takes its first step.
 """
 
+import json
 import time
 
 import attrs
+import cattrs
 import pluggy
 import torch
+from torch import nn
 
-from prunekit import events
+from prunekit import events, hookspecs
 from prunekit.checkpoint import Checkpoint
-from prunekit.config import RunConfig, to_toml
+from prunekit.config import RunConfig
 from prunekit.errors import ConfigError
 from prunekit.files import write_atomically
+from prunekit.fully_sharded import is_fully_sharded
 from prunekit.hardware import Hardware
+from prunekit.parallel import parallel
 from prunekit.preparation import Prepared
+from prunekit.ranks import own_rank, rank_count, text_from_first, wait_for_all
+from prunekit.recipes import to_toml
 from prunekit.run_folder import RunFolder, environment
 from prunekit.schedules import Stage, Start
+from prunekit.seeds import Seeds
+from prunekit.sharing_out import share_out
 from prunekit.stage import StageTraining
 from prunekit.state import RunState
 from prunekit.tasks import Evaluation
@@ -53,13 +62,25 @@ def run(
         PrunekitError: a loss that is no number, a full disk, a checkpoint that does not fit.
     """
     hardware = Hardware.of(config.device, prepared.training)
-    hardware.place(prepared.model)
+    if prepared.training.parallel == "fsdp" and rank_count() > 1:
+        share_out(prepared, hardware, Seeds(config.seed))
+    else:
+        hardware.place(prepared.model)
     state = RunState(config, prepared, folder, hardware)
+    if own_rank() > 0:
+        hook = _nobody()
     try:
         return _run(state, hook, resume=resume, force=force, source=source, last=last)
     except BaseException as error:
         hook.prunekit_run_stopped(event=events.RunStopped(folder.path, f"{type(error).__name__}: {error}"))
         raise
+
+
+def _nobody() -> pluggy.HookRelay:
+    """Return a hook that nobody listens to: only the first of several ranks tells what happens."""
+    manager = pluggy.PluginManager("prunekit")
+    manager.add_hookspecs(hookspecs)
+    return manager.hook
 
 
 def _run(
@@ -69,10 +90,11 @@ def _run(
     batches = len(prepared.task.batches("train", 0, state.seeds))
     epoch_length = epoch_steps(batches, prepared.training.accumulate)
     stages = _stage_trainings(state, hook, epoch_length)
-    if not resume:
+    if not resume and own_rank() == 0:
         folder.create(force=force)
         if source is not None:
             folder.adopt(source)
+    wait_for_all()
     checkpoint, notes = state.restore() if resume or source is not None else (None, ())
     if checkpoint is None:
         _begin(state)
@@ -83,9 +105,10 @@ def _run(
     at = None if checkpoint is None else (checkpoint.stage, checkpoint.step)
     steps = tuple(training.steps for training in stages)
     hook.prunekit_run_started(event=events.RunStarted(folder.path, headline, prepared.plan, steps, at, notes))
+    called = state.hardware.callable(parallel(prepared.model))
     for training in stages[checkpoint.stage if checkpoint else 0 : last]:
         in_middle = checkpoint if checkpoint and checkpoint.optimizer and checkpoint.stage == training.index else None
-        _run_stage(training, in_middle)
+        _run_stage(training, called, in_middle)
     done = events.RunFinished(folder.path, tuple(state.finished), state.seconds)
     hook.prunekit_run_finished(event=done)
     return done
@@ -118,25 +141,28 @@ def _begin(state: RunState) -> None:
 
 def _describe(state: RunState) -> None:
     """Write what the run is; its recipe last, since a folder that has one can be resumed."""
+    if own_rank() > 0:
+        return
     folder = state.folder
     folder.write_json(folder.environment, environment(state.config.seed, str(state.hardware)))
     folder.write_json(folder.plan, attrs.asdict(state.prepared.plan))
     write_atomically(folder.config, to_toml(state.config).encode())
 
 
-def _run_stage(training: StageTraining, checkpoint: Checkpoint | None) -> None:
+def _run_stage(training: StageTraining, called: nn.Module, checkpoint: Checkpoint | None) -> None:
     state, index, stage = training.state, training.index, training.stage
     began = time.perf_counter()
     first = checkpoint.step if checkpoint else 0
     training.hook.prunekit_stage_started(event=events.StageStarted(index, stage.name, training.steps, first))
-    torch.manual_seed(state.seeds.derive("training", index))
+    torch.manual_seed(state.seeds.derive("training", index, *([own_rank()] if own_rank() else [])))
+    wait_for_all()  # the first rank may have written weights that all are to read
     if checkpoint is None:
         state.losses = []
         training.first_updates()
         state.start_weights(stage.start, index)
         # Without a step there is nothing to rank by, and the criterion is refused.
         state.begin_traces(state.prepared.plan.ranked_by(index) if training.steps else ())
-    loop = _loop(state)
+    loop = _loop(state, called)
     if checkpoint is not None:
         state.restore_loop(checkpoint, loop)
     # Masks first: what is summed is masked like what the optimiser sees.
@@ -152,11 +178,11 @@ def _run_stage(training: StageTraining, checkpoint: Checkpoint | None) -> None:
     training.hook.prunekit_stage_finished(event=state.finished[-1])
 
 
-def _loop(state: RunState) -> Loop:
+def _loop(state: RunState, called: nn.Module) -> Loop:
     prepared, hardware = state.prepared, state.hardware
     return Loop(
         prepared.task,
-        hardware.callable(prepared.model),
+        called,
         prepared.task.optimizer(prepared.model),
         hardware.scaler(),
         prepared.training,
@@ -173,7 +199,14 @@ def _measure(state: RunState, index: int, stage: Stage, seconds: float) -> event
 
 
 def _evaluate(state: RunState) -> Evaluation:
+    """Let the first rank evaluate, and all know what it found: the task's own code, so the figure of one process."""
     model, hardware = state.prepared.model, state.hardware
     model.eval()
-    with torch.inference_mode(), hardware.autocast():
-        return state.prepared.task.evaluate(model, hardware.device)
+    text = ""
+    if own_rank() == 0 or is_fully_sharded(model):  # which computes only where all ranks do
+        with torch.inference_mode(), hardware.autocast():
+            found = state.prepared.task.evaluate(model, hardware.device)
+        if rank_count() == 1:
+            return found
+        text = json.dumps(cattrs.unstructure(found))
+    return cattrs.structure(json.loads(text_from_first(text)), Evaluation)

@@ -27,8 +27,16 @@ class CheckpointError(PrunekitError):
     """A checkpoint or a run folder cannot be read, written or continued."""
 
 
+class ExportError(PrunekitError):
+    """A network cannot be written in some format, or what was written gives other outputs."""
+
+
 class TrainingError(PrunekitError):
     """Training cannot go on, for example because the loss is no longer a number."""
+
+
+class RankError(PrunekitError):
+    """The other processes of a distributed run cannot be reached any more."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

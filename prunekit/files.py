@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -38,12 +39,17 @@ def _refusal(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError(f"cannot write {path}: {error.strerror or error}; {next_step}")
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes | Callable[[BinaryIO], object]) -> None:
+def write_atomically(
+    path: str | os.PathLike[str],
+    data: bytes | Callable[[BinaryIO], object],
+    check: Callable[[Path], object] | None = None,
+) -> None:
     """Write a file whole or not at all; what stood there before stays until the new file is complete.
 
     Args:
         path: the file to write; its folder must exist.
         data: the bytes, or a function that writes them into the open file it is given.
+        check: is given the complete file, under another name, before it takes its place; raises where it is no good.
 
     Raises:
         CheckpointError: when the file system refuses: no permission, no space, no such folder.
@@ -59,6 +65,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | Callable[[Binar
                     file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            if check is not None:
+                check(temporary)
             temporary.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -67,6 +75,36 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | Callable[[Binar
         _sync_folder(path.parent)
     except OSError as error:
         raise _refusal(path, error) from error
+
+
+def temporary_in(folder: Path) -> Path:
+    """Return a new name in a folder for what is being written, or removed."""
+    return folder / f".{secrets.token_hex(8)}.tmp"
+
+
+def rename_folder(temporary: Path, path: Path) -> None:
+    """Give a folder that is complete its name, in the same folder; what stood there before goes.
+
+    Raises:
+        CheckpointError: when the file system refuses.
+    """
+    try:
+        _sync_folder(temporary)
+        remove_whole(path)
+        temporary.rename(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _refusal(path, error) from error
+
+
+def remove_whole(path: Path) -> None:
+    """Remove a file, or a folder in such a way that nobody meets half of it; what is not there is no error."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    temporary = temporary_in(path.parent)
+    path.rename(temporary)
+    shutil.rmtree(temporary)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -14,13 +14,14 @@ from typing import Any, Literal
 import attrs
 import cattrs
 
-from prunekit.config import Choice, RunConfig, build_config, to_choice
+from prunekit.config import Choice, RunConfig
 from prunekit.construct import convert_options
 from prunekit.distributions import RULES
 from prunekit.errors import ConfigError
 from prunekit.hardware import pick_device
 from prunekit.plugins import PluginManager
 from prunekit.preparation import Prepared, prepare
+from prunekit.recipes import build_config, to_choice
 from prunekit.registry import Registry
 from prunekit.schedules import Plan, Stage
 

@@ -4,7 +4,7 @@ It must not know what is computed.
 """
 
 import platform
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import attrs
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import ConfigError
+from prunekit.launched import launched
+from prunekit.ranks import rank_count
 from prunekit.tasks import Training
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -21,13 +23,20 @@ _DEVICE_TYPES = {"cpu", "cuda", "mps", "xpu"}
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of that name; "auto" takes a GPU where there is one.
+    """Return the device of that name; "auto" takes a GPU where there is one, of several processes each its own.
 
     Raises:
         ConfigError: when the name means nothing or the device is not there.
     """
+    here = launched()
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        if here is None:
+            return torch.device(name)
+    if here is not None and name == "cuda":
+        name = f"cuda:{here.local_rank}"
+    elif here is not None and name.startswith("cuda:"):
+        raise ConfigError(f"device {name!r} is one GPU, and there are {here.ranks} processes; use cuda: one for each")
     kind = name.partition(":")[0]
     if kind == "meta":
         raise ConfigError("device 'meta' holds no numbers, so nothing can be trained on it; use auto, cpu or cuda")
@@ -77,7 +86,8 @@ class Hardware:
             order = torch.channels_last if channels_last else torch.preserve_format
             return batch.to(self.device, non_blocking=True, memory_format=order)
         if isinstance(batch, tuple | list):
-            return type(batch)([self.move(part) for part in batch])
+            parts = [self.move(part) for part in batch]
+            return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
         if isinstance(batch, dict):
             return {key: self.move(part) for key, part in batch.items()}
         return batch
@@ -85,7 +95,7 @@ class Hardware:
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of mixed precision; does nothing in fp32."""
         lower = _AUTOCAST.get(self.precision)
-        return torch.autocast(self.device.type, dtype=lower or torch.bfloat16, enabled=lower is not None)
+        return nullcontext() if lower is None else torch.autocast(self.device.type, dtype=lower)
 
     def scaler(self) -> torch.amp.GradScaler:
         """Return the gradient scaler, which does something in fp16 only."""
@@ -94,4 +104,5 @@ class Hardware:
     def __str__(self) -> str:
         where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine()
         threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
-        return f"{self.device} ({where}{threads}), {self.precision}"
+        ranks = f", {rank_count()} ranks" if rank_count() > 1 else ""
+        return f"{self.device} ({where}{threads}), {self.precision}{ranks}"

@@ -170,7 +170,7 @@ class Held:
                 gate.keep(parameter)
             gate.steps_to_lift -= 1
             if gate.steps_to_lift < 0:
-                gate.steps_to_lift = lift(self._optimizer, parameter, gate.keep.mask)
+                gate.steps_to_lift = lift(self._optimizer, parameter, gate.keep.part_for(parameter))
 
     def _after_load(self, _: Optimizer) -> None:
         self._hold(self.masks)

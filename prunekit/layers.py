@@ -11,9 +11,9 @@ This module is the contract; ``core_views`` has the layers of PyTorch, and a plu
 
 import abc
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import attrs
 import torch
@@ -136,6 +136,20 @@ class LayerView(abc.ABC):
     def units(self, outputs: Tensor, positions: Tensor) -> Tensor:
         """Bring the module's outputs (or its activations) at some positions to ``[G * m, samples, out]``."""
         return torch.cat([self.outputs_at(outputs, stretch) for stretch in _stretches(positions)], 1).flatten(0, 1)
+
+    def uses(self, inputs: Mapping[str, Any], outputs: Any) -> tuple[int, ...] | None:
+        """Return how often one call of the module uses each weight of a group, group by group.
+
+        By default that is positions times samples, read off the shapes. ``None``: not known.
+
+        Args:
+            inputs: the arguments of the call by the names of ``forward``, in that order.
+            outputs: what the call returned.
+        """
+        if not self.observable:
+            return None
+        taken = next(iter(inputs.values()))
+        return (self.positions(taken) * self.outputs_at(outputs, slice(0, 1)).shape[2],) * self.groups
 
     @property
     def pads(self) -> bool:

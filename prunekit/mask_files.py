@@ -79,7 +79,7 @@ def layout(
         layers[name] = {"shape": list(mask.shape), "kept": kept, "density": kept / array.size if array.size else 1.0}
     header = {
         "format": FORMAT,
-        "tool": tool_name(),
+        "tool": tool(),
         "info": dict(info),
         "layers": layers,
         "fingerprint": fingerprint({name: tuple(mask.shape) for name, mask in masks.items()}),
@@ -119,8 +119,8 @@ def fingerprint(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def tool_name() -> str:
-    """Return what files say wrote them."""
+def tool() -> str:
+    """Return what files say they were written by."""
     try:
         return f"prunekit {version('prunekit')}"
     except PackageNotFoundError:

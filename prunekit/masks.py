@@ -21,6 +21,7 @@ from prunekit.errors import MaskError
 from prunekit.files import write_atomically
 from prunekit.holding import Held
 from prunekit.masking import Keeper, match, match_names, same_mask
+from prunekit.sharding import is_spread, reshard, whole
 
 
 @attrs.frozen
@@ -53,6 +54,7 @@ class Comparison:
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
     """Return the parameters by name; of those that a weight is computed from, the one that carries its zeros."""
+    reshard(model)
     parameters = dict(model.named_parameters())
     whole: dict[str, Tensor] = {
         name: parameter for name, parameter in parameters.items() if "parametrizations." not in name
@@ -86,6 +88,8 @@ class Masks:
             if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.layout != torch.strided:
                 found = f"{mask.dtype} {mask.layout}" if isinstance(mask, Tensor) else type(mask).__name__
                 raise MaskError(f"mask of {name!r} is {found}, expected a dense torch.bool tensor; try mask != 0")
+            if is_spread(mask):
+                raise MaskError(f"mask of {name!r} is spread over processes; give the whole, mask.full_tensor()")
 
     @classmethod
     def from_zeros(cls, model: nn.Module | Mapping[str, Tensor]) -> Self:
@@ -105,7 +109,7 @@ class Masks:
             if weight.is_meta:
                 raise MaskError(f"{name!r} is on the device 'meta' and has no values; load the weights first")
         prunable = {name: weight for name, weight in weights.items() if weight.dim() > 1 and weight.is_floating_point()}
-        return cls({name: weight.detach() != 0 for name, weight in prunable.items()})
+        return cls({name: whole(weight) != 0 for name, weight in prunable.items()})
 
     def apply(self, model: nn.Module | Mapping[str, Tensor]) -> None:
         """Set the dropped weights of a model, or of a state dict, to 0.0, in place.

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from prunekit.criteria import Criterion, NetworkCriterion, Observation, Scene
 from prunekit.errors import ConfigError, DataError, PluginError
 from prunekit.layers import LayerView
+from prunekit.sharding import whole
 
-Show = Callable[[], Iterator[None]]
-"""Runs the network on one batch after another: forward, and backward where gradients are wanted; each
-batch ends in a ``yield``."""
+Show = Callable[[], Iterator[float]]
+"""Runs the network on one batch after another: forward, and backward where gradients are wanted; each batch ends in a
+``yield`` of the fraction of it that was shown here: 1.0, but where several ranks each show their part of it."""
 
 
 @attrs.define
@@ -56,7 +57,8 @@ class Evidence:
         gradients: shows training batches, forward and backward of the loss; the gradients must not be
             masked. ``None``: not to be had.
         activation_of: layer -> module whose output is the layer's activation, in the same network.
-        traces: layer -> sum of the criterion's ``trace`` over training steps; ``None``: nobody trains here.
+        traces: layer -> sum of the criterion's ``trace`` over training steps, of the weight's shape; ``None``: nobody
+            trains here.
         whole: runs the network as a whole. ``None``: not to be had.
     """
 
@@ -87,10 +89,11 @@ def observe(
         watched = {name: layers[name] for name in waiting}
         unseen: set[str] = set()
         with _listening(network, watched, evidence.activation_of) as records:
-            for number, _ in enumerate(show()):
+            for number, share in enumerate(show()):
                 unseen = {name for name in (unseen if number else watched) if not records[name].outputs}
                 for name, view in watched.items():
-                    for seen in _observations(view, records[name], with_activation=name in evidence.activation_of):
+                    with_activation = name in evidence.activation_of
+                    for seen in _observations(view, records[name], share, with_activation=with_activation):
                         _take_in(waiting[name], name, seen)
                     records[name] = _Record()
         if unseen:
@@ -168,14 +171,14 @@ def _naming(layer: str) -> Iterator[None]:
 
 
 def summed_gradients(layers: Mapping[str, LayerView], show: Show) -> dict[str, Tensor]:
-    """Return the loss gradient of each layer's weight summed over the batches: ``[G, out, fan]``."""
+    """Return the loss gradient of each layer's weight summed over the batches, float32, lying as the weight does."""
     sums: dict[str, Tensor] = {}
     for _ in show():
         for name, view in layers.items():
             gradient = view.weight.grad
             if gradient is not None:
-                matrix = view.to_matrix(gradient.detach()).float()
-                sums[name] = sums[name] + matrix if name in sums else matrix.clone()
+                term = gradient.detach().float()
+                sums[name] = sums[name] + term if name in sums else term.clone()
     return sums
 
 
@@ -212,9 +215,10 @@ def _listening(
         yield records
 
 
-def _observations(view: LayerView, record: _Record, *, with_activation: bool) -> Iterable[Observation]:
+def _observations(view: LayerView, record: _Record, share: float, *, with_activation: bool) -> Iterable[Observation]:
     weight = view.weight
     gradient = weight.grad if weight.is_leaf else None  # of a computed weight torch keeps none
+    matrix = None if gradient is None else view.to_matrix(whole(gradient))
     activations = record.activations if with_activation else record.outputs
     for index, (inputs, outputs, activation) in enumerate(zip(record.inputs, record.outputs, activations, strict=True)):
         yield Observation(
@@ -223,6 +227,7 @@ def _observations(view: LayerView, record: _Record, *, with_activation: bool) ->
             outputs=outputs,
             activations=activation,
             output_gradient=record.output_gradients.get(index),
-            weight_gradient=None if gradient is None else view.to_matrix(gradient.detach()),
+            weight_gradient=matrix,
             call=index,
+            share=share,
         )

@@ -24,6 +24,7 @@ from prunekit.registry import collect
 from prunekit.schedules import Entry, MaskUpdate, check_density
 from prunekit.seeds import Seeds
 from prunekit.selection import Scope
+from prunekit.sharding import reshard
 from prunekit.structure import distribute, resolve_densities
 
 
@@ -85,6 +86,7 @@ def select(
     _check(make(), {name: layers[name] for name in targets})
 
     evidence = _evidence(model, batches, forward or _forward, loss, activations or {})
+    reshard(model)
     training = {module: module.training for module in model.modules()}
     gradients = {parameter: parameter.grad for parameter in model.parameters()} if loss else {}
     model.eval()
@@ -111,23 +113,23 @@ def _evidence(
     if batches is None:
         return Evidence(None, None, activations)
 
-    def show() -> Iterator[None]:
+    def show() -> Iterator[float]:
         for batch in batches:
             with torch.no_grad():
                 forward(model, batch)
-            yield
+            yield 1.0
 
     def losses(of: Callable[[nn.Module, Any], Tensor]) -> Iterator[Tensor]:
         return (of(model, batch) for batch in batches)
 
-    def show_gradients(of: Callable[[nn.Module, Any], Tensor]) -> Iterator[None]:
+    def show_gradients(of: Callable[[nn.Module, Any], Tensor]) -> Iterator[float]:
         for batch in batches:
             for parameter in model.parameters():
                 parameter.grad = None
             with torch.enable_grad():
                 # torch's stubs leave backward untyped.
                 of(model, batch).backward()  # type: ignore[no-untyped-call]
-            yield
+            yield 1.0
 
     whole = Whole(model, partial(losses, loss) if loss else None, lambda: iter(batches), partial(forward, model))
     return Evidence(show, partial(show_gradients, loss) if loss else None, activations, whole)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from prunekit.sharding import own_part
+
 # Exact classes -> the state whose root they take. Those that are not here take no root of a plain second moment.
 _STATES: dict[type[Optimizer], str] = {
     torch.optim.Adam: "exp_avg_sq",
@@ -31,7 +33,7 @@ def lift(optimizer: Optimizer, parameter: nn.Parameter, mask: Tensor) -> int:
     Args:
         optimizer: after a step.
         parameter: one that it steps.
-        mask: True = keep.
+        mask: True = keep; what belongs to the part of the parameter on this process.
 
     Returns:
         After how many steps to do it again, since second moments decay; 0 where there was nothing to do yet.
@@ -39,7 +41,7 @@ def lift(optimizer: Optimizer, parameter: nn.Parameter, mask: Tensor) -> int:
     moments = second_moments(optimizer, parameter)
     if moments is None:
         return 0
-    moments.masked_fill_(mask.logical_not(), 1)
+    own_part(moments).masked_fill_(mask.logical_not(), 1)
     decay = min(_decay(group) for group in optimizer.param_groups)
     return _NEVER if decay >= 1 else max(1, int(math.log(_LEAST) / math.log(max(decay, _LEAST))))
 
@@ -48,8 +50,11 @@ def second_moments(optimizer: Optimizer, parameter: nn.Parameter) -> Tensor | No
     """Return the second moments that ``lift`` works on, or ``None`` where it has nothing to do with them."""
     name = _STATES.get(type(optimizer), "")
     moments = optimizer.state.get(parameter, {}).get(name)
-    plain = type(moments) is Tensor and moments.device.type == "cpu" and moments.shape == parameter.shape
-    return moments if plain and moments.dtype in {torch.float32, torch.float64} else None
+    if not isinstance(moments, Tensor) or moments.shape != parameter.shape:
+        return None
+    part = own_part(moments)
+    plain = type(part) is Tensor and part.device.type == "cpu"
+    return moments if plain and part.dtype in {torch.float32, torch.float64} else None
 
 
 def _decay(group: dict[str, object]) -> float:

@@ -13,12 +13,16 @@ import torch
 from torch import Tensor
 
 from prunekit import events
+from prunekit.agreement import check_agreement
 from prunekit.errors import TrainingError
 from prunekit.holding import Held
 from prunekit.pruning import choose_masks
+from prunekit.ranks import sum_over_ranks
 from prunekit.schedules import MaskUpdate, Stage, Start
 from prunekit.seeds import Seeds
+from prunekit.sharding import own_part
 from prunekit.state import RunState
+from prunekit.tracing import forget_dropped
 from prunekit.training import Loop, Shower, rate_factor
 
 
@@ -111,7 +115,7 @@ class StageTraining:
             self.state.save_checkpoint(self.index, step, loop)
 
     def _read_losses(self, step: int, loop: Loop) -> None:
-        losses = torch.stack(self._unread).tolist()
+        losses = sum_over_ranks(torch.stack(self._unread)).tolist()
         self._unread.clear()
         for number, loss in enumerate(losses, step - len(losses) + 1):
             if not math.isfinite(loss):
@@ -160,12 +164,11 @@ class StageTraining:
                 shower.evidence(prepared.network, state.traces),
                 Seeds(state.seeds.derive("update", self.index, number)),
             )
+        check_agreement(chosen)
         with torch.no_grad():
             for name, weight in chosen.repaired.items():
-                prepared.views[name].weight.copy_(weight)
-        for name, mask in chosen.pruned.items():
-            if name in state.traces:
-                state.traces[name] *= prepared.views[name].to_matrix(mask)
+                own_part(prepared.views[name].weight).copy_(own_part(weight))
+        forget_dropped(state.traces, chosen.pruned)
         # What is dropped and grown in one update starts from zero like everything that grows.
         for masks in (chosen.pruned, chosen.masks) if update.grow is not None else (chosen.masks,):
             state.masks |= masks

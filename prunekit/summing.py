@@ -10,6 +10,7 @@ from torch import Tensor
 from prunekit.criteria import Observation
 from prunekit.errors import DataError
 from prunekit.layers import LayerView
+from prunekit.ranks import gather_numbers, rank_count, sum_over_ranks
 
 # Of unfolded inputs, as many bytes are in memory at once, or one position of the batch where that has more.
 _BYTES = 2**26
@@ -17,6 +18,8 @@ _BYTES = 2**26
 
 def batch_gradient(seen: Observation) -> Tensor | None:
     """Return the gradient of a batch's loss with respect to the weight, float64 ``[G, out, fan]``.
+
+    With several processes it is that of the whole batch, the same on every rank: there is nothing to ``join``.
 
     ``None`` where it has been given in another observation of this batch, or where the loss of the batch does not
     depend on the layer.
@@ -75,3 +78,27 @@ def total(sums: Tensor | None, name: str, what: str) -> Tensor:
 def add(sums: Tensor | None, term: Tensor) -> Tensor:
     """Add a term, in place, to sums that may not have begun."""
     return term if sums is None else sums.add_(term)
+
+
+def join(sums: Tensor | None, samples: int = 0) -> tuple[Tensor | None, int]:
+    """Return the sums over all ranks, and the number of samples of all; with one process, what was given.
+
+    For ``Criterion.end_pass``: all ranks must call it, for the same sums.
+
+    Args:
+        sums: over what this rank has seen; ``None``: it saw nothing.
+        samples: how much that was, where it counts.
+
+    Raises:
+        DataError: on every rank, when some ranks saw something and others did not.
+    """
+    if rank_count() == 1:
+        return sums, samples
+    everyone = gather_numbers([sums is not None, samples])
+    seen = [bool(there) for there, _ in everyone]
+    if any(seen) and not all(seen):
+        raise DataError(
+            f"rank {seen.index(False)} saw nothing of what rank {seen.index(True)} has sums of; give every rank at "
+            "least one sample: larger calibration batches, or fewer ranks"
+        )
+    return (None if sums is None else sum_over_ranks(sums)), sum(count for _, count in everyone)

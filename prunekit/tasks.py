@@ -13,7 +13,9 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from prunekit.fully_sharded import blocks_of
 from prunekit.options import option
+from prunekit.parts import Part, split_batch
 from prunekit.schedules import Budget
 from prunekit.seeds import Seeds
 
@@ -51,6 +53,9 @@ class Training:
     precision: str = option("fp32", "arithmetic of forward and backward", choices=("fp32", "bf16", "fp16"))
     channels_last: bool = option(False, "keep images and convolutions in channels-last memory order")
     compile: bool = option(False, "run the model through torch.compile")
+    parallel: str = option(
+        "ddp", "with several processes: each has the whole model, or a part (fsdp)", choices=("ddp", "fsdp")
+    )
     workers: int = option(0, "processes that prepare batches; 0: the main process", low=0)
     checkpoint_every: int = option(0, "optimiser steps between checkpoints; 0: only at the end of a stage", low=0)
     check_every: int = option(20, "optimiser steps between two looks at the loss (each waits for the device)", low=1)
@@ -114,13 +119,37 @@ class Task(abc.ABC):
         statistics are measured on, best disjoint from the training set.
         """
 
+    def part(self, batches: Sequence[Any], index: int, rank: int, ranks: int) -> Part:
+        """Return what one of several processes works on of ``batches[index]``; together they work on all of it.
+
+        The default makes the whole batch and takes a run of its samples, the first dimension of every tensor. Override
+        it where samples are something else, where a loss is no mean over samples, or to make only what is needed.
+        """
+        return split_batch(batches[index], rank, ranks)
+
     def forward(self, model: nn.Module, batch: Any) -> Any:
         """Run the model on a batch of the calibration set; the default takes its first entry as input."""
         return model(batch[0] if isinstance(batch, tuple | list) else batch)
 
     @abc.abstractmethod
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the scalar training loss of a batch, already on the right device."""
+        """Return the scalar training loss of a batch, already on the right device.
+
+        With several processes the batch is this rank's part, and the loss of the whole batch is the mean of the parts',
+        weighted by ``Part.share``. So it has to be a mean over samples; what looks at several samples at once (pairs)
+        takes those of all ranks: ``prunekit.ranks.gather_samples``. Call the model as it is given, not parts of it:
+        what is given may be a wrapper that averages gradients.
+        """
+
+    def shards(self, model: nn.Module) -> Sequence[nn.Module]:
+        """Return the modules that are gathered one after another where processes share a model out (``fsdp``).
+
+        Each must be called as a module, and is whole while it computes; inner modules come before outer ones. The
+        default: the parts that the deployed network is directly made of, then the network. Override it where most
+        parameters are in one of these parts.
+        """
+        network = self.deployed(model)
+        return [*blocks_of(network), network]
 
     @abc.abstractmethod
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:

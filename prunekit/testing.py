@@ -5,7 +5,7 @@ engine goes, so what passes here runs there.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import attrs
 import torch
@@ -18,110 +18,17 @@ from prunekit.errors import ConfigError, PrunekitError
 from prunekit.finding import find_layers
 from prunekit.layers import LayerShape, LayerView, ViewOf
 from prunekit.observing import Evidence, Show, Whole
-from prunekit.options import option
 from prunekit.pruning import Chosen, choose_masks
 from prunekit.registry import Kind, contract_problem
 from prunekit.schedules import Budget, MaskUpdate, Plan, PlanRequest, Schedule, check_plan
 from prunekit.seeds import Seeds
 from prunekit.selection import Scope
 from prunekit.structure import resolve_structure
-from prunekit.tasks import Evaluation, Split, Task, Training
+from prunekit.tasks import Split, Task
+from prunekit.toy_task import ToyNetwork, ToyTask
 from prunekit.tracing import no_traces
 
-_SIDE = 6  # pixels
-_BATCH = 32
-_BATCHES: dict[Split, int] = {"train": 10, "calibration": 3}
-_TEST_IMAGES = 512
-_WORLD = Seeds(2016)  # the classes and the test images are the same for every run
-
-
-@attrs.frozen
-class ToyImages(Sequence[tuple[Tensor, Tensor]]):
-    """An epoch of noisy images of a few classes: batches of ``[32, 1, 6, 6]`` and labels ``[32]``."""
-
-    split: Split
-    epoch: int
-    seeds: Seeds
-    classes: int
-    noise: float
-
-    def __len__(self) -> int:
-        return _BATCHES[self.split]
-
-    def __getitem__(self, index: Any) -> Any:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return _draw(self.seeds.generator("toy", self.split, self.epoch, index), _BATCH, self.classes, self.noise)
-
-
-@attrs.frozen
-class ToyTask(Task):
-    """Tell noisy 6 x 6 images apart: no files, a convolution, a grouped one, two linear layers, a second of training.
-
-    ``prunekit run --task prunekit.testing:ToyTask --criterion YOURS`` tries a criterion on it.
-    """
-
-    name = "toy"
-    aliases: ClassVar = {"a": "conv_a", "b": "conv_b"}
-    structure = "hidden=1/4 b=1/2"
-
-    classes: int = option(4, "how many classes", low=2)
-    noise: float = option(1.0, "deviation of the noise; the classes themselves have deviation 1", low=0)
-
-    def training(self) -> Training:
-        return Training(budget="60 steps", retraining="20 steps")
-
-    def setup(self, seeds: Seeds) -> str:
-        return f"{self.classes} classes of noisy {_SIDE} x {_SIDE} images"
-
-    def build_model(self) -> nn.Module:
-        return ToyNetwork(self.classes)
-
-    def activations(self, network: nn.Module) -> dict[str, str]:
-        return {"conv_a": "relu_a", "conv_b": "relu_b", "hidden": "relu_hidden"}
-
-    def batches(self, split: Split, epoch: int, seeds: Seeds) -> ToyImages:
-        return ToyImages(split, epoch, seeds, self.classes, self.noise)
-
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        images, labels = batch
-        return nn.functional.cross_entropy(model(images), labels)
-
-    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
-
-    def evaluate(self, model: nn.Module, device: torch.device) -> Evaluation:
-        images, labels = _draw(_WORLD.generator("test"), _TEST_IMAGES, self.classes, self.noise)
-        hits = model(images.to(device)).argmax(1).cpu() == labels
-        accuracy = float(hits.double().mean())
-        error = (accuracy * (1 - accuracy) / len(hits)) ** 0.5
-        return Evaluation("accuracy", {"accuracy": accuracy}, {"accuracy": error})
-
-
-class ToyNetwork(nn.Module):
-    """Two convolutions (the second in two groups, with stride) and two linear layers: 1,576 weights for 4 classes."""
-
-    def __init__(self, classes: int = 4) -> None:
-        super().__init__()
-        self.conv_a = nn.Conv2d(1, 8, 3, padding=1)
-        self.relu_a = nn.ReLU()
-        self.conv_b = nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=2)
-        self.relu_b = nn.ReLU()
-        self.hidden = nn.Linear(72, 16)
-        self.relu_hidden = nn.ReLU()
-        self.classifier = nn.Linear(16, classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return class scores ``[n, classes]`` of images ``[n, 1, 6, 6]``."""
-        maps: Tensor = self.relu_b(self.conv_b(self.relu_a(self.conv_a(images))))
-        scores: Tensor = self.classifier(self.relu_hidden(self.hidden(maps.flatten(1))))
-        return scores
-
-
-def _draw(generator: torch.Generator, count: int, classes: int, noise: float) -> tuple[Tensor, Tensor]:
-    means = torch.randn(classes, 1, _SIDE, _SIDE, generator=_WORLD.generator("classes"))
-    labels = torch.randint(classes, (count,), generator=generator)
-    return means[labels] + noise * torch.randn(count, 1, _SIDE, _SIDE, generator=generator), labels
+__all__ = ["ToyNetwork", "ToyTask", "check_criterion", "check_schedule", "check_task"]
 
 
 def check_criterion(cls: type[Criterion], **options: Any) -> None:
@@ -192,7 +99,7 @@ def _toy_traces(criterion: Criterion, layers: Mapping[str, LayerView], show: Sho
             assert term.shape == weight.shape, (
                 f"{type(criterion).__name__}.trace returns {tuple(term.shape)} of a weight {tuple(weight.shape)}"
             )
-            totals[name] += term
+            totals[name] += view.from_matrix(term)
     return totals
 
 
@@ -208,17 +115,17 @@ def _toy_scene(*, dead: bool) -> tuple[nn.Module, dict[str, LayerView], Evidence
                 assert module.bias is not None
                 module.bias[::2] = -1e3
 
-    def show_activations() -> Iterator[None]:
+    def show_activations() -> Iterator[float]:
         for batch in task.batches("calibration", 0, seeds):
             with torch.no_grad():
                 task.forward(network, batch)
-            yield
+            yield 1.0
 
-    def show_gradients() -> Iterator[None]:
+    def show_gradients() -> Iterator[float]:
         for batch in task.batches("train", 0, seeds):
             network.zero_grad(set_to_none=True)
             task.loss(network, batch).backward()  # type: ignore[no-untyped-call]
-            yield
+            yield 1.0
         network.zero_grad(set_to_none=True)
 
     def losses() -> Iterator[Tensor]:

@@ -15,8 +15,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from prunekit.errors import DataError
+from prunekit.fully_sharded import is_fully_sharded
 from prunekit.hardware import Hardware
 from prunekit.observing import Evidence, Whole
+from prunekit.parallel import averaging
+from prunekit.parts import Part
+from prunekit.ranks import own_rank, rank_count, sum_gradients
 from prunekit.seeds import Seeds
 from prunekit.tasks import Split, Task, Training
 
@@ -48,6 +52,39 @@ def epoch_steps(batches: int, accumulate: int) -> int:
             "use more data, smaller batches or less accumulation"
         )
     return batches // accumulate
+
+
+@attrs.frozen(eq=False)
+class Parts(Sequence[Part]):
+    """This process's part of each batch: all of it, where there are no other processes.
+
+    Attributes:
+        task: says what a part is.
+        batches: an epoch of whole ones.
+    """
+
+    task: Task
+    batches: Sequence[Any]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: Any) -> Any:
+        if rank_count() == 1:
+            return Part(self.batches[index], 1.0)
+        return self.task.part(self.batches, index, own_rank(), rank_count())
+
+
+def check_share(part: Part) -> None:
+    """Refuse a part of nothing, of which there is no loss.
+
+    Raises:
+        DataError: when the batch has fewer samples than there are ranks.
+    """
+    if part.share == 0:
+        raise DataError(
+            f"a batch has no sample for rank {own_rank()} of {rank_count()}; take larger batches or fewer ranks"
+        )
 
 
 def read_batches(source: Sequence[Any], indices: range, workers: int) -> Iterator[Any]:
@@ -96,6 +133,8 @@ class Loop:
     def epoch(self, batches: Sequence[Any], first: int, last: int, factors: Sequence[float]) -> Iterator[Tensor]:
         """Take the steps ``first`` .. ``last - 1`` of an epoch and yield each one's mean loss, on the device.
 
+        Of several processes each yields its share; the sum over the ranks is the loss.
+
         Args:
             batches: the epoch.
             first: step of the epoch to begin with.
@@ -103,34 +142,48 @@ class Loop:
             factors: one factor on the learning rate for each of these steps.
         """
         size = self.settings.accumulate
-        source = read_batches(batches, range(first * size, last * size), self.settings.workers)
+        source = read_batches(Parts(self.task, batches), range(first * size, last * size), self.settings.workers)
+        # Both walk through all modules, which takes a small network a tenth of a step.
+        self.model.train()
+        parameters = list(self.model.parameters())
         for factor in factors:
             self.set_rate(factor)
-            yield self._step(islice(source, size))
+            yield self._step(islice(source, size), parameters)
+            if not self.model.training:  # whoever is told of steps may have evaluated it
+                self.model.train()
 
-    def _step(self, batches: Iterator[Any]) -> Tensor:
-        self.model.train()
-        total = torch.zeros((), device=self.hardware.device)
-        for batch in batches:
-            moved = self.hardware.move(batch)
-            with self.hardware.autocast():
-                loss = self.task.loss(self.model, moved) / self.settings.accumulate
-            # torch's stubs leave backward untyped, here and below.
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
+    def _step(self, parts: Iterator[Part], parameters: list[nn.Parameter]) -> Tensor:
+        size, ranks, losses = self.settings.accumulate, rank_count(), []
+        for number, part in enumerate(parts, 1):
+            check_share(part)
+            moved = self.hardware.move(part.batch)
+            with averaging(self.model, on=number == size):
+                with self.hardware.autocast():
+                    loss = self.task.loss(self.model, moved)
+                loss = _times(loss if size == 1 else loss / size, part.share)
+                # Gradients are averaged over the ranks, and are to be summed. torch's stubs leave backward untyped.
+                self.scaler.scale(_times(loss, ranks)).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach().float())
         # Also where nothing is clipped: whoever listens to the optimiser sees gradients of the loss.
         self.scaler.unscale_(self.optimizer)
         if self.settings.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+            nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return total
+        return losses[0] if size == 1 else torch.stack(losses).sum()
+
+
+def _times(loss: Tensor, factor: float) -> Tensor:
+    """Return the product; alone, a process has nothing to multiply by, and starts no kernel for it."""
+    return loss if factor == 1 else loss * factor
 
 
 @attrs.frozen
 class Shower:
     """Runs the model on batches without training it, for criteria that observe.
+
+    Of several processes each shows its part of every batch; with ``gradients`` of the loss of the whole batch.
 
     The model is in evaluation mode; mixed precision is off, so that statistics are those of fp32.
     """
@@ -141,35 +194,43 @@ class Shower:
     seeds: Seeds
     limit: int
 
-    def activations(self) -> Iterator[None]:
+    def activations(self) -> Iterator[float]:
         """Show the calibration set, forward only."""
         self.model.eval()
-        for batch in self._batches("calibration", self.limit):
+        for part in self._parts("calibration", self.limit):
+            if part.share == 0 and not is_fully_sharded(self.model):
+                continue
+            check_share(part)
             with torch.no_grad():
-                self.task.forward(self.model, batch)
-            yield
+                self.task.forward(self.model, part.batch)
+            yield part.share
 
-    def gradients(self) -> Iterator[None]:
+    def gradients(self) -> Iterator[float]:
         """Show training batches, as many as the calibration set has, with the gradients of their loss."""
         self.model.eval()
-        limit = self.limit or len(self.task.batches("calibration", 0, self.seeds))
-        for batch in self._batches("train", limit):
+        for part in self._training_parts():
             self.model.zero_grad(set_to_none=True)
             with torch.enable_grad():
-                self.task.loss(self.model, batch).backward()  # type: ignore[no-untyped-call]
-            yield
+                self._loss(part).backward()  # type: ignore[no-untyped-call]
+            sum_gradients(self.model.parameters())
+            yield part.share
         self.model.zero_grad(set_to_none=True)
 
     def losses(self) -> Iterator[Tensor]:
         """Yield the losses of the same batches with their graphs, for criteria that look at the whole network."""
         self.model.eval()
-        limit = self.limit or len(self.task.batches("calibration", 0, self.seeds))
-        for batch in self._batches("train", limit):
-            yield self.task.loss(self.model, batch)
+        return map(self._loss, self._training_parts())
+
+    def _training_parts(self) -> Iterator[Part]:
+        return self._parts("train", self.limit or len(self.task.batches("calibration", 0, self.seeds)))
+
+    def _loss(self, part: Part) -> Tensor:
+        check_share(part)
+        return _times(self.task.loss(self.model, part.batch), part.share)
 
     def calibration(self) -> Iterator[Any]:
-        """Yield the batches of the calibration set."""
-        return self._batches("calibration", self.limit)
+        """Yield the batches of the calibration set, whole ones on every rank."""
+        return self._read(self.task.batches("calibration", 0, self.seeds), self.limit)
 
     def forward(self, batch: Any) -> Any:
         """Run the model on one of them."""
@@ -181,7 +242,9 @@ class Shower:
         whole = Whole(self.model, self.losses, self.calibration, self.forward)
         return Evidence(self.activations, self.gradients, self.task.activations(network), whole, traces)
 
-    def _batches(self, split: Split, limit: int) -> Iterator[Any]:
-        source = self.task.batches(split, 0, self.seeds)
+    def _parts(self, split: Split, limit: int) -> Iterator[Part]:
+        return self._read(Parts(self.task, self.task.batches(split, 0, self.seeds)), limit)
+
+    def _read(self, source: Sequence[Any], limit: int) -> Iterator[Any]:
         for index in range(min(limit, len(source)) if limit else len(source)):
             yield self.hardware.move(source[index])

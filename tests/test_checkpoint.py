@@ -4,14 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from prunekit.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    newest_checkpoint,
-    random_state,
-    save_checkpoint,
-    set_random_state,
-)
+from prunekit.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
 from prunekit.errors import CheckpointError
 
 OPTIMIZERS = [
@@ -87,10 +80,3 @@ def test_a_safetensors_file_that_is_no_checkpoint_is_an_error(tmp_path, header):
     save_file({"w": torch.ones(1)}, tmp_path / "x.safetensors", metadata=header)
     with pytest.raises(CheckpointError, match=r"x\.safetensors"):
         load_checkpoint(tmp_path / "x.safetensors")
-
-
-def test_the_random_state_comes_back():
-    state = random_state()
-    first = torch.rand(3)
-    set_random_state(state)
-    assert torch.equal(torch.rand(3), first)

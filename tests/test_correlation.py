@@ -142,7 +142,7 @@ def test_a_bad_value_that_shows_late_still_names_the_layer():
 
     def show():
         network(torch.tensor([[1.0, float("nan"), 0.0]]))
-        yield
+        yield 1.0
 
     evidence = Evidence(show)
     with pytest.raises(DataError, match="layer '0': the inputs of a layer hold 1 of 3 values"):

@@ -6,7 +6,6 @@ import torch
 from safetensors.torch import load_file
 
 from prunekit.cli.run_table import print_result
-from prunekit.config import build_config
 from prunekit.engine import run
 from prunekit.errors import CheckpointError, DataError, TrainingError
 from prunekit.finding import parameter_name
@@ -14,6 +13,7 @@ from prunekit.markers import hookimpl
 from prunekit.masks import load_masks
 from prunekit.plugins import Source, make_manager
 from prunekit.preparation import prepare
+from prunekit.recipes import build_config
 from prunekit.registry import collect
 from prunekit.run_folder import RunFolder
 from prunekit.testing import ToyNetwork, ToyTask

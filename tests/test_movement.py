@@ -4,12 +4,12 @@ import torch
 import prunekit
 from prunekit.builtin.movement import Movement
 from prunekit.cli import main
-from prunekit.config import build_config
 from prunekit.errors import ConfigError, PluginError
 from prunekit.markers import hookimpl
 from prunekit.masks import load_masks
 from prunekit.plugins import Source, make_manager
 from prunekit.preparation import prepare
+from prunekit.recipes import build_config
 from prunekit.registry import collect
 from prunekit.seeds import Seeds
 from prunekit.testing import check_criterion

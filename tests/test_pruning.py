@@ -33,7 +33,7 @@ def gradients_of(model, batches):
         for batch in batches:
             model.zero_grad()
             model(batch).square().sum().backward()
-            yield
+            yield 1.0
 
     return show
 
@@ -210,7 +210,7 @@ def test_an_inplace_activation_does_not_spoil_the_outputs():
     def show():
         with torch.no_grad():
             model(batch)
-        yield
+        yield 1.0
 
     choose(model, MaskUpdate(0.0, {"0": 0.5}), criterion=make, evidence=Evidence(None, show, {"0": "1"}))
     assert torch.equal(made[0].seen[0].outputs, model[0](batch))
@@ -242,7 +242,7 @@ def test_growth_with_a_decaying_exchange_goes_on_in_any_scope(scope, criterion):
         for batch in batches:
             with torch.no_grad():
                 model(batch)
-            yield
+            yield 1.0
 
     evidence = Evidence(show, gradients_of(model, batches))
     for fraction in (0.0, 0.3, 0.2, 0.1, 0.02):
@@ -352,7 +352,7 @@ def test_batches_that_can_be_read_once_are_refused_for_a_second_pass():
         for batch in batches:
             with torch.no_grad():
                 model(batch)
-            yield
+            yield 1.0
 
     with pytest.raises(ConfigError, match="can be read only once"):
         choose(model, MaskUpdate(0.0, {"0": 0.5}), criterion=lambda: Correlation(memory=0), evidence=Evidence(show))
@@ -364,7 +364,7 @@ def test_data_a_criterion_cannot_use_names_the_layer():
     def show():
         with torch.no_grad():
             model(torch.full((4, 12), torch.nan))
-        yield
+        yield 1.0
 
     with pytest.raises(DataError, match="layer '0': "):
         choose(model, MaskUpdate(0.0, {"0": 0.5}), criterion=Correlation, evidence=Evidence(show))

@@ -10,7 +10,7 @@ from torch import Tensor
 from prunekit.criteria import Criterion, Need, Observation
 from prunekit.markers import hookimpl
 from prunekit.selection import Scope
-from prunekit.summing import add, batch_gradient, finite, position_slices, total
+from prunekit.summing import add, batch_gradient, finite, join, position_slices, total
 
 # Of the gradients of single samples, as many bytes are in memory at once, or one sample's where that has more.
 _BYTES = 2**26
@@ -48,9 +48,15 @@ class Fisher(Criterion):
         size = _batch_size(seen)
         if seen.output_gradient is None or size == 0:
             return
+        whole = round(size / seen.share)  # samples of the batch whose mean loss it is
         for squares in _squared_gradients(seen, seen.output_gradient, size):
-            self._squares = add(self._squares, squares.mul_(size**2))
+            self._squares = add(self._squares, squares.mul_(whole**2))
         self._samples += size if seen.call == 0 else 0
+
+    def end_pass(self) -> bool:
+        """Join the sums of all ranks."""
+        self._squares, self._samples = join(self._squares, self._samples)
+        return False
 
     def score(self, weight: Tensor, generator: torch.Generator) -> Tensor:
         """Return ``F * w^2 / 2`` over the number of samples: float64 ``[G, out, fan]``.

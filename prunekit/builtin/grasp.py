@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from prunekit.criteria import Criterion, NetworkCriterion, Scene
 from prunekit.errors import ConfigError, DataError
 from prunekit.markers import hookimpl
+from prunekit.ranks import sum_over_ranks
 from prunekit.summing import add
 
 
@@ -44,13 +45,15 @@ class Grasp(NetworkCriterion):
         with sdpa_kernel(SDPBackend.MATH):
             flow = _summed(_gradients(loss, weights) for loss in scene.losses())
             _check_reached(weights, flow)
+            for part in flow.values():
+                sum_over_ranks(part)
             for name, mask in scene.masks.items():
                 flow[name] *= scene.layers[name].from_matrix(mask)
             products = _summed(_products(loss, weights, flow) for loss in scene.losses())
         scores = {}
         for name, view in scene.layers.items():
             product = products.get(name, torch.zeros_like(flow[name]))
-            scores[name] = view.to_matrix(weights[name].detach() * product)
+            scores[name] = view.to_matrix(weights[name].detach() * sum_over_ranks(product))
             if not bool(scores[name].isfinite().all()):
                 raise DataError(f"layer {name!r}: the product of Hessian and gradient is not finite")
         return scores

@@ -12,7 +12,7 @@ from prunekit.errors import ConfigError, DataError, MaskError
 from prunekit.markers import hookimpl
 from prunekit.options import option
 from prunekit.selection import Blocks, NofM, Pattern, Quota, Scope, among, top_counts, unit_shares
-from prunekit.summing import add, total, unfolded
+from prunekit.summing import add, join, total, unfolded
 
 
 @attrs.define(eq=False)
@@ -64,6 +64,11 @@ class SparseGpt(Criterion):
         for inputs in unfolded(seen.layer, seen.inputs):
             self._products = add(self._products, inputs.mT @ inputs)
             self._samples += inputs.shape[1]
+
+    def end_pass(self) -> bool:
+        """Join the sums of all ranks."""
+        self._products, self._samples = join(self._products, self._samples)
+        return False
 
     def score(self, weight: Tensor, generator: torch.Generator) -> Tensor:
         """Return ``w^2 / C_cc^2`` of the weights before any repair, 0 for dead inputs: float64 ``[G, out, fan]``.

@@ -10,7 +10,7 @@ from torch import Tensor
 from prunekit.criteria import Criterion, Need, Observation
 from prunekit.markers import hookimpl
 from prunekit.selection import Scope
-from prunekit.summing import add, total, unfolded
+from prunekit.summing import add, join, total, unfolded
 
 
 @attrs.define(eq=False)
@@ -31,6 +31,11 @@ class Wanda(Criterion):
         """Add the squared inputs of a batch."""
         for inputs in unfolded(seen.layer, seen.inputs):
             self._squares = add(self._squares, inputs.square().sum(1))
+
+    def end_pass(self) -> bool:
+        """Join the sums of all ranks."""
+        self._squares, _ = join(self._squares)
+        return False
 
     def score(self, weight: Tensor, generator: torch.Generator) -> Tensor:
         """Return ``|w| * ||x||_2``: float64 ``[G, out, fan]``.

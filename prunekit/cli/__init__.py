@@ -5,19 +5,26 @@ else keeps its traceback. Modules of commands import only click when they load: 
 wait for torch.
 """
 
+import os
+import time
 from collections.abc import Sequence
 from importlib import import_module
 
 import click
 
-from prunekit.errors import PrunekitError
+from prunekit.errors import PrunekitError, RankError
+from prunekit.launched import launched
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
-
+# Of several processes the one that speaks first ends, and the launcher ends the others, within so many seconds. So an
+# error that all meet is told by the first rank, and that another one was lost by nobody who is not the last to speak.
+PRECEDENCE = 3
 
 # name -> module and function, and the line that help shows; a command's module loads when it is called.
 COMMANDS = {
+    "bench": ("bench", "bench", "Measure a pruned network: size, time, dense and sparse."),
+    "export": ("export", "export", "Write a pruned network for whoever runs it; proved first."),
     "list": ("list_plugins", "list_plugins", "List criteria, schedules and tasks."),
     "masks": ("masks", "masks", "Show, compare, combine and apply mask files."),
     "plan": ("plan", "plan", "Print layers and stages of a run; train nothing."),
@@ -36,6 +43,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
+        if cmd_name != "run" and launched():
+            raise click.UsageError(f"'prunekit {cmd_name}' works in one process; start it without torchrun", ctx)
         module, function, _ = COMMANDS[cmd_name]
         command: click.Command = getattr(import_module(f"prunekit.cli.{module}"), function)
         return command
@@ -54,10 +63,16 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code."""
     try:
+        if launched():
+            # From each rank, torch warns of what is as it should be, and of connections to a rank that has failed.
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         code: int | None = cli.main(arguments, prog_name="prunekit", standalone_mode=False)
     except click.UsageError as error:
         place = f"; see '{error.ctx.command_path} --help'" if error.ctx else ""
         return _fail(f"{error.format_message().rstrip('.')}{place}", USER_ERROR)
+    except RankError as error:
+        time.sleep(2 * PRECEDENCE)
+        return _fail(str(error), USER_ERROR)
     except (PrunekitError, click.ClickException) as error:
         return _fail(str(error), USER_ERROR)
     except click.Abort:
@@ -66,5 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(PRECEDENCE)
     click.echo(f"error: {' '.join(message.split())}", err=True)
     return code

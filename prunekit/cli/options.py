@@ -61,8 +61,8 @@ def read_config(
     Raises:
         ConfigError: the recipe or an option is wrong.
     """
-    from prunekit.config import build_config, read_recipe
     from prunekit.errors import ConfigError
+    from prunekit.recipes import build_config, read_recipe
 
     for name, value in {"recipe": recipe, "--data": data, "--out": flags.get("out")}.items():
         if value == "":

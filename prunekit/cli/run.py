@@ -21,26 +21,31 @@ def run(resume: str | None, force: bool, **flags: Any) -> None:
     from prunekit.engine import run as run_engine
     from prunekit.plugins import make_manager
     from prunekit.preparation import prepare
+    from prunekit.process_group import process_group
+    from prunekit.ranks import own_rank, text_from_first
     from prunekit.registry import collect
     from prunekit.run_folder import RunFolder
 
     config = _resumed_config(resume, force, flags) if resume is not None else read_config(**flags)
-    folder = RunFolder(_out(config) if resume is None else Path(resume))
-    manager = make_manager(config.no_plugins)
-    prepared = prepare(config, manager, collect(manager), resumed=resume is not None)
-    if resume is not None:
-        folder.check_resumable()
-    else:
-        folder.check(force=force)
-    finished = run_engine(config, prepared, manager.hook, folder, resume=resume is not None, force=force)
-    print_result(finished)
-    print_files(folder)
+    with process_group(config.device):
+        folder = RunFolder(Path(text_from_first(str(_out(config))) if resume is None else resume))
+        manager = make_manager(config.no_plugins)
+        prepared = prepare(config, manager, collect(manager), resumed=resume is not None)
+        if resume is not None:
+            folder.check_resumable()
+        elif own_rank() == 0:
+            folder.check(force=force)
+        finished = run_engine(config, prepared, manager.hook, folder, resume=resume is not None, force=force)
+        if own_rank() == 0:
+            print_result(finished)
+            print_files(folder)
 
 
 def _resumed_config(resume: str, force: bool, flags: dict[str, Any]) -> "RunConfig":
     """Return the configuration of the run in a folder; a changed one would not be that run any more."""
-    from prunekit.config import build_config, is_utf8, read_recipe
+    from prunekit.config import is_utf8
     from prunekit.errors import ConfigError
+    from prunekit.recipes import build_config, read_recipe
     from prunekit.run_folder import RunFolder
 
     if not resume or not is_utf8(resume):

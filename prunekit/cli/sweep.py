@@ -47,10 +47,10 @@ def sweep(
     import json
     from time import perf_counter
 
-    from prunekit.config import read_recipe
     from prunekit.files import make_writable_folder, write_atomically
     from prunekit.grid import chain, make_cells, read_sweep
     from prunekit.plugins import make_manager
+    from prunekit.recipes import read_recipe
     from prunekit.registry import collect
     from prunekit.run_folder import environment
     from prunekit.summary import check_metrics, summarise, to_json, to_markdown

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from prunekit.errors import CheckpointError
 from prunekit.files import write_atomically
 from prunekit.layers import LayerView, ViewOf
-from prunekit.mask_files import tool_name
+from prunekit.mask_files import tool
 from prunekit.plugins import make_manager
 from prunekit.plugins import view_of as views_of_plugins
 from prunekit.shrinking.norms import is_norm, resize_norm
@@ -53,6 +53,11 @@ def save_shrunk(path: str | os.PathLike[str], network: nn.Module, *, view_of: Vi
     Raises:
         CheckpointError: when the file cannot be written.
     """
+    write_atomically(path, encode_shrunk(network, view_of=view_of))
+
+
+def encode_shrunk(network: nn.Module, *, view_of: ViewOf | None = None) -> bytes:
+    """Return the bytes that ``save_shrunk`` writes."""
     views = _views(view_of)
     layers, norms = {}, {}
     for name, module in network.named_modules():
@@ -62,10 +67,10 @@ def save_shrunk(path: str | os.PathLike[str], network: nn.Module, *, view_of: Vi
             layers[name] = attrs.asdict(_Sizes(view.groups, view.outputs, view.fan_shape[0], has_bias))
         elif is_norm(module):
             norms[name] = len(module.get_buffer("running_mean"))
-    header = {"format": FORMAT, "tool": tool_name(), "layers": layers, "norms": norms}
+    header = {"format": FORMAT, "tool": tool(), "layers": layers, "norms": norms}
     # safetensors refuses tensors that share memory, such as tied weights.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
-    write_atomically(path, safetensors.torch.save(tensors, {METADATA: json.dumps(header, sort_keys=True)}))
+    return safetensors.torch.save(tensors, {METADATA: json.dumps(header, sort_keys=True)})
 
 
 def load_shrunk(network: nn.Module, path: str | os.PathLike[str], *, view_of: ViewOf | None = None) -> nn.Module:

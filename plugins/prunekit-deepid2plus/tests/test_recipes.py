@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from prunekit.config import build_config, read_recipe
 from prunekit.grid import Cell, chain, make_cells, read_sweep
 from prunekit.plugins import make_manager
 from prunekit.preparation import prepare
+from prunekit.recipes import build_config, read_recipe
 from prunekit.registry import collect
 
 EXAMPLES = Path(__file__).parents[3] / "examples"

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from prunekit.config import read_recipe
 from prunekit.grid import Cell, chain, make_cells, read_sweep
 from prunekit.plugins import make_manager
+from prunekit.recipes import read_recipe
 from prunekit.registry import collect
 
 EXAMPLES = Path(__file__).parents[3] / "examples"

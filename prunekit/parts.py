@@ -1,0 +1,69 @@
+"""The part of each batch that one of several processes works on. All parts together are the batch of one process.
+
+It must not know what is in a batch beyond its tensors, nor what is done with it.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from prunekit.errors import ConfigError
+
+
+class Part(NamedTuple):
+    """One rank's part of a batch.
+
+    Attributes:
+        batch: like the whole one, with fewer samples.
+        share: its weight in the loss of the whole batch; those of all ranks add up to 1. For a loss that is the mean
+            over samples: samples here / samples of all.
+    """
+
+    batch: Any
+    share: float
+
+
+def split_batch(batch: Any, rank: int, ranks: int) -> Part:
+    """Return a rank's part of a batch: a run of its samples, the first dimension of every tensor.
+
+    Numbers of samples differ by one at most. What is no tensor, or a single number, goes to all ranks.
+
+    Args:
+        batch: a tensor or nested tuples, lists, dicts of tensors.
+        rank: from 0.
+        ranks: how many there are.
+
+    Raises:
+        ConfigError: when tensors have different numbers of samples.
+    """
+    lengths = sorted({len(tensor) for tensor in _tensors(batch) if tensor.dim()})
+    if len(lengths) != 1:
+        raise ConfigError(
+            f"a batch has tensors with {lengths} in their first dimension, so nobody knows its samples; "
+            "say what a rank's part is: override Task.part"
+        )
+    samples = lengths[0]
+    first, last = samples * rank // ranks, samples * (rank + 1) // ranks
+    return Part(_cut(batch, slice(first, last)), (last - first) / samples if samples else 0.0)
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, dict):
+        yield from _tensors(list(batch.values()))
+    elif isinstance(batch, tuple | list):
+        for part in batch:
+            yield from _tensors(part)
+
+
+def _cut(batch: Any, samples: slice) -> Any:
+    if isinstance(batch, Tensor):
+        return batch[samples] if batch.dim() else batch
+    if isinstance(batch, dict):
+        return {key: _cut(part, samples) for key, part in batch.items()}
+    if isinstance(batch, tuple | list):
+        parts = [_cut(part, samples) for part in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    return batch

@@ -1,0 +1,66 @@
+"""The process group of a run that torchrun started: joined at the beginning, left at the end, also on errors.
+
+It must not know what the processes do together; that is for ``prunekit.ranks`` and the modules above it.
+"""
+
+import gc
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from torch import distributed
+
+from prunekit.errors import ConfigError, RankError
+from prunekit.hardware import pick_device
+from prunekit.launched import launched
+
+# The first rank evaluates and writes while the others wait. One that dies ends the others at once, by the launcher.
+_PATIENCE = timedelta(hours=2)
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[None]:
+    """Be one of the processes that a launcher started, if one did; without a launcher, do nothing.
+
+    On GPUs NCCL joins what is on them, and gloo what is not; on the CPU gloo does it all.
+
+    Args:
+        device: the run's device, as the user named it.
+
+    Raises:
+        ConfigError: a device that several processes cannot train on together, or a rank that has no GPU.
+        RankError: from inside, when another rank has ended.
+    """
+    here = launched()
+    if here is None:
+        yield
+        return
+    chosen = pick_device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    elif chosen.type != "cpu":
+        raise ConfigError(f"device {device!r} is for one process, and there are {here.ranks}; use cuda or cpu")
+    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, rank=here.rank, world_size=here.ranks, timeout=_PATIENCE)
+    try:
+        yield
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        if not _is_loss(error):
+            raise
+        raise RankError(
+            f"rank {here.rank} of {here.ranks} has lost another one, which has ended or cannot be reached; "
+            "what that one said is the cause; go on with --resume"
+        ) from error
+    finally:
+        distributed.destroy_process_group()
+        # What averages gradients is held by cycles, and by the frames of an error. If it lives to the end of Python, its
+        # threads may abort the process there.
+        gc.collect()
+
+
+def _is_loss(error: BaseException) -> bool:
+    # Gloo has no error of its own; its messages begin with the place in its sources.
+    return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
