@@ -45,7 +45,7 @@ def networks(draw):
     inputs = channels
     for _ in range(draw(st.integers(1, 4))):
         kind = draw(st.sampled_from(("conv", "conv", "residual", "pool")))
-        if kind == "conv":
+        if kind == "conv" and size >= 3:
             groups = draw(st.sampled_from([g for g in (1, 2, channels) if channels % g == 0]))
             kernel, outputs = draw(st.sampled_from((1, 2, 3))), groups * draw(st.integers(1, 4))
             padding = draw(st.integers(0, min(kernel - 1, 1)))

@@ -5,6 +5,7 @@ from transformers.pytorch_utils import Conv1D
 
 import prunekit
 from prunekit.builtin.transformers_layers import prunekit_layer_view
+from prunekit.shrinking import shrink
 
 
 def test_a_transposed_layer_is_pruned_like_the_linear_layer_it_is():
@@ -44,3 +45,14 @@ def test_zeros_of_a_gpt_2_stay_in_training_and_through_a_file(tmp_path):
             optimizer.zero_grad()
             for name, mask in masks.tensors.items():
                 assert torch.equal(model.get_parameter(name) != 0, mask)
+
+
+def test_transposed_layers_shrink_like_linear_ones():
+    torch.manual_seed(0)
+    network = nn.Sequential(Conv1D(6, 8), nn.ReLU(), Conv1D(3, 6)).double().requires_grad_(requires_grad=False)
+    network[0].weight[:, :2] = 0
+    network[0].bias[:2] = 1
+    inputs = torch.randn(4, 5, 8, dtype=torch.float64)
+    shrunk = shrink(network, inputs)
+    assert shrunk.network[0].weight.shape == (8, 4)
+    torch.testing.assert_close(shrunk.network(inputs), network(inputs))
