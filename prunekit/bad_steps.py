@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.ranks import sum_over_ranks
+from prunekit.sharding import own_part
 
 
 class BadSteps:
@@ -39,9 +40,9 @@ class BadSteps:
         """
         total = torch.stack(list(losses)).sum()
         if not scaled:
-            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            largest = nn.utils.get_total_norm([gradient for gradient in gradients if gradient.numel()], inf)
-            total = total + getattr(largest, "full_tensor", lambda: largest)()  # of a sharded model, each has a part
+            # Of a sharded model, each rank has a part, which may be empty.
+            gradients = [own_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
+            total = total + nn.utils.get_total_norm([gradient for gradient in gradients if gradient.numel()], inf)
         return bool(sum_over_ranks((~total.isfinite()).float()) > 0)
 
 

@@ -27,8 +27,6 @@ def serve(rank, count, folder):
     warnings.simplefilter("error")
     # torch's word of caution about changing in place what a sharded module returns; nothing here does.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    # It is the only one that has gradients and is public.
-    warnings.filterwarnings("ignore", message="torch.distributed.nn.functional.all_reduce is deprecated")
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count)
     with Client(f"{folder}/rank{rank}") as line:
         while True:

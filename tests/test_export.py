@@ -17,7 +17,7 @@ from torch import nn
 
 import prunekit
 from prunekit.cli import main
-from prunekit.errors import CheckpointError, ConfigError, ExportError
+from prunekit.errors import CheckpointError, ConfigError, ExportError, PrunekitError
 from prunekit.export import MODULES
 from prunekit.export.formats import Encoded, Format
 from prunekit.export.writing import difference, export, find_format
@@ -60,6 +60,9 @@ class Fixed(nn.Module):
 
     def forward(self, values):
         return self.linear(values).reshape(len(values), 2, 2)[:2 if len(values) == 2 else len(values)]
+
+def normed():
+    return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 8)), nn.Linear(8, 3))
 
 def brain():
     return nn.Linear(4, 4, dtype=torch.bfloat16)
@@ -308,6 +311,24 @@ def test_without_its_packages_onnx_names_the_extra(pruned, monkeypatch, package)
     with pytest.raises(ConfigError, match=rf"needs the package {package}, .*pip install 'prunekit\[onnx\]'"):
         export(pruned, "onnx", "out.onnx")
     assert not Path("out.onnx").exists()
+
+
+@pytest.mark.parametrize("to", ["dense", "torch-export", "onnx"])
+def test_a_weight_that_is_computed_is_exported_where_its_value_is_wanted(code, to):
+    assert export(normed(code), to, "out.pt2").error < 1e-5
+
+
+@pytest.mark.parametrize("to", ["sparse", "csr", "shrunk"])
+def test_a_weight_that_is_computed_is_refused_where_its_zeros_are_wanted(code, to):
+    with pytest.raises(PrunekitError, match="remove_parametrizations"):
+        export(normed(code), to, "out.safetensors")
+
+
+def normed(code):
+    mask = torch.ones(8, 6, dtype=torch.bool)
+    mask[:, ::2] = False
+    Masks({"0.weight": mask}).save("m.safetensors")
+    return open_pruned(code + "normed", masks="m.safetensors", inputs=["6"])
 
 
 def test_a_network_in_bfloat16_is_exported_but_not_to_onnx(code):

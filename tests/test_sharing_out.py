@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import attrs
@@ -10,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from prunekit import cli
 from prunekit.engine import run
 from prunekit.errors import CheckpointError, ConfigError
 from prunekit.markers import hookimpl
@@ -205,3 +208,37 @@ def save_into_a_file(folder):
     (Path(folder) / "file").touch()
     with pytest.raises(CheckpointError, match=r"cannot write .*stage-000-step-00000001\.sharded"):
         save_sharded(Path(folder) / "file", Checkpoint(0, 1, {"model": {"a": torch.ones(2)}}, None, {}))
+
+
+VIT = ["--task", "images", "-o", "task.network=vit", "-o", "task.width=16", "-o", "task.blocks=2"]
+FACES = [
+    "--task",
+    "deepid2plus",
+    "--precision",
+    "fp32",
+]  # else for channels last and bf16, and so it is told one process
+
+
+def command(options, out, steps):
+    budgets = [f"training.budget={steps} steps", "training.retraining=1 steps", "training.parallel=fsdp"]
+    return ["run", *options, "--criterion", "correlation", "--out", str(out), *(f"-o{budget}" for budget in budgets)]
+
+
+def main_in_each(options, out):
+    assert cli.main(command(options, out, 1)) == 0
+
+
+def test_the_command_shares_out_the_default_network(two_ranks, tmp_path):
+    two_ranks.run(main_in_each, FACES, str(tmp_path / "together"))
+    assert cli.main(command(FACES, tmp_path / "alone", 1)) == 0
+    assert_same(tmp_path / "alone", tmp_path / "together", tolerance=1e-3)
+
+
+def test_torchrun_shares_out_a_transformer(tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    together = [*torchrun, "-m", "prunekit", *command(VIT, tmp_path / "together", 4)]
+    done = subprocess.run(together, capture_output=True, text=True, check=False)  # noqa: S603 - our own command
+    assert done.returncode == 0, done.stderr
+    assert "2 stages in" in done.stdout
+    assert cli.main(command(VIT, tmp_path / "alone", 4)) == 0
+    assert_same(tmp_path / "alone", tmp_path / "together")
