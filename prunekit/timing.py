@@ -18,6 +18,9 @@ cache, as in a server that runs nothing else."""
 _SHORTEST = 1e-6
 """Seconds below which nothing is estimated: such a call is none."""
 
+_FIRST = 3
+"""Calls of each that warm up, and tell how many there are to be."""
+
 _LEAST_TURNS = 5
 """With fewer, quartiles mean nothing."""
 
@@ -73,9 +76,10 @@ def interleaved(calls: Mapping[str, Callable[[], object]], seconds: float) -> di
 
     Args:
         calls: what to call, by name; on a device that works on its own, each waits until that has finished.
-        seconds: for all together, the first two calls of each left out, which warm up and tell how many will do.
+        seconds: for all together, beside the first three calls of each, which are not counted.
     """
-    first = {name: times[0][0] for name, times in take_turns(calls, dict.fromkeys(calls, 1), 1, warmup=1).items()}
+    # The first call after another form's waits for threads that sleep or serve that form; those behind it tell more.
+    first = {name: min(times[0]) for name, times in take_turns(calls, dict.fromkeys(calls, _FIRST), 1).items()}
     repeats = {name: max(1, math.ceil(_TURN / max(taken, _SHORTEST))) for name, taken in first.items()}
     turn = sum(repeats[name] * max(taken, _SHORTEST) for name, taken in first.items())
     turns = max(_LEAST_TURNS, int(seconds / turn))

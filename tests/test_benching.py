@@ -9,7 +9,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 from prunekit.accounting import Account, LayerCount
 from prunekit.benching import running
-from prunekit.benching.advice import advise
+from prunekit.benching.advice import advise, doubts
 from prunekit.benching.crossover import LEAST, crossover, layer_crossover
 from prunekit.benching.forms import Form, cpu_forms
 from prunekit.benching.records import Comparison, FormResult, LayerResult
@@ -249,3 +249,12 @@ def test_without_any_form_and_with_attention_that_is_said():
         "75% of the multiply-adds are products of activations (attention), which no mask changes",
     )
     assert "--pattern units" in lines[2]
+
+
+def test_times_that_spread_widely_are_doubted():
+    steady, wide = Latency(1.0, 0.9, 1.2, 9, ()), Latency(1.0, 0.9, 1.4, 9, ())
+    forms = [FormResult(name, 1, 1, {1: steady, 8: latency}, {}) for name, latency in (("a", steady), ("b", wide))]
+    assert doubts(Comparison("here", tuple(forms[:1]))) == ()
+    assert doubts(Comparison("here", tuple(forms))) == (
+        "times spread widely at batch 8: something else ran; measure again on a quiet machine",
+    )

@@ -15,8 +15,26 @@ _ASKED = 3
 _TELLING = 0.5
 """A part of all time, or of all multiply-adds, that is worth a line."""
 
+_STEADY = 1.5
+"""Upper / lower quartile of a machine that does nothing else; most are below 1.2."""
+
 Crossover = Callable[[str, int], float | None]
 """Layer, batch size -> density below which it gains; ``None``: none that was tried."""
+
+
+def doubts(comparison: Comparison) -> tuple[str, ...]:
+    """Return a line that says where times spread so widely that they say little; nothing where they do not."""
+    sizes = sorted(
+        {
+            size
+            for form in comparison.forms
+            for size, latency in form.latencies.items()
+            if latency.upper > _STEADY * latency.lower
+        }
+    )
+    if not sizes:
+        return ()
+    return (f"times spread widely at batch {_and(sizes)}: something else ran; measure again on a quiet machine",)
 
 
 def advise(

@@ -81,7 +81,7 @@ class Bench:
         masks: bytes of the mask file.
         comparisons: one for each device.
         layers: masked layers, as measured on the CPU.
-        advice: where nothing is gained: a line that says so, and what would gain.
+        advice: lines that say where times are worth little, where nothing is gained, and what would gain.
     """
 
     title: str

@@ -3,6 +3,7 @@
 import contextlib
 import platform
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.accounting import account
-from prunekit.benching.advice import advise
+from prunekit.benching.advice import advise, doubts
 from prunekit.benching.crossover import layer_crossover
 from prunekit.benching.forms import HALF, Forms, cpu_forms, cuda_forms
 from prunekit.benching.records import DENSE, Bench, Comparison, FormResult
@@ -75,7 +76,10 @@ def bench(pruned: Pruned, batch_sizes: Sequence[int] = BATCH_SIZES, say: Say = l
         masks=len(encode_masks(pruned.masks.tensors, pruned.masks.info)),
         comparisons=tuple(comparisons),
         layers=forms.layers,
-        advice=advise(found, comparisons[0], forms.layers, crossover),
+        advice=(
+            *chain.from_iterable(map(doubts, comparisons)),
+            *advise(found, comparisons[0], forms.layers, crossover),
+        ),
     )
 
 
