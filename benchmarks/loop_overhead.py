@@ -1,59 +1,80 @@
 """What the engine adds to training: epochs of a real run and of a bare loop of the same model and data, in turns.
 
 The bare loop is dense, sets no rates, reads no losses and tells nobody; arithmetic, memory order, clipping and batches
-are those of the run. ``python benchmarks/loop_overhead.py --help`` says how to measure other networks and devices.
+are those of the run, and everything else in the run counts as its own: events, progress, the metric log.
 """
 
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
-import click
 import torch
 from measuring import Row
-from torch import nn
+from prunekit_deepid2plus.task import DeepID2Plus
+from torch import Tensor, nn
 
-from prunekit import Masks, events, hookimpl
+from prunekit import Masks, Seeds, events, hookimpl
 from prunekit.engine import run
 from prunekit.finding import parameter_name
 from prunekit.hardware import Hardware
+from prunekit.optimizers import fuse
 from prunekit.plugins import Source, make_manager
 from prunekit.preparation import Prepared, prepare
 from prunekit.recipes import build_config
 from prunekit.registry import collect
 from prunekit.run_folder import RunFolder
-from prunekit.seeds import Seeds
 from prunekit.tasks import Split
-from prunekit_deepid2plus.task import DeepID2Plus
 
 DENSITY = 0.1
 TARGET = 1.02
 MASKED_TARGET = 1.03
-# Where memory happens to lie moves one and the same step by a tenth and more: best median of fresh models.
-ROUNDS = 3
-_RECIPE = {"criterion": {"name": "magnitude"}, "schedule": {"name": "one-shot"}, "density": DENSITY}
-NETWORKS: Mapping[str, tuple[Mapping[str, Any], int]] = {
-    "toy": ({"task": {"name": "prunekit.testing:ToyTask"}}, 60),
-    "lenet": ({"task": {"name": "images"}}, 8),
-    "resnet": ({"task": {"name": "images", "network": "resnet"}}, 4),
-    "vit": ({"task": {"name": "images", "network": "vit"}}, 4),
-    "tiny": ({"task": {"name": "deepid2plus"}}, 6),
-    "paper": ({"task": {"name": f"{__file__}:PaperNetwork", "preset": "paper"}}, 5),
+RECIPE: Mapping[str, Any] = {
+    "criterion": {"name": "magnitude"},
+    "schedule": {"name": "one-shot"},
+    "density": DENSITY,
 }
 
 
 class PaperNetwork(DeepID2Plus):
-    """The network of the paper with its batches, one in an epoch: that takes long enough."""
+    """The network of the paper and its batches, of which the first make an epoch; they are made once."""
 
     name = "paper-network"
+    count: ClassVar = 1  # on a processor a step takes seconds
 
-    def batches(self, split, epoch, seeds):
-        batches = super().batches(split, epoch, seeds)
-        return [batches[0]]
+    def batches(self, split: Split, epoch: int, seeds: Seeds) -> Sequence[tuple[Tensor, Tensor]]:
+        """Return the first batches."""
+        return self._first
+
+    @cached_property
+    def _first(self) -> list[tuple[Tensor, Tensor]]:
+        batches = super().batches("train", 0, Seeds(0))
+        return [batches[index] for index in range(self.count)]
+
+
+@attrs.frozen
+class Network:
+    """What is trained, for how many epochs, and how often anew.
+
+    Where memory happens to lie moves one and the same step by a tenth and more: the best median of fresh models counts.
+    """
+
+    task: Mapping[str, Any]
+    epochs: int
+    rounds: int = 3
+
+
+NETWORKS: Mapping[str, Network] = {
+    "the paper's network, batch 255": Network({"name": f"{__file__}:PaperNetwork", "preset": "paper"}, 4, rounds=1),
+    "the embedded default, batch 126": Network({"name": "deepid2plus"}, 5),
+    "a small ViT on 8 x 8 digits": Network({"name": "images", "network": "vit"}, 8),
+    "a small ResNet on 8 x 8 digits": Network({"name": "images", "network": "resnet"}, 16),
+    "LeNet-300-100 on 8 x 8 digits": Network({"name": "images"}, 40),
+}
 
 
 class BareLoop:
@@ -65,6 +86,8 @@ class BareLoop:
         self.hardware = Hardware.of(device, prepared.training)
         model = self.hardware.place(prepared.build_model("initial weights"))
         self.optimizer = self.task.optimizer(model)
+        if self.settings.fused:
+            fuse(self.optimizer)
         self.scaler = self.hardware.scaler()
         self.model: nn.Module = self.hardware.callable(model).train()
 
@@ -105,7 +128,7 @@ class Turns:
         """Begin to count."""
         self._since = time.perf_counter()
 
-    @hookimpl(trylast=True)  # the other plugins' part of an epoch is ours
+    @hookimpl(trylast=True)  # the other plugins' part of an epoch is the run's
     def prunekit_epoch_finished(self, event: events.EpochFinished) -> None:
         """Note the time, and let the other one take its epoch."""
         ended = time.perf_counter()
@@ -117,17 +140,25 @@ class Turns:
         self.theirs.append((self._since - ended) / len(batches) * 1e3)
 
 
-def measure(recipe: Mapping[str, Any], epochs: int, *, masked: bool, device: str = "cpu") -> tuple[float, float]:
+def measure(
+    task: Mapping[str, Any],
+    epochs: int,
+    *,
+    masked: bool,
+    device: str = "cpu",
+    settings: Mapping[str, Any] | None = None,
+) -> tuple[float, float]:
     """Return the median ms of a step, of the run and of the bare loop, without their first epoch.
 
     Args:
-        recipe: what is trained.
+        task: what is trained, as in a recipe.
         epochs: of the run.
         masked: whether masks of density 0.1 are held on all layers in the run.
         device: where.
+        settings: of the training, of both.
     """
     lengths = {"budget": f"{epochs} epochs", "retraining": f"{epochs} epochs"}
-    recipe = {**_RECIPE, **recipe, "device": device, "training": {**recipe.get("training", {}), **lengths}}
+    recipe = {**RECIPE, "task": task, "device": device, "training": {**(settings or {}), **lengths}}
     manager = make_manager()
     prepared = prepare(build_config(recipe), manager, collect(manager))
     turns = Turns(BareLoop(prepared, device))
@@ -152,30 +183,8 @@ def _random_masks(prepared: Prepared, folder: Path) -> str:
 
 def rows() -> Iterator[Row]:
     """Measure all networks, dense and masked."""
-    for what, (recipe, epochs) in NETWORKS.items():
+    for what, network in NETWORKS.items():
         for masked, target in ((False, TARGET), (True, MASKED_TARGET)):
-            rounds = [measure(recipe, epochs, masked=masked) for _ in range(ROUNDS)]
+            rounds = [measure(network.task, network.epochs, masked=masked) for _ in range(network.rounds)]
             ours, theirs = (min(times) for times in zip(*rounds, strict=True))
-            yield Row(f"{what}, {'masked' if masked else 'dense'}", ours, "bare loop, dense", theirs, target)
-
-
-@click.command()
-@click.argument("names", nargs=-1, type=click.Choice(list(NETWORKS)))
-@click.option("--threads", default=2)
-@click.option("--rounds", default=1)
-@click.option("--ways", default="01")
-def main(names, threads, rounds, ways):
-    torch.set_num_threads(threads)
-    for name in names or NETWORKS:
-        recipe, epochs = NETWORKS[name]
-        for masked in map(int, ways):
-            for _ in range(rounds):
-                ours, theirs = measure(recipe, epochs, masked=masked)
-                print(
-                    f"{name:28} {'masked' if masked else 'dense':7} {ours:9.3f} {theirs:9.3f} {ours / theirs:.4f}",
-                    flush=True,
-                )
-
-
-if __name__ == "__main__":
-    main()
+            yield Row(f"a step of {what}{', masked' if masked else ''}", ours, "bare loop, dense", theirs, target)

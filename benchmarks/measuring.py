@@ -1,10 +1,12 @@
 """What the benchmarks share: taking turns, medians, one row of the table. Timings are compared within one run only."""
 
+import itertools
 import statistics
-import time
 from collections.abc import Callable, Mapping
 
 import attrs
+
+from prunekit.timing import take_turns
 
 
 @attrs.frozen
@@ -42,11 +44,5 @@ class Row:
 
 def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, float]:
     """Return the median ms of each call; they take turns, so that a drift of the machine hits all alike."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(warmup + repeats):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            if turn >= warmup:
-                times[name].append((time.perf_counter() - began) * 1e3)
-    return {name: statistics.median(values) for name, values in times.items()}
+    times = take_turns(calls, dict.fromkeys(calls, 1), repeats, warmup)
+    return {name: statistics.median(itertools.chain(*turns)) * 1e3 for name, turns in times.items()}

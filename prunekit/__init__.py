@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from prunekit.errors import CheckpointError as CheckpointError
     from prunekit.errors import ConfigError as ConfigError
     from prunekit.errors import DataError as DataError
+    from prunekit.errors import ExportError as ExportError
     from prunekit.errors import MaskError as MaskError
     from prunekit.errors import PluginError as PluginError
     from prunekit.errors import PrunekitError as PrunekitError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from prunekit.masks import load_masks as load_masks
     from prunekit.options import option as option
     from prunekit.own_loop import select as select
+    from prunekit.pruned import open_pruned as open_pruned
     from prunekit.schedules import Budget as Budget
     from prunekit.schedules import Grow as Grow
     from prunekit.schedules import MaskUpdate as MaskUpdate
@@ -38,6 +40,13 @@ if TYPE_CHECKING:
     from prunekit.selection import NofM as NofM
     from prunekit.selection import Quota as Quota
     from prunekit.selection import Units as Units
+    from prunekit.semi_structured import load_semi_structured as load_semi_structured
+    from prunekit.shrinking import load_shrunk as load_shrunk
+    from prunekit.shrinking import save_shrunk as save_shrunk
+    from prunekit.shrinking.shrink import shrink as shrink
+    from prunekit.sparse import load_csr as load_csr
+    from prunekit.sparse import run_sparse as run_sparse
+    from prunekit.sparse import save_csr as save_csr
     from prunekit.sparse_checkpoints import load_weights as load_weights
     from prunekit.sparse_checkpoints import save_sparse as save_sparse
     from prunekit.tasks import Evaluation as Evaluation
@@ -50,6 +59,7 @@ _MODULES = {
         "CheckpointError",
         "ConfigError",
         "DataError",
+        "ExportError",
         "MaskError",
         "PluginError",
         "PrunekitError",
@@ -60,9 +70,13 @@ _MODULES = {
     "masks": ("Masks", "load_masks"),
     "options": ("option",),
     "own_loop": ("select",),
+    "pruned": ("open_pruned",),
     "schedules": ("Budget", "Grow", "MaskUpdate", "Plan", "PlanRequest", "Schedule", "Stage", "Start"),
     "seeds": ("Seeds",),
     "selection": ("Blocks", "NofM", "Quota", "Units"),
+    "semi_structured": ("load_semi_structured",),
+    "shrinking": ("load_shrunk", "save_shrunk", "shrink"),
+    "sparse": ("load_csr", "run_sparse", "save_csr"),
     "sparse_checkpoints": ("load_weights", "save_sparse"),
     "tasks": ("Evaluation", "Task", "Training"),
 }

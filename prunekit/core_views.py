@@ -4,7 +4,8 @@ This module must not know where in a network they are, nor what is pruned.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,11 @@ class LinearView(LayerView):
     """``nn.Linear``: one group, one position; all leading dimensions (tokens too) are samples."""
 
     kind = "linear"
+    module: nn.Linear
 
     def __init__(self, module: nn.Linear) -> None:
         super().__init__(module, 1, module.out_features, (module.in_features,))
+        self.channel_axis = -1 if type(module).forward is nn.Linear.forward else None
 
     def positions(self, inputs: Tensor) -> int:
         return 1
@@ -30,6 +33,10 @@ class LinearView(LayerView):
 
     def outputs_at(self, outputs: Tensor, positions: slice) -> Tensor:
         return outputs.reshape(1, 1, -1, self.outputs)
+
+    def resize(self, groups: int, outputs: int, channels: int, *, bias: bool) -> None:
+        self.module.in_features, self.module.out_features = channels, outputs
+        self.renew((outputs, channels), (outputs,) if bias else None)
 
 
 class ConvolutionView(LayerView):
@@ -44,6 +51,18 @@ class ConvolutionView(LayerView):
     def __init__(self, module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> None:
         fan_shape = (module.in_channels // module.groups, *module.kernel_size)
         super().__init__(module, module.groups, module.out_channels // module.groups, fan_shape)
+        known = type(module).forward in {nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward}
+        self.channel_axis = -len(fan_shape) if known else None
+
+    @property
+    def pads(self) -> bool:
+        return self.module.padding_mode == "zeros" and any(map(sum, self._margins()))
+
+    def resize(self, groups: int, outputs: int, channels: int, *, bias: bool) -> None:
+        module = self.module
+        module.groups, module.in_channels, module.out_channels = groups, groups * channels, groups * outputs
+        shape = (module.out_channels, channels, *module.kernel_size)
+        self.renew(shape, (module.out_channels,) if bias else None)
 
     def _batched(self, images: Tensor) -> Tensor:
         return images if images.dim() == len(self.module.kernel_size) + 2 else images.unsqueeze(0)
@@ -147,6 +166,17 @@ class AttentionView(LayerView):
         groups = 3 if part == "in_proj" else 1
         rows, columns = module.get_parameter(parameter).shape
         super().__init__(module, groups, rows // groups, (columns,))
+
+    def uses(self, inputs: Mapping[str, Any], outputs: Any) -> tuple[int, ...]:
+        """Return the tokens that are projected; those of query, key and value where the three are packed."""
+        sources = {
+            "in_proj": ("query", "key", "value"),
+            "q_proj": ("query",),
+            "k_proj": ("key",),
+            "v_proj": ("value",),
+            "out_proj": ("query",),
+        }
+        return tuple(math.prod(inputs[source].shape[:-1]) for source in sources[self.part])
 
     def positions(self, inputs: Tensor) -> int:
         raise NotImplementedError

@@ -23,6 +23,7 @@ from prunekit.files import write_atomically
 from prunekit.fully_sharded import is_fully_sharded
 from prunekit.hardware import Hardware
 from prunekit.interruption import Interruption
+from prunekit.optimizers import fuse
 from prunekit.parallel import parallel
 from prunekit.preparation import Prepared
 from prunekit.random_state import seed_all
@@ -77,7 +78,8 @@ def run(
     if own_rank() > 0:
         hook = _nobody()
     try:
-        return _run(state, hook, resume=resume, force=force, source=source, last=last)
+        with hardware.products():
+            return _run(state, hook, resume=resume, force=force, source=source, last=last)
     except BaseException as error:
         told = in_words(error, state)
         add_way_on(told, folder)
@@ -206,14 +208,10 @@ def _run_stage(training: StageTraining, called: nn.Module, checkpoint: Checkpoin
 
 def _loop(state: RunState, called: nn.Module) -> Loop:
     prepared, hardware = state.prepared, state.hardware
-    return Loop(
-        prepared.task,
-        called,
-        prepared.task.optimizer(prepared.model),
-        hardware.scaler(),
-        prepared.training,
-        hardware,
-    )
+    optimizer = prepared.task.optimizer(prepared.model)
+    if prepared.training.fused:
+        fuse(optimizer)
+    return Loop(prepared.task, called, optimizer, hardware.scaler(), prepared.training, hardware)
 
 
 def _measure(state: RunState, index: int, stage: Stage) -> events.StageFinished:

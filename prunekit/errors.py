@@ -27,6 +27,10 @@ class CheckpointError(PrunekitError):
     """A checkpoint or a run folder cannot be read, written or continued."""
 
 
+class ExportError(PrunekitError):
+    """A network cannot be written in some format, or what was written gives other outputs."""
+
+
 class TrainingError(PrunekitError):
     """Training cannot go on, for example because the loss is no longer a number."""
 

@@ -70,9 +70,9 @@ def _explained(error: BaseException, state: RunState, loop: Loop | None) -> Prun
         return TrainingError(_out_of_memory(state, loop))
     workers = state.prepared.training.workers
     if workers and _is_of_dead_worker(error):
+        how = " ".join(text.split()).rstrip(". ") or "it is gone"
         return TrainingError(
-            f"a data worker died ({' '.join(text.split()).rstrip('. ')}), perhaps for lack of memory; try fewer (-o "
-            f"training.workers={workers // 2})"
+            f"a data worker died ({how}), perhaps for lack of memory; try fewer (-o training.workers={workers // 2})"
         )
     return None
 

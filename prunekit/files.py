@@ -43,12 +43,17 @@ def refusal(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError(f"cannot write {path}: {error.strerror or error}; {next_step}")
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes | Callable[[BinaryIO], object]) -> None:
+def write_atomically(
+    path: str | os.PathLike[str],
+    data: bytes | Callable[[BinaryIO], object],
+    check: Callable[[Path], object] | None = None,
+) -> None:
     """Write a file whole or not at all; what stood there before stays until the new file is complete.
 
     Args:
         path: the file to write; its folder must exist.
         data: the bytes, or a function that writes them into the open file it is given.
+        check: is given the complete file, under another name, before it takes its place; raises where it is no good.
 
     Raises:
         CheckpointError: when the file system refuses: no permission, no space, no such folder.
@@ -64,6 +69,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | Callable[[Binar
                     file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            if check is not None:
+                check(temporary)
             temporary.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):

@@ -3,7 +3,7 @@
 This module knows names and modules; it must not know what a view makes of a layer.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -16,6 +16,14 @@ from prunekit.errors import ConfigError, nearest
 from prunekit.layers import LayerView, ViewOf
 
 
+def all_views(network: nn.Module, view_of: ViewOf = core_view) -> Iterator[tuple[str, LayerView]]:
+    """Yield every weight of a network that can be pruned with the name of its layer, shared weights at each module."""
+    for name, module in network.named_modules():
+        found = view_of(module)
+        for view in () if found is None else (found,) if isinstance(found, LayerView) else found:
+            yield ".".join(filter(None, (name, view.part))), view
+
+
 def find_layers(network: nn.Module, view_of: ViewOf = core_view) -> dict[str, LayerView]:
     """Return the prunable layers of a network by module name, in the order of the modules.
 
@@ -25,15 +33,12 @@ def find_layers(network: nn.Module, view_of: ViewOf = core_view) -> dict[str, La
     """
     layers: dict[str, LayerView] = {}
     known: set[int] = set()
-    for name, module in network.named_modules():
-        found = view_of(module)
-        views = [] if found is None else [found] if isinstance(found, LayerView) else found
-        for view in views:
-            # What is no parameter is made anew at each look, and looking may change it (spectral norm).
-            weight = _parameter(view)
-            if weight is None or id(weight) not in known:
-                known.add(id(weight))
-                layers[".".join(filter(None, (name, view.part)))] = view
+    for name, view in all_views(network, view_of):
+        # What is no parameter is made anew at each look, and looking may change it (spectral norm).
+        weight = parameter_of(view)
+        if weight is None or id(weight) not in known:
+            known.add(id(weight))
+            layers[name] = view
     return layers
 
 
@@ -56,7 +61,7 @@ def check_layers(layers: Mapping[str, LayerView], *, observed: bool, computed: b
             (weight norm, ``torch.nn.utils.prune``), or a layer whose inputs cannot be observed; names the layer.
     """
     for name, view in layers.items():
-        weight = _parameter(view)
+        weight = parameter_of(view)
         if weight is None and computed and carrier(view.module, view.parameter):
             continue
         if weight is None:
@@ -73,7 +78,7 @@ def check_layers(layers: Mapping[str, LayerView], *, observed: bool, computed: b
             )
 
 
-def _parameter(view: LayerView) -> nn.Parameter | None:
+def parameter_of(view: LayerView) -> nn.Parameter | None:
     """Return the parameter that is a view's weight; ``None`` where the weight is made of others."""
     return dict(view.module.named_parameters(remove_duplicate=False)).get(view.parameter)
 

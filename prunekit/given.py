@@ -4,6 +4,7 @@ This module must not know plans or training.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import attrs
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ def read_given(config: RunConfig, network: nn.Module, views: Mapping[str, LayerV
     masks = {} if config.masks is None else _masks(config.masks, network, views)
     weights = None if config.weights is None else load_weights(config.weights)
     if weights is not None:
-        _check_weights(weights, network, config.weights)
+        check_weights(weights, network, config.weights, "give the model.safetensors of a run of this task")
     return Given(masks, weights)
 
 
@@ -68,7 +69,18 @@ def _masks(path: str, network: nn.Module, views: Mapping[str, LayerView]) -> dic
     return {layers[id(parameter)]: mask for parameter, mask in matched.values()}
 
 
-def _check_weights(weights: Mapping[str, Tensor], network: nn.Module, path: str | None) -> None:
+def check_weights(weights: Mapping[str, Tensor], network: nn.Module, path: str | Path | None, advice: str) -> None:
+    """Refuse a state dict that is not that of a network.
+
+    Args:
+        weights: the state dict.
+        network: what it is for; it may be on the device "meta".
+        path: where it came from.
+        advice: the next step.
+
+    Raises:
+        CheckpointError: the names and shapes in which they differ.
+    """
     expected = network.state_dict()
     problems = [f"{name} is missing" for name in expected if name not in weights]
     problems += [f"{name} is not in the network" for name in weights if name not in expected]
@@ -78,7 +90,4 @@ def _check_weights(weights: Mapping[str, Tensor], network: nn.Module, path: str 
         if name in weights and weights[name].shape != tensor.shape
     ]
     if problems:
-        raise CheckpointError(
-            f"{path}: its weights are not those of the task's network: {some(problems)}; "
-            "give the model.safetensors of a run of this task"
-        )
+        raise CheckpointError(f"{path}: its weights are not those of the network: {some(problems)}; {advice}")

@@ -4,7 +4,8 @@ It must not know what is computed.
 """
 
 import platform
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import attrs
@@ -60,13 +61,14 @@ class Hardware:
 
     device: torch.device
     precision: str
+    tf32: bool
     channels_last: bool
     compile: bool
 
     @classmethod
     def of(cls, device: str, training: Training) -> "Hardware":
         """Build from the run's device name and its training settings."""
-        return cls(pick_device(device), training.precision, training.channels_last, training.compile)
+        return cls(pick_device(device), training.precision, training.tf32, training.channels_last, training.compile)
 
     def place(self, model: nn.Module) -> nn.Module:
         """Move a model to the device and into the memory order."""
@@ -79,9 +81,17 @@ class Hardware:
         """Return what to call in training: the model, compiled on request."""
         return torch.compile(model) if self.compile else model  # type: ignore[return-value]
 
+    @property
+    def pins_memory(self) -> bool:
+        """Whether batches are to lie in memory that the device copies from by itself."""
+        return self.device.type == "cuda"
+
     def move(self, batch: Any) -> Any:
-        """Move every tensor of a batch (nested tuples, lists, dicts) to the device."""
+        """Move every tensor of a batch (nested tuples, lists, dicts) to the device, without waiting for it."""
         if isinstance(batch, Tensor):
+            # From other memory the processor copies, and waits until the GPU has done all that came before.
+            if self.pins_memory and batch.device.type == "cpu" and not batch.is_pinned():
+                batch = batch.pin_memory()
             channels_last = self.channels_last and batch.dim() == _IMAGE_DIMENSIONS
             order = torch.channels_last if channels_last else torch.preserve_format
             return batch.to(self.device, non_blocking=True, memory_format=order)
@@ -96,6 +106,29 @@ class Hardware:
         """Return the context of mixed precision; does nothing in fp32."""
         lower = _AUTOCAST.get(self.precision)
         return nullcontext() if lower is None else torch.autocast(self.device.type, dtype=lower)
+
+    @contextmanager
+    def products(self, *, exact: bool = False) -> Iterator[None]:
+        """Set how a GPU multiplies fp32 numbers while the context lasts: factors rounded to TF32 only where asked for.
+
+        Without it, torch would round those of convolutions. Nothing changes for other devices.
+
+        Args:
+            exact: round nowhere, for statistics.
+        """
+        if self.device.type != "cuda":
+            yield
+            return
+        rounded = self.tf32 and not exact
+        # torch's newer names for these settings make its compiler fail, which reads the older.
+        before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        torch.set_float32_matmul_precision("high" if rounded else "highest")
+        torch.backends.cudnn.allow_tf32 = rounded
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before[0])
+            torch.backends.cudnn.allow_tf32 = before[1]
 
     def scaler(self) -> torch.amp.GradScaler:
         """Return the gradient scaler, which does something in fp16 only."""

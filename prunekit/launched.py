@@ -1,17 +1,15 @@
 """What a launcher such as torchrun says in the environment of each process that it starts: which rank of how many.
 
-The command line asks it before torch is there, so this module must not import torch.
+The command line asks it before torch is there, so this module must import neither torch nor attrs.
 """
 
 import os
-
-import attrs
+from typing import NamedTuple
 
 from prunekit.errors import ConfigError
 
 
-@attrs.frozen
-class Launched:
+class Launched(NamedTuple):
     """One process of several.
 
     Attributes:

@@ -11,9 +11,9 @@ This module is the contract; ``core_views`` has the layers of PyTorch, and a plu
 
 import abc
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import attrs
 import torch
@@ -63,12 +63,18 @@ class LayerView(abc.ABC):
         part: for a module with several weights, each seen as a layer: what comes behind the module's name.
         observable: whether the module's first input and its output are those of this weight. Where they are
             not, criteria that observe are refused, and the methods below are never called.
+        groups_are_positions: whether all groups see the same input channels and make the same output channels, each at
+            a place of its own; else each group has channels of its own.
+        channel_axis: the axis of channels in inputs and outputs, counted from the end; ``None`` where the layer has
+            none, cannot be resized, or computes something else than its type says. Then it is never shrunk.
     """
 
     kind: ClassVar[str]
     parameter: str = "weight"
     part: str = ""
     observable: ClassVar[bool] = True
+    groups_are_positions: ClassVar[bool] = False
+    channel_axis: int | None = None
 
     def __init__(self, module: nn.Module, groups: int, outputs: int, fan_shape: tuple[int, ...]) -> None:
         self.module = module
@@ -130,6 +136,46 @@ class LayerView(abc.ABC):
     def units(self, outputs: Tensor, positions: Tensor) -> Tensor:
         """Bring the module's outputs (or its activations) at some positions to ``[G * m, samples, out]``."""
         return torch.cat([self.outputs_at(outputs, stretch) for stretch in _stretches(positions)], 1).flatten(0, 1)
+
+    def uses(self, inputs: Mapping[str, Any], outputs: Any) -> tuple[int, ...] | None:
+        """Return how often one call of the module uses each weight of a group, group by group.
+
+        By default that is positions times samples, read off the shapes. ``None``: not known.
+
+        Args:
+            inputs: the arguments of the call by the names of ``forward``, in that order.
+            outputs: what the call returned.
+        """
+        if not self.observable:
+            return None
+        taken = next(iter(inputs.values()))
+        return (self.positions(taken) * self.outputs_at(outputs, slice(0, 1)).shape[2],) * self.groups
+
+    @property
+    def pads(self) -> bool:
+        """Whether zeros stand beside the inputs, so that one constant in all of them is not one in all outputs."""
+        return False
+
+    def resize(self, groups: int, outputs: int, channels: int, *, bias: bool) -> None:
+        """Make the module one of other sizes, in place; what its new weight and bias hold does not matter.
+
+        Called where ``channel_axis`` is given. The module then has its weight in ``parameter`` and its biases in
+        ``bias``, which is ``None`` or reshapes to ``[groups, outputs]``. Dtype and device stay; this view is void.
+
+        Args:
+            groups: G; another number than before only where groups have channels of their own.
+            outputs: output channels of one group.
+            channels: input channels of one group.
+            bias: whether it has biases.
+        """
+        raise NotImplementedError
+
+    def renew(self, weight: Sequence[int], bias: Sequence[int] | None) -> None:
+        """Give the module a weight and biases of these shapes, or no biases; they are not initialised."""
+        old = self.weight
+        for name, shape in ((self.parameter, weight), ("bias", bias)):
+            parameter = None if shape is None else nn.Parameter(old.new_empty(shape), old.requires_grad)
+            setattr(self.module, name, parameter)
 
     def shape(self, name: str) -> LayerShape:
         """Return the sizes of this layer under the name it has in a network."""

@@ -79,7 +79,7 @@ def layout(
         layers[name] = {"shape": list(mask.shape), "kept": kept, "density": kept / array.size if array.size else 1.0}
     header = {
         "format": FORMAT,
-        "tool": f"prunekit {_tool_version()}",
+        "tool": tool(),
         "info": dict(info),
         "layers": layers,
         "fingerprint": fingerprint({name: tuple(mask.shape) for name, mask in masks.items()}),
@@ -119,11 +119,12 @@ def fingerprint(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _tool_version() -> str:
+def tool() -> str:
+    """Return what files say they were written by."""
     try:
-        return version("prunekit")
+        return f"prunekit {version('prunekit')}"
     except PackageNotFoundError:
-        return "(not installed)"
+        return "prunekit (not installed)"
 
 
 def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:

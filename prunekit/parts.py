@@ -24,10 +24,15 @@ class Part(NamedTuple):
     share: float
 
 
+def run_of(samples: int, rank: int, ranks: int) -> slice:
+    """Return which samples of a batch are a rank's: runs one behind the other, whose lengths differ by one at most."""
+    return slice(samples * rank // ranks, samples * (rank + 1) // ranks)
+
+
 def split_batch(batch: Any, rank: int, ranks: int) -> Part:
     """Return a rank's part of a batch: a run of its samples, the first dimension of every tensor.
 
-    Numbers of samples differ by one at most. What is no tensor, or a single number, goes to all ranks.
+    What is no tensor, or a single number, goes to all ranks.
 
     Args:
         batch: a tensor or nested tuples, lists, dicts of tensors.
@@ -44,8 +49,8 @@ def split_batch(batch: Any, rank: int, ranks: int) -> Part:
             "say what a rank's part is: override Task.part"
         )
     samples = lengths[0]
-    first, last = samples * rank // ranks, samples * (rank + 1) // ranks
-    return Part(_cut(batch, slice(first, last)), (last - first) / samples if samples else 0.0)
+    mine = run_of(samples, rank, ranks)
+    return Part(_cut(batch, mine), (mine.stop - mine.start) / samples if samples else 0.0)
 
 
 def _tensors(batch: Any) -> Iterator[Tensor]:

@@ -98,8 +98,8 @@ def prepare(
     training = merge_training(task.training(), config.training)
     seeds = Seeds(config.seed)
     data = like.data if like else task.setup(seeds)
-    build_model = partial(_build, task, seeds)
-    model = build_model("initial weights", device=device)
+    build = partial(build_model, task, seeds)
+    model = build("initial weights", device=device)
     network = task.deployed(model)
     views = find_layers(network, view_of(manager))
     structure = _structure(config, task, network, views)
@@ -114,7 +114,7 @@ def prepare(
     files = (f"{name} {path}" for name, path in (("masks", config.masks), ("weights", config.weights)) if path)
     headline = "; ".join(filter(None, (*parts, *files)))
     return Prepared(
-        task, data, headline, model, network, views, structure, training, plan, make_criterion, build_model, given
+        task, data, headline, model, network, views, structure, training, plan, make_criterion, build, given
     )
 
 
@@ -129,8 +129,8 @@ def _check_traces(criterion: Criterion, plan: Plan) -> None:
         )
 
 
-def _build(task: Task, seeds: Seeds, *use: str | int, device: str = "cpu") -> nn.Module:
-    """Build a model from a seed of its own; torch's global generator is afterwards as before."""
+def build_model(task: Task, seeds: Seeds, *use: str | int, device: str = "cpu") -> nn.Module:
+    """Build a task's model from a seed of its own; torch's global generator is afterwards as before."""
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.default_generator.manual_seed(seeds.derive(*use))
         return task.build_model()

@@ -30,7 +30,8 @@ def process_group(device: str) -> Iterator[None]:
         device: the run's device, as the user named it.
 
     Raises:
-        ConfigError: a device that several processes cannot train on together, or a rank that has no GPU.
+        ConfigError: a device that several processes cannot train on together, a rank that has no GPU, or nowhere to
+            meet the others.
         RankError: from inside, when another rank has ended.
     """
     here = launched()
@@ -43,7 +44,12 @@ def process_group(device: str) -> Iterator[None]:
     elif chosen.type != "cpu":
         raise ConfigError(f"device {device!r} is for one process, and there are {here.ranks}; use cuda or cpu")
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-    distributed.init_process_group(backend, rank=here.rank, world_size=here.ranks, timeout=_PATIENCE)
+    try:
+        distributed.init_process_group(backend, rank=here.rank, world_size=here.ranks, timeout=_PATIENCE)
+    except (ValueError, distributed.DistError) as error:
+        raise ConfigError(
+            f"rank {here.rank} of {here.ranks} cannot meet the others: {error}; start the run with torchrun"
+        ) from error
     try:
         yield
     except BaseException as error:

@@ -99,11 +99,11 @@ class _Sum(torch.autograd.Function):
     """What every rank adds to the sum gets the gradients that the sum gets on all ranks: again a sum."""
 
     @staticmethod
-    def forward(_: Any, values: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(_: Any, values: Tensor) -> Tensor:
         return sum_over_ranks(values.clone(memory_format=torch.contiguous_format))
 
     @staticmethod
-    def backward(_: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(_: Any, gradient: Tensor) -> Tensor:
         return sum_with_gradients(gradient)
 
 

@@ -188,19 +188,33 @@ def _criterion_problem(cls: type[Criterion]) -> str:
 
 
 def _import_entry(kind: Kind, name: str) -> Entry[Any]:
+    cls, where = import_named(kind, name), name.rpartition(":")[0]
+    problem = contract_problem(cls, kind)
+    if problem:
+        raise PluginError(f"{where} brings {_label(cls)} as a {kind}, but {problem}")
+    return Entry(cls, Source(name, where))
+
+
+def import_named(what: str, name: str) -> Any:
+    """Return what ``module:attribute`` or ``file.py:attribute`` means.
+
+    Args:
+        what: what to call it in an error, for example "task".
+        name: has a colon.
+
+    Raises:
+        ConfigError: it cannot be imported, or has no such attribute.
+    """
     where, _, attribute = name.rpartition(":")
     try:
         module = _import_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
     except (Exception, SystemExit) as error:
         problem = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"{kind} {name!r} cannot be imported: {problem}") from error
-    cls = getattr(module, attribute, None)
-    if cls is None:
-        raise ConfigError(f"{kind} {name!r}: {where} has no {attribute!r}{nearest(attribute, vars(module))}")
-    problem = contract_problem(cls, kind)
-    if problem:
-        raise PluginError(f"{where} brings {_label(cls)} as a {kind}, but {problem}")
-    return Entry(cls, Source(name, where))
+        raise ConfigError(f"{what} {name!r} cannot be imported: {problem}") from error
+    found = getattr(module, attribute, None)
+    if found is None:
+        raise ConfigError(f"{what} {name!r}: {where} has no {attribute!r}{nearest(attribute, vars(module))}")
+    return found
 
 
 def _import_file(path: Path) -> Any:

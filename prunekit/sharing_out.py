@@ -9,9 +9,9 @@ from prunekit.errors import ConfigError
 from prunekit.fully_sharded import shard
 from prunekit.hardware import Hardware
 from prunekit.preparation import Prepared
+from prunekit.reading import Parts, check_share
 from prunekit.seeds import Seeds
 from prunekit.shared_norms import share_norms
-from prunekit.training import Parts, check_share
 
 
 def share_out(prepared: Prepared, hardware: Hardware, seeds: Seeds) -> None:

@@ -42,6 +42,16 @@ def save_sparse(path: str | os.PathLike[str], weights: Mapping[str, Tensor], mas
         CheckpointError: when the file cannot be written, or a name in ``weights`` is in the way.
         MaskError: listing every mask that fits no weight.
     """
+    write_atomically(path, encode_sparse(weights, masks))
+
+
+def encode_sparse(weights: Mapping[str, Tensor], masks: Masks) -> bytes:
+    """Return the bytes that ``save_sparse`` writes.
+
+    Raises:
+        CheckpointError: a name in ``weights`` is in the way.
+        MaskError: listing every mask that fits no weight.
+    """
     matched = match_names(masks.tensors, weights)
     arrays, header = mask_files.layout({name: mask for name, (_, mask) in matched.items()}, masks.info, weights=True)
     stored = {key: torch.from_numpy(array) for key, array in arrays.items()}
@@ -49,8 +59,10 @@ def save_sparse(path: str | os.PathLike[str], weights: Mapping[str, Tensor], mas
         stored[f"{name}_values"] = _bits(weight)[mask.cpu()].view(weight.dtype)
     others = {name: tensor for name, tensor in weights.items() if name not in matched}
     if clash := sorted(stored.keys() & others.keys()):
-        raise CheckpointError(f"cannot write {path}: {some(clash)} of the weights would be written twice; rename them")
-    write_atomically(path, safetensors.torch.save(stored | _copies(others), {mask_files.METADATA: header}))
+        raise CheckpointError(
+            f"cannot write a sparse checkpoint: {some(clash)} of the weights would be written twice; rename them"
+        )
+    return safetensors.torch.save(stored | plain_copies(others), {mask_files.METADATA: header})
 
 
 def save_weights(path: str | os.PathLike[str], weights: Mapping[str, Tensor]) -> None:
@@ -59,7 +71,12 @@ def save_weights(path: str | os.PathLike[str], weights: Mapping[str, Tensor]) ->
     Raises:
         CheckpointError: when the file cannot be written.
     """
-    write_atomically(path, safetensors.torch.save(_copies(weights)))
+    write_atomically(path, encode_weights(weights))
+
+
+def encode_weights(weights: Mapping[str, Tensor]) -> bytes:
+    """Return the bytes that ``save_weights`` writes."""
+    return safetensors.torch.save(plain_copies(weights))
 
 
 def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -87,7 +104,8 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 def _read_sparse(file: Any, header: dict[str, Any], path: Path) -> dict[str, Tensor]:
     if header.get("weights") is not True:
         raise CheckpointError(
-            f"{path}: holds no weights (a mask file or a checkpoint of a run?); give the model's file"
+            f"{path}: holds no weights, or not as a dense or sparse file has them (masks? a checkpoint of a run? an "
+            "export to csr, or semi-structured?); give the model's file"
         )
     masks, _ = mask_files.read_own(file, header, path)
     keys = set(file.keys())
@@ -111,7 +129,7 @@ def _read_sparse(file: Any, header: dict[str, Any], path: Path) -> dict[str, Ten
     return weights
 
 
-def _copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def plain_copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors that can be written: safetensors refuses those that share memory, such as tied weights."""
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
 

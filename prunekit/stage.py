@@ -70,15 +70,13 @@ class StageTraining:
         rescue.mark(first)
         self._since = time.perf_counter()
         listened = bool(self.hook.prunekit_step_finished.get_hookimpls())
+        parts = loop.read(self._data_seeds, self.epoch_length, first, self.steps)
         step = first
         while step < self.steps:
             if step > 0:
                 self._update_at(step, held, rescue)
-            epoch, within = divmod(step, self.epoch_length)
-            end = self._segment_end(step)
-            batches = self.state.prepared.task.batches("train", epoch, self._data_seeds)
-            factors = [self._rate(number) for number in range(step, end)]
-            for loss in loop.epoch(batches, within, within + end - step, factors):
+            factors = [self._rate(number) for number in range(step, self._segment_end(step))]
+            for loss in loop.steps(parts, factors):
                 step += 1
                 self._unread.append(loss)
                 if listened:
@@ -191,7 +189,8 @@ class StageTraining:
         shower = Shower(
             prepared.task, prepared.model, state.hardware, self._data_seeds, prepared.training.calibration_batches
         )
-        with state.abandonable(), held.paused() if held is not None else nullcontext():
+        whole = held.paused() if held is not None else nullcontext()
+        with state.abandonable(), whole, state.hardware.products(exact=True):
             chosen = choose_masks(
                 prepared.network,
                 prepared.views,

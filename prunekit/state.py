@@ -26,6 +26,7 @@ from prunekit.fully_sharded import is_fully_sharded
 from prunekit.hardware import Hardware
 from prunekit.interruption import Interruption
 from prunekit.masks import Masks
+from prunekit.optimizers import in_weights_order
 from prunekit.preparation import Prepared
 from prunekit.random_state import random_state
 from prunekit.random_states import random_states, restore_random_states
@@ -243,6 +244,7 @@ class RunState:
         try:
             states = spread_states(checkpoint.optimizer["state"], loop.optimizer)
             loop.optimizer.load_state_dict({**checkpoint.optimizer, "state": states})
+            in_weights_order(loop.optimizer)
             loop.scaler.load_state_dict(checkpoint.facts["scaler"])
             if not restore_random_states(checkpoint.tensors["random"]):  # the run had fewer ranks
                 torch.manual_seed(self.seeds.derive("training", checkpoint.stage, own_rank(), checkpoint.step))

@@ -12,7 +12,6 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from prunekit.bad_steps import BadSteps
 from prunekit.errors import DataError
@@ -21,7 +20,8 @@ from prunekit.hardware import Hardware
 from prunekit.observing import Evidence, Whole
 from prunekit.parallel import averaging
 from prunekit.parts import Part
-from prunekit.ranks import own_rank, rank_count, sum_gradients
+from prunekit.ranks import rank_count, sum_gradients
+from prunekit.reading import Parts, Stream, check_share, read_ahead
 from prunekit.seeds import Seeds
 from prunekit.tasks import Split, Task, Training
 
@@ -55,55 +55,6 @@ def epoch_steps(batches: int, accumulate: int) -> int:
     return batches // accumulate
 
 
-@attrs.frozen(eq=False)
-class Parts(Sequence[Part]):
-    """This process's part of each batch: all of it, where there are no other processes.
-
-    Attributes:
-        task: says what a part is.
-        batches: an epoch of whole ones.
-    """
-
-    task: Task
-    batches: Sequence[Any]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: Any) -> Any:
-        if rank_count() == 1:
-            return Part(self.batches[index], 1.0)
-        return self.task.part(self.batches, index, own_rank(), rank_count())
-
-
-def check_share(part: Part) -> None:
-    """Refuse a part of nothing, of which there is no loss.
-
-    Raises:
-        DataError: when the batch has fewer samples than there are ranks.
-    """
-    if part.share == 0:
-        raise DataError(
-            f"a batch has no sample for rank {own_rank()} of {rank_count()}; take larger batches or fewer ranks"
-        )
-
-
-def read_batches(source: Sequence[Any], indices: range, workers: int) -> Iterator[Any]:
-    """Yield ``source[i]`` for the indices, in order, prepared by worker processes when there are any."""
-    if workers == 0:
-        return (source[index] for index in indices)
-    # Its own generator: the loader would draw from the global one and move everybody's numbers.
-    loader: DataLoader[Any] = DataLoader(
-        source,  # type: ignore[arg-type] # a sequence is a map-style dataset
-        batch_size=None,
-        sampler=indices,
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),
-    )
-    return iter(loader)
-
-
 @attrs.frozen
 class Loop:
     """Takes optimiser steps; all state is in the model, the optimiser and the scaler.
@@ -131,28 +82,39 @@ class Loop:
         rate: float = self.optimizer.param_groups[0]["lr"]
         return rate
 
-    def epoch(self, batches: Sequence[Any], first: int, last: int, factors: Sequence[float]) -> Iterator[Tensor]:
-        """Take the steps ``first`` .. ``last - 1`` of an epoch and yield each one's mean loss, on the device.
+    def read(self, seeds: Seeds, epoch_length: int, first: int, last: int) -> Iterator[Part]:
+        """Yield this rank's parts of the batches of the steps ``first`` .. ``last - 1``, one epoch after another.
+
+        Args:
+            seeds: of the data's order.
+            epoch_length: steps of an epoch.
+            first: step to begin with, counted through all epochs from 0.
+            last: step to stop before.
+        """
+        size = self.settings.accumulate
+        stream = Stream(self.task, seeds, epoch_length * size)
+        return read_ahead(
+            stream, range(first * size, last * size), self.settings.workers, pinned=self.hardware.pins_memory
+        )
+
+    def steps(self, parts: Iterator[Part], factors: Sequence[float]) -> Iterator[Tensor]:
+        """Take a step for each factor and yield its mean loss, on the device.
 
         Where bad steps are to be left out, NaN stands for one.
 
         Of several processes each yields its share; the sum over the ranks is the loss.
 
         Args:
-            batches: the epoch.
-            first: step of the epoch to begin with.
-            last: step to stop before.
-            factors: one factor on the learning rate for each of these steps.
+            parts: this rank's batches; as many as the steps need are taken.
+            factors: one factor on the learning rate for each step.
         """
-        size = self.settings.accumulate
-        source = read_batches(Parts(self.task, batches), range(first * size, last * size), self.settings.workers)
         # Both walk through all modules, which takes a small network a tenth of a step.
         self.model.train()
         parameters = list(self.model.parameters())
         bad = BadSteps(self.model) if self.settings.skip_bad_steps else None
         for factor in factors:
             self.set_rate(factor)
-            yield self._step(islice(source, size), parameters, bad)
+            yield self._step(islice(parts, self.settings.accumulate), parameters, bad)
             if not self.model.training:  # whoever is told of steps may have evaluated it
                 self.model.train()
 

@@ -50,7 +50,7 @@ PHASES: dict[Any, str] = {
     RunState.take_given.__code__: "given files",
     RunState.restore.__code__: "resuming",
     MetricLog.prunekit_run_started.__code__: "resuming",
-    Loop.epoch.__code__: "training",
+    Loop.steps.__code__: "training",
     choose_masks.__code__: "statistics",
     RunState.save_checkpoint.__code__: "checkpoint",
     write_atomically.__code__: "checkpoint file",  # within a checkpoint; elsewhere it counts as what it is part of

@@ -3,23 +3,28 @@
 ``all`` leaves run folders ``OUT/<name>``; the name of a recipe goes on with a run that was begun.
 """
 
+import shutil
 import sys
 from pathlib import Path
 
 import attrs
 import torch
 from prunekit_deepid2plus.task import DeepID2Plus
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from prunekit.config import build_config
+import prunekit
 from prunekit.criteria import Criterion
 from prunekit.engine import run
 from prunekit.errors import PrunekitError
 from prunekit.markers import hookimpl
+from prunekit.parts import run_of
 from prunekit.plugins import Source, make_manager
 from prunekit.preparation import prepare
 from prunekit.process_group import process_group
-from prunekit.ranks import gather_samples, own_rank
+from prunekit.ranks import gather_samples, own_rank, rank_count, wait_for_all
+from prunekit.recipes import build_config
 from prunekit.registry import collect
 from prunekit.run_folder import RunFolder
 from prunekit.testing import ToyNetwork, ToyTask
@@ -64,6 +69,8 @@ RECIPES = {
         "training": {"budget": "2 steps", "retraining": "1 steps", "precision": "fp32"},
     },
 }
+# Not the run of one process: other draws.
+DRAWING = {"dropout": toy("magnitude", task="dropout", checkpoint_every=2)}
 
 
 @attrs.frozen
@@ -108,6 +115,24 @@ class Norms(Odd):
 
     def build_model(self):
         return NormedNetwork()
+
+
+class DropoutNetwork(ToyNetwork):
+    """Draws in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.relu_hidden = nn.Sequential(nn.ReLU(), nn.Dropout(0.5))
+
+
+@attrs.frozen
+class Dropout(ToyTask):
+    """Every rank draws from a generator of its own."""
+
+    name = "dropout"
+
+    def build_model(self):
+        return DropoutNetwork()
 
 
 class LeftOutNetwork(ToyNetwork):
@@ -162,7 +187,7 @@ class Additions:
 
     @hookimpl
     def prunekit_tasks(self):
-        return [Odd, Pairs, Norms, LeftOut, ExactFaces]
+        return [Odd, Pairs, Norms, LeftOut, Dropout, ExactFaces]
 
     @hookimpl
     def prunekit_criteria(self):
@@ -180,12 +205,49 @@ def carry_out(recipe, folder, *, resume=False):
 
 def carry_out_all(out):
     """Carry out all runs, and note the error that every rank meets in a bad one."""
-    for name, recipe in RECIPES.items():
+    for name, recipe in {**RECIPES, **DRAWING}.items():
         carry_out(recipe, out / name)
     try:
         carry_out(toy("own-opinion"), out / "bad")
     except PrunekitError as error:
         (out / f"error-{own_rank()}.txt").write_text(f"{type(error).__name__}: {error}")
+
+
+def go_on(out):
+    """Go on with the run that draws, from the middle of its last stage, in a copy."""
+    run, copy = out / "dropout", out / "dropout again"
+    if own_rank() == 0:
+        shutil.copytree(run, copy)
+        max((copy / "checkpoints").glob("stage-*")).unlink()
+    wait_for_all()
+    carry_out(DRAWING["dropout"], copy, resume=True)
+
+
+def train_in_own_loop(out):
+    """Choose masks and hold them in a loop of our own, each rank with its half of the data."""
+    for criterion in ("taylor", "wanda"):
+        for views in (False, True):
+            torch.manual_seed(0)
+            model = ToyNetwork()
+            images, labels = torch.randn(64, 1, 6, 6), torch.randint(4, (64,))
+            mine = run_of(64, own_rank(), rank_count())
+            parallel = DistributedDataParallel(model, gradient_as_bucket_view=views) if rank_count() > 1 else model
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+            masks = prunekit.select(
+                parallel, criterion, density=0.3, batches=[(images[mine], labels[mine])], loss=batch_loss
+            )
+            masks = prunekit.Masks({name.removeprefix("module."): mask for name, mask in masks.tensors.items()})
+            with masks.hold(model, optimizer):
+                for _ in range(5):
+                    optimizer.zero_grad()
+                    batch_loss(parallel, (images[mine], labels[mine])).backward()
+                    optimizer.step()
+            tensors = {**model.state_dict(), **{f"{name}_mask": mask for name, mask in masks.tensors.items()}}
+            save_file(tensors, out / f"{criterion}-{views}-{own_rank()}.safetensors")
+
+
+def batch_loss(model, batch):
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
 if __name__ == "__main__":
@@ -195,5 +257,7 @@ if __name__ == "__main__":
             what, _, where = argument.partition("=")
             if what == "all":
                 carry_out_all(Path(where))
+                go_on(Path(where))
+                train_in_own_loop(Path(where))
             else:  # go on with this run
                 carry_out(RECIPES[what], Path(where), resume=True)

@@ -100,6 +100,29 @@ def test_a_run_begun_by_two_goes_on_with_one_process(runs):
     assert_same_run(runs / "two" / "checkpoints", begun)
 
 
+@pytest.mark.parametrize("ranks", ["one", "two"])
+def test_a_run_that_draws_goes_on_to_the_same_bytes(runs, ranks):
+    whole, resumed = (runs / ranks / name for name in ("dropout", "dropout again"))
+    for file in ("masks.safetensors", "model.safetensors"):
+        assert (resumed / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_ranks_draw_dropout_of_their_own(runs):
+    assert losses(runs / "one" / "dropout") != pytest.approx(losses(runs / "two" / "dropout"), rel=1e-3)
+
+
+@pytest.mark.parametrize("views", [False, True])
+@pytest.mark.parametrize("criterion", ["taylor", "wanda"])
+def test_a_loop_of_ones_own_with_ddp_gives_what_one_process_gives(runs, criterion, views):
+    one = load_file(runs / "one" / f"{criterion}-{views}-0.safetensors")
+    for rank in range(2):
+        two = load_file(runs / "two" / f"{criterion}-{views}-{rank}.safetensors")
+        for name, tensor in one.items():
+            torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-6)
+            if name.endswith("_mask"):
+                assert (two[name.removesuffix("_mask")][~two[name]] == 0).all()
+
+
 def test_every_rank_stops_at_masks_that_differ_and_names_the_layer(runs):
     for rank in range(2):
         error = (runs / "two" / f"error-{rank}.txt").read_text()

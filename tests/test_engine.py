@@ -16,6 +16,7 @@ from prunekit.preparation import prepare
 from prunekit.recipes import build_config
 from prunekit.registry import collect
 from prunekit.run_folder import RunFolder
+from prunekit.stage import StageTraining
 from prunekit.testing import ToyNetwork, ToyTask
 
 RECIPE = {
@@ -348,3 +349,55 @@ def test_training_from_scratch_begins_at_the_full_rate_under_the_final_masks(toy
     saved, masks = load_file(folder.model), load_masks(folder.masks).tensors
     assert all(torch.equal(saved[name] != 0, mask) for name, mask in masks.items())
     assert finished.stages[-1].kept == finished.stages[2].kept
+
+
+SETTINGS = {
+    "channels-last": {"channels_last": True},
+    "channels-last, fused": {"channels_last": True, "fused": True},
+    "bf16": {"precision": "bf16"},
+    "fp16": {"precision": "fp16"},
+    "workers": {"workers": 2, "accumulate": 2},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_a_run_goes_on_to_the_same_bytes_whatever_it_computes_with(toy_run, settings):
+    training = {"budget": "25 steps", "retraining": "5 steps", "checkpoint_every": 7, **settings}
+    recipe = {"density": 0.3, "schedule": {"name": "gradual"}, "training": training}
+    _, whole, _ = toy_run(recipe, out="whole")
+    with pytest.raises(KeyboardInterrupt):
+        toy_run(recipe, [Stopper(0, 17)])
+    _, resumed, _ = toy_run(recipe, resume=True)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name])
+
+
+def test_losses_are_looked_at_as_often_as_asked(toy_run, monkeypatch):
+    looks = []
+    look = StageTraining._read_losses
+    monkeypatch.setattr(
+        StageTraining, "_read_losses", lambda self, step, loop: (looks.append(step), look(self, step, loop))
+    )
+    training = {"budget": "20 steps", "check_every": 4}
+    toy_run({"density": 0.3, "schedule": {"name": "gradual"}, "training": training})
+    assert looks == [4, 8, 10, 14, 18, 20]  # and at the end of an epoch, which has ten steps
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # the compiler's own
+def test_a_model_is_compiled_once_for_all_stages_and_masks(toy_run):
+    dynamo = pytest.importorskip("torch._dynamo")
+    dynamo.reset()
+    recipe = {
+        "density": 0.3,
+        "schedule": {"name": "iterative", "rounds": 3},
+        "training": {"budget": "6 steps", "retraining": "4 steps"},
+    }
+    _, plain, folder = toy_run(recipe, out="plain")
+    recipe["training"]["compile"] = True
+    with dynamo.config.patch(error_on_recompile=True):
+        _, compiled, other = toy_run(recipe, out="compiled")
+    assert dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert load_file(folder.model).keys() == load_file(other.model).keys()
+    for name, tensor in plain.model.state_dict().items():
+        torch.testing.assert_close(compiled.model.state_dict()[name], tensor, rtol=1e-3, atol=1e-5)

@@ -128,11 +128,9 @@ def test_a_signal_to_all_processes_ends_the_data_workers_and_costs_no_step(capfd
 def test_a_dead_data_worker_is_named_and_costs_no_step(capfd):
     workers = ["-o", "training.workers=1"]
     assert run(*workers, trouble="batch 6 SIGKILL") == 2
-    assert re.search(
-        r"error: a data worker died \(.*(Killed|Connection reset by peer|exited)\S*\), .*"
-        r"try fewer \(-o training.workers=0\); the newest checkpoint is \S+/stage-000-step-0000000\d\.safetensors; go on with: ",
-        message(capfd),
-    )
+    error = message(capfd)
+    assert re.search(r"error: a data worker died \(.+\), .*try fewer \(-o training.workers=0\); ", error)
+    assert re.search(r"the newest checkpoint is \S+/stage-000-step-0000000\d\.safetensors; go on with: ", error)
     ends_alike(*workers)
 
 

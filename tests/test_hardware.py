@@ -1,3 +1,4 @@
+import attrs
 import pytest
 import torch
 
@@ -38,3 +39,31 @@ def test_precision_is_only_lowered_where_asked():
 
 def test_it_says_where_it_computes():
     assert str(Hardware.of("cpu", Training())).startswith("cpu (")
+
+
+def settings_of_products():
+    return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_a_gpu_rounds_products_only_where_asked_and_never_in_statistics(tf32):
+    # The settings can be made where there is no GPU.
+    gpu = attrs.evolve(Hardware.of("cpu", Training(tf32=tf32)), device=torch.device("cuda"))
+    before = settings_of_products()
+    with gpu.products():
+        assert settings_of_products() == (("high", True) if tf32 else ("highest", False))
+        with gpu.products(exact=True):
+            assert settings_of_products() == ("highest", False)
+        assert settings_of_products() == (("high", True) if tf32 else ("highest", False))
+    assert settings_of_products() == before
+
+
+def test_settings_of_a_gpu_do_not_touch_other_devices():
+    before = settings_of_products()
+    with Hardware.of("cpu", Training(tf32=True)).products():
+        assert settings_of_products() == before
+
+
+def test_only_a_gpu_wants_pinned_batches():
+    assert not Hardware.of("cpu", Training()).pins_memory
+    assert attrs.evolve(Hardware.of("cpu", Training()), device=torch.device("cuda", 1)).pins_memory

@@ -21,9 +21,12 @@ from torch import nn
 
 from prunekit.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from prunekit.cli import main
+from prunekit.core_views import core_view
 from prunekit.errors import CheckpointError, MaskError
 from prunekit.foreign_masks import torch_prune_state
 from prunekit.masks import Masks, load_masks
+from prunekit.shrinking import load_shrunk, save_shrunk, shrink
+from prunekit.sparse import load_csr, run_sparse, save_csr
 from prunekit.sparse_checkpoints import load_weights, save_sparse, save_weights
 
 MANY = 10**12
@@ -89,6 +92,46 @@ def write_checkpoint(path: Path) -> None:
     save_checkpoint(folder, Checkpoint(1, 2, tensors, optimizer.state_dict(), {"losses": [1.0]})).replace(path)
 
 
+class Small(nn.Module):
+    """The network of ``network_masks``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, bias=False)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.conv(images).flatten(1)[:, :8])
+
+
+def write_csr(path: Path) -> None:
+    network, (weights, masks) = Small(), network_masks()
+    network.load_state_dict(weights)
+    # A small weight is no smaller in compressed rows, unless it is nearly empty.
+    sparse = Masks({name: mask & (torch.rand(mask.shape) < 0.2) for name, mask in masks.tensors.items()})
+    save_csr(path, network, sparse, run_sparse(network, sparse, torch.ones(1, 3, 4, 4), form="csr")[1])
+
+
+def read_csr(path: Path) -> nn.Module:
+    return load_csr(path, Small(), torch.ones(1, 3, 4, 4))
+
+
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    with torch.no_grad():
+        network[0].weight[1] = 0
+    return network.eval()
+
+
+def write_shrunk(path: Path) -> None:
+    save_shrunk(path, shrink(small_network(), torch.ones(1, 2, 6, 6), view_of=core_view).network, view_of=core_view)
+
+
+def read_shrunk(path: Path) -> nn.Module:
+    return load_shrunk(small_network(), path, view_of=core_view)
+
+
 Reader = Callable[[Path], Any]
 KINDS: dict[str, tuple[Callable[[Path], None], Reader]] = {
     "packed": (write_packed, load_masks),
@@ -102,6 +145,8 @@ KINDS: dict[str, tuple[Callable[[Path], None], Reader]] = {
     "sparse": (write_sparse, load_weights),
     "masks of sparse": (write_sparse, load_masks),
     "checkpoint": (write_checkpoint, load_checkpoint),
+    "csr": (write_csr, read_csr),
+    "shrunk": (write_shrunk, read_shrunk),
 }
 
 
@@ -179,7 +224,7 @@ def test_a_damaged_file_is_read_or_refused_by_its_name(kind: str, tmp_path: Path
         refusal(mutant, KINDS[kind][1], tmp_path / "m")
         for mutant in damaged(good(kind, tmp_path), np.random.default_rng(len(kind)))
     ]
-    assert len(said) == 79  # 11 kinds: 869 files
+    assert len(said) == 79  # 12 kinds: 948 files
     assert sum(message is not None for message in said) > len(said) / 3
 
 
@@ -242,6 +287,20 @@ def test_names_are_never_paths(name: str, tmp_path: Path) -> None:
         ("sparse", {"layers": {}}),
         ("sparse", {"layers": {"fc.weight": {"shape": [MANY, MANY], "kept": 3}}}),
         ("sparse", {"format": "1"}),
+        ("csr", {"csr": 2}),
+        ("csr", {"csr": True}),
+        ("csr", {"matrices": {"conv.weight": MANY, "fc.weight": 8}}),
+        ("csr", {"matrices": {"conv.weight": 0, "fc.weight": 8}}),
+        ("csr", {"matrices": []}),
+        ("csr", {"matrices": {"fc.weight": 8}}),
+        ("csr", {"tied": {"fc.bias": "conv.weight"}}),
+        ("csr", {"tied": {"fc.bias": []}}),
+        ("csr", {"forms": {"fc": {}}}),
+        ("csr", {"forms": {"fc": {"0": "vectors"}}}),
+        ("csr", {"forms": {"fc": {"9" * 5000: "vectors"}}}),
+        ("csr", {"forms": {"fc": {"1": "taps"}}}),
+        ("csr", {"forms": {"fc": {"1": 1}}}),
+        ("csr", {"forms": {"relu": {"1": "vectors"}}}),
     ],
 )
 def test_headers_of_ours_with_nonsense_in_them_are_refused(kind: str, header: dict[str, Any], tmp_path: Path) -> None:
@@ -290,6 +349,7 @@ import torch
 from prunekit.checkpoint import load_checkpoint
 from prunekit.errors import PrunekitError
 from prunekit.masks import Masks, load_masks
+from prunekit.shrinking import load_shrunk, save_shrunk, shrink
 from prunekit.sparse_checkpoints import load_weights
 Masks({"a": torch.ones(2, 2, dtype=torch.bool)}).save(sys.argv[1] + "-warm")
 load_masks(sys.argv[1] + "-warm")
@@ -317,7 +377,7 @@ def test_a_broken_input_never_changes_the_target(tmp_path: Path, capsys: pytest.
     save_weights(model, weights)
     Path(target).write_text("precious")
     for kind, (write, _) in KINDS.items():
-        if kind == "checkpoint":
+        if kind in {"checkpoint", "csr"}:
             continue
         write(Path(masks))
         Path(masks).write_bytes(Path(masks).read_bytes()[:-9])

@@ -16,6 +16,7 @@ ORDER = [
     "errors",
     "launched",
     "markers",
+    "timing",
     "files",
     "tensor_files",
     "torch_files",
@@ -47,7 +48,9 @@ ORDER = [
     "foreign_masks",
     "mask_files",
     "masks",
+    "accounting",
     "sparse_checkpoints",
+    "sparse",
     "criteria",
     "summing",
     "schedules",
@@ -57,6 +60,7 @@ ORDER = [
     "construct",
     "plugins",
     "registry",
+    "shrinking",
     "structure",
     "config",
     "absolute",
@@ -64,7 +68,9 @@ ORDER = [
     "given",
     "interruption",
     "hardware",
+    "optimizers",
     "process_group",
+    "semi_structured",
     "preparation",
     "observing",
     "pruning",
@@ -72,11 +78,16 @@ ORDER = [
     "tracing",
     "own_loop",
     "bad_steps",
+    "reading",
     "training",
     "sharing_out",
     "checkpoint",
     "sharded_checkpoints",
     "run_folder",
+    "samples",
+    "pruned",
+    "export",
+    "benching",
     "environment",
     "state",
     "faults",
@@ -92,6 +103,9 @@ ORDER = [
     "testing",
     "cli",
 ]
+
+# Packages of modules that may import each other.
+PACKAGES = ("benching", "cli", "export", "shrinking", "sparse")
 
 # What a third party may import, so what built-in plugins and the plugins of this repository may.
 OPEN = {
@@ -142,14 +156,16 @@ def modules_of_the_core() -> list[Path]:
 
 
 def test_every_module_has_its_place_in_the_order() -> None:
-    assert {path.stem for path in modules_of_the_core()} | {"cli"} == set(ORDER)
+    assert {path.stem for path in modules_of_the_core()} | {*PACKAGES} == set(ORDER)
 
 
 @pytest.mark.parametrize(
-    "path", [*modules_of_the_core(), *sorted((PACKAGE / "cli").glob("*.py"))], ids=lambda path: path.stem
+    "path",
+    [*modules_of_the_core(), *(path for name in PACKAGES for path in sorted((PACKAGE / name).glob("*.py")))],
+    ids=lambda path: str(path.relative_to(PACKAGE)),
 )
 def test_imports_only_go_down(path: Path) -> None:
-    own = ORDER.index("cli") + 1 if path.parent.name == "cli" else ORDER.index(path.stem)
+    own = ORDER.index(path.parent.name) + 1 if path.parent.name in PACKAGES else ORDER.index(path.stem)
     # The list of the built-in plugins is names only, so that whoever imports it imports none of them.
     assert set(imported(path)) - {"builtin"} <= set(ORDER[:own])
 
@@ -197,7 +213,13 @@ def test_an_unknown_public_name_is_an_attribute_error() -> None:
         "import prunekit; prunekit.hookimpl",
         *(
             f"from prunekit.cli import main; assert main({arguments}) == 0"
-            for arguments in (["--help"], ["list", "--help"], ["run", "--help"], ["masks", "show", "--help"])
+            for arguments in (
+                ["--help"],
+                ["list", "--help"],
+                ["run", "--help"],
+                ["masks", "show", "--help"],
+                ["export", "--help"],
+            )
         ),
     ],
 )

@@ -53,6 +53,13 @@ def test_each_process_takes_a_gpu_of_its_own_so_one_gpu_cannot_be_named(launch):
         pick_device("cuda:1")
 
 
+def test_processes_that_have_nowhere_to_meet_are_told_of_torchrun(launch, monkeypatch):
+    launch("0", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(ConfigError, match=r"MASTER_ADDR.*torchrun"), process_group("cpu"):
+        pass
+
+
 @pytest.mark.parametrize("command", ["plan", "sweep", "list"])
 def test_commands_for_one_process_refuse_a_launcher(launch, capsys, command):
     launch("0", "2")

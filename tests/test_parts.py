@@ -9,8 +9,8 @@ from torch import Tensor
 from prunekit.errors import ConfigError, DataError
 from prunekit.hardware import Hardware
 from prunekit.parts import Part, split_batch
+from prunekit.reading import check_share
 from prunekit.tasks import Training
-from prunekit.training import check_share
 
 
 class Faces(NamedTuple):
@@ -20,13 +20,11 @@ class Faces(NamedTuple):
 
 @given(st.integers(0, 40), st.integers(1, 9))
 def test_parts_are_runs_of_samples_that_make_up_the_batch(samples, ranks):
-    batch = {
-        "x": torch.arange(samples * 2).reshape(samples, 2),
-        "more": [Faces(torch.arange(samples), torch.tensor(7))],
-    }
+    faces = Faces(torch.arange(samples), torch.tensor(7))
+    batch = {"x": torch.arange(samples * 2).reshape(samples, 2), "more": [faces]}
     parts = [split_batch(batch, rank, ranks) for rank in range(ranks)]
     assert torch.equal(torch.cat([part.batch["x"] for part in parts]), batch["x"])
-    assert torch.equal(torch.cat([part.batch["more"][0].images for part in parts]), batch["more"][0].images)
+    assert torch.equal(torch.cat([part.batch["more"][0].images for part in parts]), faces.images)
     assert all(part.batch["more"][0].people == 7 for part in parts)
     sizes = [len(part.batch["x"]) for part in parts]
     assert max(sizes) - min(sizes) <= 1

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from prunekit.core_views import core_view
 from prunekit.criteria import Criterion
 from prunekit.hardware import Hardware
+from prunekit.reading import Parts
 from prunekit.tasks import Evaluation, Task, Training
 from prunekit.tracing import no_traces, tracing
 from prunekit.training import Loop
@@ -62,7 +63,7 @@ def traced(settings, optimizer=None, batches=None):
     batches = batches or task.batches("train", 0, None)
     steps = len(batches) // settings.accumulate
     with tracing(Gradients(), layers, sums, optimizer):
-        list(loop.epoch(batches, 0, steps, [1.0] * steps))
+        list(loop.steps(iter(Parts(task, batches)), [1.0] * steps))
     return sums["layer"], first, model.weight.detach()
 
 

@@ -4,11 +4,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from prunekit import Masks
+from prunekit.builtin.movement import Movement
 from prunekit.errors import DataError
+from prunekit.finding import find_layers
 from prunekit.hardware import Hardware
+from prunekit.optimizers import fuse
+from prunekit.reading import Parts
 from prunekit.seeds import Seeds
 from prunekit.tasks import Evaluation, Task, Training
-from prunekit.training import Loop, Shower, epoch_steps, rate_factor, read_batches
+from prunekit.tracing import no_traces, tracing
+from prunekit.training import Loop, Shower, epoch_steps, rate_factor
 
 
 class Numbers(Task):
@@ -41,6 +47,10 @@ def make_loop(settings=None, model=None):
     return Loop(Numbers(), model, Numbers().optimizer(model), hardware.scaler(), settings, hardware)
 
 
+def parts_of(batches):
+    return iter(Parts(Numbers(), batches))
+
+
 def test_the_rate_warms_up_then_falls_to_zero():
     settings = Training(warmup=0.1)
     factors = [rate_factor(settings, step, 100) for step in range(101)]
@@ -65,7 +75,7 @@ def test_an_epoch_with_too_few_batches_is_refused():
 def test_the_loop_takes_the_steps_of_a_plain_loop():
     loop = make_loop()
     batches = Numbers().batches("train", 0, Seeds(1))
-    losses = torch.stack(list(loop.epoch(batches, 0, 4, [1.0, 0.5, 0.25, 0.0])))
+    losses = torch.stack(list(loop.steps(parts_of(batches), [1.0, 0.5, 0.25, 0.0])))
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
     optimizer = Numbers().optimizer(model)
@@ -82,17 +92,17 @@ def test_the_loop_takes_the_steps_of_a_plain_loop():
 def test_accumulated_batches_make_the_step_of_one_large_batch():
     loop = make_loop(Training(accumulate=2))
     batches = Numbers().batches("train", 0, Seeds(1))
-    list(loop.epoch(batches, 0, 2, [1.0, 1.0]))
+    list(loop.steps(parts_of(batches), [1.0, 1.0]))
     large = make_loop()
     joined = [tuple(torch.cat(pair) for pair in zip(*batches[index : index + 2], strict=True)) for index in (0, 2)]
-    list(large.epoch(joined, 0, 2, [1.0, 1.0]))
+    list(large.steps(parts_of(joined), [1.0, 1.0]))
     torch.testing.assert_close(loop.model.weight, large.model.weight)
 
 
 def test_clipping_bounds_the_whole_gradient():
     loop = make_loop(Training(clip_norm=0.001))
     before = loop.model.weight.detach().clone()
-    list(loop.epoch(Numbers().batches("train", 0, Seeds(1)), 0, 1, [1.0]))
+    list(loop.steps(parts_of(Numbers().batches("train", 0, Seeds(1))), [1.0]))
     moved = torch.cat([(loop.model.weight - before).flatten()]).norm()
     assert 0 < moved <= 0.5 * 0.001 * 1.0001
 
@@ -101,21 +111,11 @@ def test_clipping_bounds_the_whole_gradient():
 def test_lower_precision_trains_close_to_fp32(precision):
     low, full = make_loop(Training(precision=precision)), make_loop()
     batches = Numbers().batches("train", 0, Seeds(1))
-    first = torch.stack(list(low.epoch(batches, 0, 4, [0.1] * 4)))
-    second = torch.stack(list(full.epoch(batches, 0, 4, [0.1] * 4)))
+    first = torch.stack(list(low.steps(parts_of(batches), [0.1] * 4)))
+    second = torch.stack(list(full.steps(parts_of(batches), [0.1] * 4)))
     assert low.model.weight.dtype == torch.float32
     assert not torch.equal(first, second)
     torch.testing.assert_close(first, second, rtol=0.05, atol=0.05)
-
-
-def test_worker_processes_change_neither_batches_nor_anybodys_random_numbers():
-    batches = Numbers().batches("train", 0, Seeds(1))
-    torch.manual_seed(5)
-    prepared = list(read_batches(batches, range(1, 4), workers=1))
-    after = torch.rand(1)
-    torch.manual_seed(5)
-    assert torch.rand(1) == after
-    assert all(torch.equal(a[0], b[0]) for a, b in zip(prepared, batches[1:], strict=True))
 
 
 def test_showing_gradients_gives_those_of_the_loss_and_leaves_none_behind():
@@ -166,5 +166,79 @@ def test_a_compiled_model_takes_the_same_steps():
     compiled.model.load_state_dict({f"_orig_mod.{key}": value for key, value in plain.model.state_dict().items()})
     compiled = attrs.evolve(compiled, optimizer=Numbers().optimizer(compiled.model))
     batches = Numbers().batches("train", 0, Seeds(1))
-    first, second = (torch.stack(list(loop.epoch(batches, 0, 4, [1.0] * 4))) for loop in (plain, compiled))
+    first, second = (torch.stack(list(loop.steps(parts_of(batches), [1.0] * 4))) for loop in (plain, compiled))
     torch.testing.assert_close(first, second)
+
+
+class Images(Numbers):
+    """Classes of images: convolution, normalisation, a linear layer."""
+
+    def build_model(self):
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5))
+
+    def loss(self, model, batch):
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    def batches(self, split, epoch, seeds):
+        return [(torch.randn(2, 3, 6, 6), torch.randint(5, (2,))) for _ in range(6)]
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])
+def test_no_step_waits_for_the_device(make):
+    # The device "meta" has no numbers: whoever waits for one fails.
+    settings = Training(clip_norm=1.0, accumulate=2)
+    model = Images().build_model().to("meta")
+    hardware = attrs.evolve(Hardware.of("cpu", settings), device=torch.device("meta"))
+    optimizer = make(model.parameters(), lr=0.1)
+    loop = Loop(Images(), model, optimizer, hardware.scaler(), settings, hardware)
+    masks = {name: torch.rand(model.get_parameter(name).shape) < 0.5 for name in ("0.weight", "4.weight")}
+    views = find_layers(model)
+    sums = no_traces({"0": views["0"]})
+    with Masks(masks).hold(model, optimizer), tracing(Movement(), views, sums, optimizer):
+        losses = list(loop.steps(iter(Parts(Images(), Images().batches("train", 0, None))), [1.0] * 3))
+    assert len(losses) == 3
+    with pytest.raises(RuntimeError, match="meta"):
+        losses[0].item()
+
+
+class Steep(Numbers):
+    """Least squares, flat but for a first batch whose gradient no fp16 number can hold."""
+
+    def __init__(self, *, first=1.0):
+        self._factors = [0.01, 0.01, 0.01, first]
+
+    def loss(self, model, batch):
+        return super().loss(model, batch) * self._factors.pop()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_the_scaler_leaves_out_changes_nothing_but_the_scale(fused):
+    settings = Training(precision="fp16", fused=fused, clip_norm=1.0)
+    loop = make_loop(settings)
+    if fused:
+        fuse(loop.optimizer)
+    mask = torch.tensor([[True, False, True], [False, True, True]])
+    sums = no_traces(find_layers(loop.model))
+    batches = Numbers().batches("train", 0, Seeds(1))
+    loop = attrs.evolve(loop, task=Steep(first=1e6))
+    with (
+        Masks({"weight": mask}).hold(loop.model, loop.optimizer),
+        tracing(Movement(), find_layers(loop.model), sums, loop.optimizer),
+    ):
+        before = loop.model.weight.detach().clone()
+        scale = loop.scaler.get_scale()
+        taken = loop.steps(parts_of(batches), [1.0] * 4)
+        next(taken)
+        assert torch.equal(loop.model.weight, before)
+        assert not sums[""].any()
+        assert loop.scaler.get_scale() == scale / 2
+        for _ in taken:
+            assert torch.equal(loop.model.weight != 0, mask)
+    assert sums[""].any()
+    assert loop.scaler.get_scale() == scale / 2
+    # The first step counts for nothing, and what an overflow leaves behind is no momentum.
+    plain = attrs.evolve(make_loop(Training(clip_norm=1.0)), task=Steep(first=0.01))
+    with Masks({"weight": mask}).hold(plain.model, plain.optimizer):
+        list(plain.steps(parts_of(batches[1:]), [1.0] * 3))
+    torch.testing.assert_close(loop.model.weight, plain.model.weight, rtol=0.01, atol=1e-4)
+    assert (loop.model.weight - before).abs().max() > 1e-3

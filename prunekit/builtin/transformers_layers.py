@@ -17,6 +17,7 @@ class TransposedLinearView(LayerView):
     def __init__(self, module: nn.Module) -> None:
         fan, outputs = module.get_parameter("weight").shape
         super().__init__(module, 1, outputs, (fan,))
+        self.channel_axis = -1
 
     def to_matrix(self, weight: Tensor) -> Tensor:
         return weight.t().unsqueeze(0)
@@ -32,6 +33,12 @@ class TransposedLinearView(LayerView):
 
     def outputs_at(self, outputs: Tensor, positions: slice) -> Tensor:
         return outputs.reshape(1, 1, -1, self.outputs)
+
+    def resize(self, groups: int, outputs: int, channels: int, *, bias: bool) -> None:
+        # Its forward always adds a bias, and reshapes to nf.
+        for name, size in (("nx", channels), ("nf", outputs)):
+            setattr(self.module, name, size)
+        self.renew((channels, outputs), (outputs,))
 
 
 @hookimpl

@@ -23,6 +23,8 @@ PRECEDENCE = 3
 
 # name -> module and function, and the line that help shows; a command's module loads when it is called.
 COMMANDS = {
+    "bench": ("bench", "bench", "Measure a pruned network: size, time, dense and sparse."),
+    "export": ("export", "export", "Write a pruned network for whoever runs it; proved first."),
     "list": ("list_plugins", "list_plugins", "List criteria, schedules and tasks."),
     "masks": ("masks", "masks", "Show, compare, combine and apply mask files."),
     "plan": ("plan", "plan", "Print layers and stages of a run; train nothing."),

@@ -36,6 +36,15 @@ def test_a_batch_depends_on_seeds_epoch_and_index_alone() -> None:
     assert not torch.equal(one[3][0], make(40, 8, 2)[3][0])
 
 
+@given(st.integers(1, 12), st.integers(1, 5))
+def test_the_parts_of_several_ranks_make_up_the_batch(size: int, ranks: int) -> None:
+    batches = make(60, size, shift=2)
+    parts = [batches.part(3, rank, ranks) for rank in range(ranks)]
+    for number, whole in enumerate(batches[3]):
+        assert torch.equal(torch.cat([part.batch[number] for part in parts]), whole)
+    assert [part.share for part in parts] == [len(part.batch[1]) / size for part in parts]
+
+
 def test_plain_batches_keep_order_and_show_all() -> None:
     images = make(11, 1).images
     batches = PlainBatches(images, SAME, 4)
@@ -67,7 +76,8 @@ def test_every_image_is_moved_by_whole_pixels_and_all_moves_occur() -> None:
     images = torch.randint(1, 256, (400, 3, 6, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     moves = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
     seen = set()
-    for image, result in zip(images, shifted(images, 1, torch.Generator().manual_seed(1)), strict=True):
+    first = torch.randint(3, (2, len(images), 1), generator=torch.Generator().manual_seed(1))
+    for image, result in zip(images, shifted(images, 1, first), strict=True):
         matches = [move for move in moves if torch.equal(shifted_by_loops(image, *move), result)]
         assert len(matches) == 1
         seen |= set(matches)

@@ -12,7 +12,10 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from prunekit.parts import Part, run_of
 from prunekit.seeds import Seeds
+
+_ALL = slice(None)
 
 LEAST_BATCHES = 12
 """Budgets are in epochs; a data set of a few hundred images is to get enough steps, too."""
@@ -43,16 +46,23 @@ class Augmentation:
     brightness: float = 0.3
     erased: float = 0.5
 
-    def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Mirror half of the uint8 images ``[samples, 3, rows, columns]``, move, relight, erase; float32."""
-        samples = len(images)
+    def apply(self, images: Tensor, generator: torch.Generator, whole: int | None = None, mine: slice = _ALL) -> Tensor:
+        """Mirror half of uint8 images ``[images, 3, rows, columns]``, move, relight, erase; float32.
+
+        Args:
+            images: some of a batch's.
+            generator: draws for the whole batch, so that an image varies alike whatever others are made with it.
+            whole: images of the whole batch; ``None``: these are all.
+            mine: which of them these are.
+        """
+        samples = len(images) if whole is None else whole
 
         def uniform(amount: float) -> Tensor:
-            return (torch.rand(samples, generator=generator) * 2 - 1) * amount
+            return (torch.rand(samples, generator=generator) * 2 - 1)[mine] * amount
 
         angle, zoom = uniform(math.radians(self.turn)), uniform(self.zoom).exp()
         down, right = uniform(self.shift), uniform(self.shift)
-        mirror = torch.where(torch.rand(samples, generator=generator) < 0.5, -1.0, 1.0)  # noqa: PLR2004 - a fair coin
+        mirror = torch.where(torch.rand(samples, generator=generator)[mine] < 0.5, -1.0, 1.0)  # noqa: PLR2004 - a fair coin
         cosine, sine = zoom * angle.cos(), zoom * angle.sin()
         # Of every pixel of the result, from the middle: where in the image it comes from.
         maps = torch.stack([cosine * mirror, -sine, right, sine * mirror, cosine, down], 1).view(-1, 2, 3)
@@ -60,8 +70,8 @@ class Augmentation:
         mean = values.mean((1, 2, 3), keepdim=True)
         contrast, brightness = (uniform(amount).view(-1, 1, 1, 1) for amount in (self.contrast, self.brightness))
         values = (values - mean) * (1 + contrast) + mean + brightness
-        chosen = torch.rand(samples, generator=generator) < self.erased
-        rows, columns = (_stretch(samples, size, generator) for size in values.shape[2:])
+        chosen = torch.rand(samples, generator=generator)[mine] < self.erased
+        rows, columns = (_stretch(samples, size, generator)[mine] for size in values.shape[2:])
         return values.masked_fill_((chosen[:, None, None] & rows[:, :, None] & columns[:, None, :])[:, None], 0)
 
 
@@ -122,6 +132,10 @@ class BalancedBatches(Sequence[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: Any) -> Any:
         if not 0 <= index < len(self):
             raise IndexError(index)
+        return self.part(index, 0, 1).batch
+
+    def part(self, index: int, rank: int, ranks: int) -> Part:
+        """Return a rank's part of batch ``index``; the other parts are not made."""
         generator = self.seeds.generator("face batch", self.epoch, index)
         chosen = torch.multinomial(self.counts.sqrt(), self.people, generator=generator)
         counts = self.counts[chosen, None]
@@ -130,8 +144,10 @@ class BalancedBatches(Sequence[tuple[Tensor, Tensor]]):
         order = keys.masked_fill_(torch.arange(self.table.shape[1]) >= counts, 2).argsort(1)
         slots = torch.arange(self.each) % counts
         taken = self.table[chosen].gather(1, order.gather(1, slots)).flatten()
-        people = chosen.repeat_interleave(self.each)
-        return self.augmentation.apply(self.images[taken], generator), people
+        people, samples = chosen.repeat_interleave(self.each), len(taken)
+        mine = run_of(samples, rank, ranks)
+        images = self.augmentation.apply(self.images[taken[mine]], generator, samples, mine)
+        return Part((images, people[mine]), len(images) / samples)
 
 
 @attrs.frozen(eq=False)

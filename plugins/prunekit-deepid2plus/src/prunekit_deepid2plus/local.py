@@ -86,6 +86,8 @@ class LocalView(LayerView):
     """``LocallyConnected2d``: G = output positions, M = 1."""
 
     kind = "locally connected"
+    groups_are_positions = True
+    channel_axis = -3
     module: LocallyConnected2d
 
     def __init__(self, module: LocallyConnected2d) -> None:
@@ -100,6 +102,12 @@ class LocalView(LayerView):
 
     def outputs_at(self, outputs: Tensor, positions: slice) -> Tensor:
         return outputs.permute(2, 3, 0, 1).reshape(self.groups, 1, -1, self.outputs)[:, positions]
+
+    def resize(self, groups: int, outputs: int, channels: int, *, bias: bool) -> None:
+        module = self.module
+        module.in_channels, module.out_channels = channels, outputs
+        place = (*module.output_size, outputs)
+        self.renew((*place, channels, module.kernel_size, module.kernel_size), place if bias else None)
 
     def cells(self, inputs: Tensor, positions: Tensor) -> Tensor:
         """Return the pixels: ``[pixels, samples, channels]``."""

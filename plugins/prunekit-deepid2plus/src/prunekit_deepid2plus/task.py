@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.options import option
+from prunekit.parts import Part
 from prunekit.ranks import gather_samples
 from prunekit.seeds import Seeds
 from prunekit.tasks import Evaluation, Split, Task, Training
@@ -172,6 +173,11 @@ class DeepID2Plus(Task):
         shift = Augmentation().shift * self.face_size[0] // SIZES[self.input_size][0]  # pixels of the network's input
         augmentation = Augmentation(shift=shift)
         return BalancedBatches(images, table, counts, people, self.batch_images, augmentation, epoch, seeds)
+
+    def part(self, batches: Sequence[tuple[Tensor, Tensor]], index: int, rank: int, ranks: int) -> Part:
+        if isinstance(batches, BalancedBatches):
+            return batches.part(index, rank, ranks)
+        return super().part(batches, index, rank, ranks)
 
     def forward(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         features: Tensor = self.deployed(model)(batch[0])

@@ -12,6 +12,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from prunekit.parts import Part, run_of
 from prunekit.seeds import Seeds
 from prunekit_images.data import Images
 
@@ -81,11 +82,20 @@ class TrainingBatches(Sequence[Batch]):
     def __getitem__(self, index: Any) -> Any:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        chosen = self._order[index * self.size : (index + 1) * self.size]
+        return self.part(index, 0, 1).batch
+
+    def part(self, index: int, rank: int, ranks: int) -> Part:
+        """Return a rank's part of batch ``index``; the other parts are not made."""
+        whole = self._order[index * self.size : (index + 1) * self.size]
+        mine = run_of(len(whole), rank, ranks)
+        chosen = whole[mine]
         pixels = self.images.pixels[chosen]
         if self.shift:
-            pixels = shifted(pixels, self.shift, self.seeds.generator("image shift", self.epoch, index))
-        return self.scale.apply(pixels), self.images.labels[chosen]
+            # Drawn for the whole batch: a sample moves alike, whoever has it.
+            generator = self.seeds.generator("image shift", self.epoch, index)
+            first = torch.randint(0, 2 * self.shift + 1, (2, len(whole), 1), generator=generator)
+            pixels = shifted(pixels, self.shift, first[:, mine])
+        return Part((self.scale.apply(pixels), self.images.labels[chosen]), len(chosen) / len(whole))
 
 
 @attrs.frozen(eq=False)
@@ -112,17 +122,16 @@ class PlainBatches(Sequence[Batch]):
         return self.scale.apply(self.images.pixels[part]), self.images.labels[part]
 
 
-def shifted(pixels: Tensor, most: int, generator: torch.Generator) -> Tensor:
+def shifted(pixels: Tensor, most: int, first: Tensor) -> Tensor:
     """Move each image by a whole number of pixels, -most to most, down and to the right; what comes in is 0.
 
     Args:
         pixels: ``[images, colours, rows, columns]``.
         most: at least 1.
-        generator: draws the shifts.
+        first: int64 ``[2, images, 1]``, 0 to twice ``most``: the first row and column of each image in the padded one.
     """
     count, _, rows, columns = pixels.shape
     padded = torch.nn.functional.pad(pixels, (most,) * 4)
-    first = torch.randint(0, 2 * most + 1, (2, count, 1), generator=generator)
     down, right = first[0] + torch.arange(rows), first[1] + torch.arange(columns)
     images = torch.arange(count)[:, None, None]
     return padded.permute(0, 2, 3, 1)[images, down[:, :, None], right[:, None, :]].permute(0, 3, 1, 2).contiguous()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunekit.options import option
+from prunekit.parts import Part
 from prunekit.seeds import Seeds
 from prunekit.tasks import Evaluation, Split, Task, Training
 from prunekit_images.batches import Batch, PlainBatches, Scale, TrainingBatches
@@ -116,6 +117,11 @@ class ImageClassification(Task):
             return PlainBatches(self.images.calibration, self._scale, EVALUATION_BATCH)
         assert self.batch_size is not None
         return TrainingBatches(self.images.train, self._scale, self.batch_size, self.shift, epoch, seeds)
+
+    def part(self, batches: Sequence[Batch], index: int, rank: int, ranks: int) -> Part:
+        if isinstance(batches, TrainingBatches):
+            return batches.part(index, rank, ranks)
+        return super().part(batches, index, rank, ranks)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         images, labels = batch

@@ -1,0 +1,36 @@
+"""Format ``csr``: a network whose layers run sparse on the CPU, where that was found to be faster on this machine."""
+
+from pathlib import Path
+
+from prunekit.errors import ExportError
+from prunekit.export.formats import SINGLE_PRECISION, Encoded, Format, Run
+from prunekit.pruned import Pruned
+from prunekit.sparse.csr_files import encode_csr, load_csr
+from prunekit.sparse.running import LayerReport, run_sparse
+
+
+def _encode(pruned: Pruned) -> Encoded:
+    if not pruned.masks.tensors:
+        raise ExportError(f"{pruned.name} has no masks and no zeros, so nothing can run sparse; export it dense")
+    _, reports = run_sparse(pruned.network, pruned.masks, pruned.samples.in_one(pruned.network), view_of=pruned.view_of)
+    return Encoded(encode_csr(pruned.network, pruned.masks, reports), tuple(map(_told, reports)))
+
+
+def _told(report: LayerReport) -> str:
+    if report.reason:
+        return f"{report.layer}: dense ({report.reason})"
+    ratios = ", ".join(f"{timing.ratio:.2f} at batch {timing.batch_size}" for timing in report.timings)
+    return f"{report.layer}: sparse, {ratios} of the dense time here"
+
+
+def _reopen(path: Path, pruned: Pruned) -> Run:
+    network = load_csr(path, pruned.network, pruned.samples.in_one(pruned.network), view_of=pruned.view_of)
+    return lambda samples: samples.through(network)
+
+
+FORMAT = Format(
+    _encode,
+    _reopen,
+    SINGLE_PRECISION,
+    load='network = prunekit.load_csr("{path}", network, sample_input)',
+)

@@ -1,0 +1,45 @@
+"""What a format of an export is: how to write it, how to read it back, and how far its outputs may be off.
+
+This module must not know any format.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import attrs
+from torch import Tensor
+
+from prunekit.pruned import Pruned
+from prunekit.samples import Samples
+
+Run = Callable[[Samples], tuple[Tensor, ...]]
+"""Runs a network that was read back, and returns every tensor of what it gives."""
+
+SINGLE_PRECISION = 1e-4
+"""Tolerance of what sums thousands of terms in another order than torch's dense kernels, for outputs of order 1."""
+
+
+@attrs.frozen
+class Encoded:
+    """The bytes of a file, and what else a user should know of it, a line each."""
+
+    data: bytes
+    notes: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class Format:
+    """One format.
+
+    Attributes:
+        encode: returns the file of a pruned network.
+        reopen: reads such a file the way its users do, and returns what runs it.
+        tolerance: greatest difference of an output from that of the masked network; of its greatest output, where that
+            is above 1.
+        load: one line, how to load the file; ``{path}`` is its path.
+    """
+
+    encode: Callable[[Pruned], Encoded]
+    reopen: Callable[[Path, Pruned], Run]
+    tolerance: float
+    load: str

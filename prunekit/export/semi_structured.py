@@ -1,0 +1,72 @@
+"""Format ``semi-structured``: linear layers that keep two of every four inputs, for sparse tensor cores.
+
+What has another pattern or shape stays dense. Without a GPU the file is proved by unpacking it; with one, its kernels
+are run, too.
+"""
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import ExportError
+from prunekit.export.formats import Encoded, Format, Run
+from prunekit.finding import parameter_name
+from prunekit.pruned import Pruned
+from prunekit.samples import Samples
+from prunekit.semi_structured import encode, load_semi_structured, read, weight_problem
+from prunekit.tensor_files import some
+
+_HALF_TOLERANCE = 2e-2
+"""Of kernels in half precision, as a part of the greatest output: ten bits, and sums in another order."""
+
+
+def _encode(pruned: Pruned) -> Encoded:
+    linear = {name: view for name, view in pruned.views.items() if type(view.module) is nn.Linear}
+    problems = {name: weight_problem(view.weight) for name, view in linear.items()}
+    packed = [name for name, problem in problems.items() if not problem]
+    dense = [f"{name} {problem}" for name, problem in problems.items() if problem]
+    if not packed:
+        raise ExportError(
+            f"no linear layer of {pruned.name} can run as 2:4: {some(dense) or 'it has none'}; prune with "
+            "--pattern 2:4, or choose another format"
+        )
+    weights = pruned.network.state_dict()
+    notes = (f"2:4: {some(packed)}", *([f"dense: {some(dense)}"] if dense else []))
+    return Encoded(encode(weights, {parameter_name(name, linear[name]) for name in packed}), notes)
+
+
+def _reopen(path: Path, pruned: Pruned) -> Run:
+    network = copy.deepcopy(pruned.network)
+    network.load_state_dict(read(path)[0])
+
+    def run(samples: Samples) -> tuple[Tensor, ...]:
+        if torch.cuda.is_available():
+            _check_kernels(path, network, samples)
+        return samples.through(network)
+
+    return run
+
+
+def _check_kernels(path: Path, network: nn.Module, samples: Samples) -> None:
+    """Compare the sparse kernels with dense ones of the same precision."""
+    dense = copy.deepcopy(network).to("cuda", torch.float16)
+    halves = samples.to(torch.device("cuda"), torch.float16)
+    expected = halves.through(dense)
+    found = halves.through(load_semi_structured(path, copy.deepcopy(network)))
+    for one, other in zip(expected, found, strict=True):
+        error, scale = float((one.float() - other.float()).abs().max()), float(one.float().abs().max())
+        if not error <= _HALF_TOLERANCE * max(1.0, scale):
+            raise ExportError(
+                f"on this GPU the 2:4 kernels give outputs that are off by {error:.3g} (the greatest is {scale:.3g}); "
+                "nothing was written"
+            )
+
+
+FORMAT = Format(
+    _encode,
+    _reopen,
+    tolerance=0,  # unpacked, the same bits
+    load='network = prunekit.load_semi_structured("{path}", network)',
+)

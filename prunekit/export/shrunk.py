@@ -1,0 +1,30 @@
+"""Format ``shrunk``: the network without the units that are gone; its layers are smaller, and dense."""
+
+from pathlib import Path
+
+from prunekit.export.formats import Encoded, Format, Run
+from prunekit.finding import check_layers
+from prunekit.pruned import Pruned
+from prunekit.shrinking.files import encode_shrunk, load_shrunk
+from prunekit.shrinking.shrink import shrink
+
+
+def _encode(pruned: Pruned) -> Encoded:
+    check_layers(pruned.views, observed=False)  # a weight that is computed has no rows of its own
+    samples = pruned.samples
+    shrunk = shrink(pruned.network, samples.arguments, pruned.masks, keywords=samples.keywords, view_of=pruned.view_of)
+    data = encode_shrunk(shrunk.network, view_of=pruned.view_of)
+    return Encoded(data, tuple(str(shrunk.report).splitlines()))
+
+
+def _reopen(path: Path, pruned: Pruned) -> Run:
+    network = load_shrunk(pruned.network, path, view_of=pruned.view_of)
+    return lambda samples: samples.through(network)
+
+
+FORMAT = Format(
+    _encode,
+    _reopen,
+    tolerance=1e-5,  # constants are added in another order, and nothing else
+    load='network = prunekit.load_shrunk(network, "{path}")',
+)

@@ -1,0 +1,98 @@
+"""Reading the batches of a task: this process's part of each, ahead of time in worker processes on request.
+
+It must not know what is done with them.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch.utils.data import DataLoader
+
+from prunekit.errors import DataError
+from prunekit.parts import Part
+from prunekit.ranks import own_rank, rank_count
+from prunekit.seeds import Seeds
+from prunekit.tasks import Task
+
+
+@attrs.frozen(eq=False)
+class Parts(Sequence[Part]):
+    """This process's part of each batch: all of it, where there are no other processes.
+
+    Attributes:
+        task: says what a part is.
+        batches: an epoch of whole ones.
+    """
+
+    task: Task
+    batches: Sequence[Any]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: Any) -> Any:
+        if rank_count() == 1:
+            return Part(self.batches[index], 1.0)
+        return self.task.part(self.batches, index, own_rank(), rank_count())
+
+
+@attrs.define(eq=False)
+class Stream:
+    """The training batches of one epoch after another, numbered through; of each, this process's part.
+
+    Attributes:
+        task: gives them.
+        seeds: the seeds of their order.
+        length: batches of an epoch that are used.
+    """
+
+    task: Task
+    seeds: Seeds
+    length: int
+    _epoch: int = attrs.field(default=-1, init=False)
+    _parts: Sequence[Part] = attrs.field(default=(), init=False)
+
+    def __getitem__(self, number: int) -> Part:
+        epoch, index = divmod(number, self.length)
+        if epoch != self._epoch:
+            self._epoch, self._parts = epoch, Parts(self.task, self.task.batches("train", epoch, self.seeds))
+        return self._parts[index]
+
+
+def check_share(part: Part) -> None:
+    """Refuse a part of nothing, of which there is no loss.
+
+    Raises:
+        DataError: when the batch has fewer samples than there are ranks.
+    """
+    if part.share == 0:
+        raise DataError(
+            f"a training batch has no sample for rank {own_rank()} of {rank_count()}; "
+            "take larger batches or fewer ranks"
+        )
+
+
+def read_ahead(source: Stream, numbers: range, workers: int, *, pinned: bool = False) -> Iterator[Part]:
+    """Yield ``source[i]`` for the numbers, in order, prepared by worker processes when there are any.
+
+    Args:
+        source: what to read; a worker gets a copy.
+        numbers: what to read of it.
+        workers: processes; they start when the first batch is asked for, and end with the iterator.
+        pinned: leave the workers' batches in memory that a GPU copies from by itself.
+    """
+    if workers == 0:
+        yield from (source[number] for number in numbers)
+        return
+    # Its own generator: the loader would draw from the global one and move everybody's numbers.
+    loader: DataLoader[Part] = DataLoader(
+        source,  # type: ignore[arg-type] # as much of a map-style dataset as a sampler needs
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        pin_memory=pinned,
+        generator=torch.Generator(),
+    )
+    yield from loader

@@ -1,0 +1,155 @@
+"""A network without the units that are gone: traced, folded, resized, and compared with what it was."""
+
+import copy
+import math
+from collections.abc import Mapping
+from operator import attrgetter
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import ConfigError
+from prunekit.layers import ViewOf
+from prunekit.masking import Keeper, match
+from prunekit.masks import Masks
+from prunekit.plugins import make_manager
+from prunekit.plugins import view_of as view_of_plugins
+from prunekit.shrinking.calls import Call
+from prunekit.shrinking.flow import Flow
+from prunekit.shrinking.keeping import Kept, find_kept, fold_constants
+from prunekit.shrinking.operations import make_rules
+from prunekit.shrinking.report import LayerSizes, Report
+from prunekit.shrinking.resizing import remove
+from prunekit.shrinking.watching import Watch
+
+_TOLERANCE = 1e-5
+_ROUNDING = 8  # units in the last place of numbers that are coarser than single precision
+
+
+@attrs.frozen(eq=False)
+class Shrunk:
+    """A network without the units that are gone.
+
+    Attributes:
+        network: a new module of the same classes, its layers resized; modules train or evaluate as those it came from.
+        masks: of the weights that had one, cut like them; what training goes on with.
+        report: what was removed, and what could not be.
+        error: the largest difference from the outputs before, on the samples.
+    """
+
+    network: nn.Module
+    masks: Masks
+    report: Report
+    error: float
+
+
+def shrink(
+    network: nn.Module,
+    inputs: Any,
+    masks: Masks | None = None,
+    *,
+    keywords: Mapping[str, Any] | None = None,
+    view_of: ViewOf | None = None,
+) -> Shrunk:
+    """Remove the units, filters and channels of which nothing is left, and those that nothing reads.
+
+    A unit without connections puts out a constant, which is folded into the biases of those that read it. Where these
+    pad their inputs with zeros, the constants of a layer are brought by one unit that stays. In evaluation mode the
+    outputs stay as they are but for rounding; that is checked on the samples. Channels that flow through an operation
+    that is not known stay. The same network and masks give the same result.
+
+    Args:
+        network: any module; it stays as it is.
+        inputs: samples: a tensor, or the positional arguments as a tuple.
+        masks: what is dropped, besides what is exactly zero.
+        keywords: more arguments by name.
+        view_of: gives the views of layers; ``None``: the core and all installed plugins do.
+
+    Raises:
+        ConfigError: the network cannot be called with the samples, or cannot be shrunk: its outputs would differ.
+        MaskError: masks that do not fit.
+    """
+    views = installed_views() if view_of is None else view_of
+    call = Call.of(inputs, keywords)
+    before = copy.deepcopy(network).eval()
+    matched = match(masks.tensors, before) if masks is not None else {}
+    for weight, mask in matched.values():
+        Keeper(mask)(weight)
+    expected = call.outputs(before)
+    given = {name: mask for name, (_, mask) in matched.items()}
+    for trusting in (True, False):
+        small, flow, kept, left = _attempt(before, call, views, given, trusting=trusting)
+        error, problem = _compare(expected, call, small)
+        if not problem:
+            break
+        if not (trusting and flow.guessed):
+            raise ConfigError(
+                f"the network cannot be shrunk: {problem}; a size or a choice in its forward is in the way"
+            )
+    for name, module in network.named_modules():
+        small.get_submodule(name).training = module.training
+    sizes = {name: _sizes(flow, kept, name, before, small) for name in kept.layers}
+    return Shrunk(small, Masks(left, {} if masks is None else masks.info), Report(sizes), error)
+
+
+def installed_views() -> ViewOf:
+    """Return what gives the views of all layers that the core and the installed plugins know."""
+    return view_of_plugins(make_manager())
+
+
+def watch_copy(network: nn.Module, call: Call, view_of: ViewOf, *, trusting: bool) -> tuple[nn.Module, Flow]:
+    """Return a copy of a network, in evaluation mode, and where its channels flow; see ``watching``."""
+    copied = copy.deepcopy(network).eval()
+    watch = Watch(copied, view_of, make_rules(), trusting=trusting)
+    with watch.hooks():
+        with watch:
+            outputs = call.run(copied)
+        return copied, watch.finish(outputs)
+
+
+def _attempt(
+    before: nn.Module, call: Call, view_of: ViewOf, masks: Mapping[str, Tensor], *, trusting: bool
+) -> tuple[nn.Module, Flow, Kept, dict[str, Tensor]]:
+    """Shrink a copy of a network; return it, what was seen, what it keeps, and the masks that are left."""
+    small, flow = watch_copy(before, call, view_of, trusting=trusting)
+    brought = fold_constants(flow)
+    kept = find_kept(flow)
+    return small, flow, kept, remove(small, view_of, kept, brought, masks)
+
+
+def _compare(expected: list[Tensor], call: Call, network: nn.Module) -> tuple[float, str]:
+    """Return the largest difference from the outputs expected, and what is wrong with them, or ""."""
+    try:
+        outputs = call.outputs(network)
+    except Exception as problem:  # noqa: BLE001 - whatever a forward does with sizes that it did not expect
+        return math.inf, " ".join(f"without what is gone it fails: {type(problem).__name__}: {problem}".split())
+    shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (expected, outputs)]
+    if shapes[0] != shapes[1]:
+        return math.inf, f"its outputs would have the shapes {shapes[1]} instead of {shapes[0]}"
+    errors = [0.0]
+    for first, second in zip(expected, outputs, strict=True):
+        error = float((first.double() - second.double()).abs().max()) if first.numel() else 0.0
+        rounding = torch.finfo(first.dtype).eps if first.is_floating_point() else 0.0
+        allowed = max(_TOLERANCE, _ROUNDING * rounding) * max(1.0, float(first.abs().max()) if first.numel() else 0.0)
+        # A difference that is no number fails, too.
+        if not error <= allowed:
+            return error, f"its outputs would change by {error:.2g}"
+        errors.append(error)
+    return max(errors), ""
+
+
+def _sizes(flow: Flow, kept: Kept, name: str, before: nn.Module, after: nn.Module) -> LayerSizes:
+    call = next(call for call in flow.layers if call.layer == name)
+    weights = (attrgetter(call.view.parameter)(network.get_submodule(name)) for network in (before, after))
+    large, small = (weight.numel() for weight in weights)
+    outputs = kept.layers[name].outputs
+    stay = outputs[~call.dead[outputs].isnan()]
+    reasons = [kept.reasons[root] for root in flow.channels.roots(call.outputs[stay]).tolist()]
+    return LayerSizes(
+        (len(call.outputs), len(outputs)),
+        (len(call.inputs), len(kept.layers[name].inputs)),
+        (large, small),
+        {reason: reasons.count(reason) for reason in sorted(set(reasons))},
+    )
