@@ -24,7 +24,7 @@ from prunekit.registry import collect
 from prunekit.schedules import Entry, MaskUpdate, check_density
 from prunekit.seeds import Seeds
 from prunekit.selection import Scope
-from prunekit.sharding import reshard
+from prunekit.sharding import is_spread, reshard
 from prunekit.structure import distribute, resolve_densities
 
 
@@ -83,10 +83,10 @@ def select(
     targets = {layer: value for entry in entries for layer, value in entry.targets.items()}
     if not targets:
         raise ConfigError("density names no layer; give one number for all, or for example {'conv*': 0.5}")
+    reshard(model)
     _check(make(), {name: layers[name] for name in targets})
 
     evidence = _evidence(model, batches, forward or _forward, loss, activations or {})
-    reshard(model)
     training = {module: module.training for module in model.modules()}
     gradients = {parameter: parameter.grad for parameter in model.parameters()} if loss else {}
     model.eval()
@@ -178,6 +178,11 @@ def _check(criterion: Criterion, layers: Mapping[str, LayerView]) -> None:
     for name, view in layers.items():
         if any(parameter.is_meta for parameter in view.module.parameters()):
             raise ConfigError(f"layer {name!r} is on the device 'meta' and has no values; load the weights first")
+        if "network" in criterion.needs and is_spread(view.weight):
+            raise ConfigError(
+                f"criterion {criterion.name!r} looks at the whole network at once, but layer {name!r} is spread over "
+                "processes; take another criterion, or choose the masks before fully_shard"
+            )
 
 
 def _forward(model: nn.Module, batch: Any) -> Any:

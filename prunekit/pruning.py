@@ -98,6 +98,7 @@ def choose_masks(
         mask = kept if update.grow is None else _grow(update, name, view, kept, gradients.get(name), generator)
         chosen.pruned[name], chosen.masks[name] = view.from_matrix(kept), view.from_matrix(mask)
         chosen.layers[name] = _describe(update.targets[name], mask, scores)
+        del scores, repaired  # before there are those of the next layer
     return chosen
 
 

@@ -1,5 +1,8 @@
 """Masks in a loop that is not ours, on parameters that FSDP2 or tensor parallelism spreads over two processes."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import distributed, nn
@@ -8,6 +11,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import prunekit
+from prunekit.builtin.magnitude import Magnitude
 from prunekit.masks import Masks
 from prunekit.sharding import own_part, reshard, spread_like, whole
 
@@ -207,6 +211,43 @@ def test_selection_is_that_of_one_process(two_ranks, criterion, options):
     expected = select(Net(), criterion, options)
     for found in two_ranks.run(select_sharded, criterion, options):
         assert found == expected
+
+
+def refuse_the_whole_network(name):
+    with pytest.raises(prunekit.ConfigError, match=r"layer 'conv' is spread over processes; take another criterion"):
+        prunekit.select(sharded(), name, density=0.5, batches=[batch(0)], loss=square)
+
+
+@pytest.mark.parametrize("name", ["grasp", "synflow"])
+def test_a_criterion_that_looks_at_the_whole_network_is_refused(two_ranks, name):
+    two_ranks.run(refuse_the_whole_network, name)
+
+
+def most_whole_at_once(scope):
+    """Return how many whole weights and scores of layers were alive at once, at most, in a selection."""
+    alive, most = weakref.WeakSet(), [0]
+
+    class Watched(Magnitude):
+        def score(self, weight, generator):
+            scores = super().score(weight, generator)
+            for tensor in (weight, scores):
+                alive.add(tensor)
+            gc.collect()
+            most[0] = max(most[0], len(alive))
+            return scores
+
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(16, 16) for _ in range(6)))
+    for layer in model:
+        fully_shard(layer)
+    prunekit.select(fully_shard(model), Watched, density=0.5, scope=scope)
+    return most[0]
+
+
+@pytest.mark.parametrize(("scope", "most"), [("layer", 2), ("unit", 2), ("global", 7)])
+def test_one_whole_layer_is_there_at_a_time_unless_layers_compete(two_ranks, scope, most):
+    for found in two_ranks.run(most_whole_at_once, scope):
+        assert found == most
 
 
 def tensor_parallel():
