@@ -3,6 +3,7 @@
 Errors of prunekit's own stay as they are, and so does what is a bug: it keeps its traceback.
 """
 
+import os
 import shlex
 import traceback
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from torch.utils.data import dataloader
 
 from prunekit.checkpoint import newest_path
 from prunekit.errors import Interrupted, NotFiniteError, PrunekitError, TrainingError
+from prunekit.ranks import rank_count
 from prunekit.run_folder import RunFolder
 from prunekit.state import RunState
 from prunekit.training import Loop
@@ -59,7 +61,8 @@ def add_way_on(error: BaseException, folder: RunFolder) -> None:
         return
     newest = newest_path(folder.checkpoints)
     where = f"the newest checkpoint is {newest}" if newest else "there is no checkpoint yet"
-    error.add_note(f"{where}; go on with: prunekit run --resume {shlex.quote(str(folder.path))}")
+    launcher = f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', 'N')} -m " if rank_count() > 1 else ""
+    error.add_note(f"{where}; go on with: {launcher}prunekit run --resume {shlex.quote(str(folder.path))}")
 
 
 def _explained(error: BaseException, state: RunState, loop: Loop | None) -> PrunekitError | None:
@@ -70,9 +73,9 @@ def _explained(error: BaseException, state: RunState, loop: Loop | None) -> Prun
         return TrainingError(_out_of_memory(state, loop))
     workers = state.prepared.training.workers
     if workers and _is_of_dead_worker(error):
+        reason = " ".join(text.split()).rstrip(". ") or "it is gone"
         return TrainingError(
-            f"a data worker died ({' '.join(text.split()).rstrip('. ') or 'it is gone'}), perhaps for lack of memory; try fewer (-o "
-            f"training.workers={workers // 2})"
+            f"a data worker died ({reason}), perhaps for lack of memory; try fewer (-o training.workers={workers // 2})"
         )
     return None
 
