@@ -56,10 +56,13 @@ def process_group(device: str) -> Iterator[None]:
         traceback.clear_frames(error.__traceback__)
         if not _is_loss(error):
             raise
-        raise RankError(
+        lost = RankError(
             f"rank {here.rank} of {here.ranks} has lost another one, which has ended or cannot be reached; "
-            "what that one said is the cause; go on with --resume"
-        ) from error
+            "what that one said is the cause"
+        )
+        for note in getattr(error, "__notes__", ["go on with --resume"]):
+            lost.add_note(note)
+        raise lost from error
     finally:
         distributed.destroy_process_group()
         # What averages gradients is held by cycles, and by the frames of an error. Where it lives to the end of Python,
