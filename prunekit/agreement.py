@@ -11,6 +11,7 @@ from torch import Tensor
 from prunekit.errors import MaskError
 from prunekit.pruning import Chosen
 from prunekit.ranks import gather_numbers, rank_count
+from prunekit.sharding import is_spread
 
 
 def check_agreement(chosen: Chosen) -> None:
@@ -32,11 +33,11 @@ def check_agreement(chosen: Chosen) -> None:
 
 
 def _hash(chosen: Chosen, name: str) -> int:
-    """Return 63 bits of the SHA-256 of all that was chosen for a layer."""
+    """Return 63 bits of the SHA-256 of what was chosen for a layer; of a spread weight ranks have different parts."""
     found = hashlib.sha256()
     repaired = chosen.repaired.get(name)
     for tensor in (chosen.masks[name], chosen.pruned[name], repaired):
-        if tensor is not None:
+        if tensor is not None and not is_spread(tensor):
             found.update(_bytes(tensor))
     return int.from_bytes(found.digest()[:8], "little") >> 1
 

@@ -6,7 +6,7 @@ what a stage or a plan is; positions are two numbers.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from prunekit.errors import CheckpointError
-from prunekit.files import write_atomically
+from prunekit.files import remove_whole, write_atomically
 from prunekit.tensor_files import open_tensors, read_header
 
 _HEADER = "prunekit"
 _VERSION = 1
-_NAME = re.compile(r"stage-(\d+)-step-(\d+)\.safetensors")
+# A folder holds a checkpoint that several processes wrote together, see ``prunekit.sharded_checkpoints``.
+_NAME = re.compile(r"stage-(\d+)-step-(\d+)\.(safetensors|sharded)")
 
 
 @attrs.frozen
@@ -50,15 +51,26 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path
     Raises:
         CheckpointError: when it cannot be written; what was there stays.
     """
+    flat, header = flatten(checkpoint)
+    tensors = {key: tensor.cpu().contiguous().clone() for key, tensor in flat.items()}
+    path = checkpoint_path(folder, checkpoint.stage, checkpoint.step)
+    # One metadata key: safetensors writes several in no stable order.
+    write_atomically(path, save(tensors, metadata={_HEADER: json.dumps(header, sort_keys=True)}))
+    keep_newest(path, keep)
+    return path
+
+
+def flatten(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of a checkpoint, "<group>/<name>" each, and all else as JSON."""
     tensors = {
-        f"{group}/{name}": tensor.detach().cpu().contiguous().clone()
+        f"{group}/{name}": tensor.detach()
         for group, members in checkpoint.tensors.items()
         for name, tensor in members.items()
     }
     optimizer = None
     if checkpoint.optimizer is not None:
         state, numbers = _split_state(checkpoint.optimizer["state"])
-        tensors |= {f"optimizer/{key}": tensor.detach().cpu().contiguous().clone() for key, tensor in state.items()}
+        tensors |= {f"optimizer/{key}": tensor.detach() for key, tensor in state.items()}
         optimizer = {"numbers": numbers, "groups": checkpoint.optimizer["param_groups"]}
     header = {
         "version": _VERSION,
@@ -68,13 +80,26 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path
         "optimizer": optimizer,
         "facts": checkpoint.facts,
     }
-    path = _path(folder, checkpoint.stage, checkpoint.step)
-    # One metadata key: safetensors writes several in no stable order.
-    write_atomically(path, save(tensors, metadata={_HEADER: json.dumps(header, sort_keys=True)}))
-    files = _checkpoint_files(folder)
-    remove_older(folder, checkpoint, keep)
-    _remove(files[files.index(path) + 1 :])
-    return path
+    return tensors, header
+
+
+def checkpoint_path(folder: Path, stage: int, step: int, kind: str = "safetensors") -> Path:
+    """Return where a checkpoint is kept: a file, or for the kind "sharded" a folder."""
+    return folder / f"stage-{stage:03d}-step-{step:08d}.{kind}"
+
+
+def keep_newest(path: Path, keep: int) -> None:
+    """Remove all checkpoints but the one just written and the ``keep - 1`` before it.
+
+    Later ones are of a time that the run has gone back from: broken, or not to come like that again.
+
+    Raises:
+        CheckpointError: when one cannot be removed.
+    """
+    _remove_older(path.parent, _place(path), keep)
+    for other in _checkpoints(path.parent):
+        if other != path and _place(other) >= _place(path):
+            _remove(other)
 
 
 def remove_older(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
@@ -83,21 +108,20 @@ def remove_older(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
     Raises:
         CheckpointError: when one cannot be removed.
     """
-    files = _checkpoint_files(folder)
-    place = files.index(_path(folder, checkpoint.stage, checkpoint.step))
-    _remove(files[: max(0, place - keep + 1)])
+    _remove_older(folder, (checkpoint.stage, checkpoint.step), keep)
 
 
-def _path(folder: Path, stage: int, step: int) -> Path:
-    return folder / f"stage-{stage:03d}-step-{step:08d}.safetensors"
+def _remove_older(folder: Path, place: tuple[int, int], keep: int) -> None:
+    older = [path for path in _checkpoints(folder) if _place(path) < place]
+    for path in older[: max(0, len(older) - keep + 1)]:
+        _remove(path)
 
 
-def _remove(paths: list[Path]) -> None:
-    for path in paths:
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"the old checkpoint {path} cannot be removed: {error.strerror}") from error
+def _remove(path: Path) -> None:
+    try:
+        remove_whole(path)
+    except OSError as error:
+        raise CheckpointError(f"the old checkpoint {path} cannot be removed: {error.strerror}") from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -112,12 +136,17 @@ def load_checkpoint(path: Path) -> Checkpoint:
             if header is None:
                 raise CheckpointError(f"checkpoint {path} cannot be read: it has no entry {_HEADER!r}; is it one?")
             flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
-        return _parse(header, flat, path)
+        return restored(header, flat, path)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def _parse(header: Mapping[str, Any], flat: Mapping[str, Tensor], path: Path) -> Checkpoint:
+def restored(header: Mapping[str, Any], flat: Mapping[str, Tensor], path: Path) -> Checkpoint:
+    """Return the checkpoint that ``flatten`` has taken apart.
+
+    Raises:
+        CheckpointError: another version, or a damaged header; other damage is a ``KeyError`` or the like.
+    """
     if header["version"] != _VERSION:
         raise CheckpointError(
             f"checkpoint {path} has format version {header['version']}, this prunekit reads {_VERSION}"
@@ -140,18 +169,20 @@ def _parse(header: Mapping[str, Any], flat: Mapping[str, Tensor], path: Path) ->
 
 def newest_path(folder: Path) -> Path | None:
     """Return where the newest checkpoint is, readable or not; ``None`` where there is none."""
-    return next(reversed(_checkpoint_files(folder)), None)
+    return next(reversed(_checkpoints(folder)), None)
 
 
-def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest checkpoint that can be read, and what was wrong with newer ones.
+def newest_checkpoint(
+    folder: Path, load: Callable[[Path], Checkpoint] = load_checkpoint
+) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest checkpoint that can be read, and what was wrong with newer ones; ``load`` reads one.
 
     A folder without any gives ``None``: the run starts at the beginning.
     """
     broken: list[str] = []
-    for path in reversed(_checkpoint_files(folder)):
+    for path in reversed(_checkpoints(folder)):
         try:
-            return load_checkpoint(path), broken
+            return load(path), broken
         except CheckpointError as error:
             broken.append(str(error))
     if broken:
@@ -159,10 +190,15 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, broken
 
 
-def _checkpoint_files(folder: Path) -> list[Path]:
-    """Return the checkpoint files, oldest first."""
-    found = ((match, path) for path in folder.glob("*.safetensors") if (match := _NAME.fullmatch(path.name)))
-    return [path for _, path in sorted(found, key=lambda pair: (int(pair[0][1]), int(pair[0][2])))]
+def _checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints, oldest first."""
+    return sorted((path for path in folder.glob("stage-*") if _NAME.fullmatch(path.name)), key=_place)
+
+
+def _place(path: Path) -> tuple[int, int]:
+    """Return stage and step."""
+    stage, step = re.findall(r"\d+", path.name)
+    return int(stage), int(step)
 
 
 def _split_state(state: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -20,6 +20,7 @@ from prunekit.environment import environment
 from prunekit.errors import ConfigError
 from prunekit.faults import add_way_on, in_words
 from prunekit.files import write_atomically
+from prunekit.fully_sharded import is_fully_sharded
 from prunekit.hardware import Hardware
 from prunekit.interruption import Interruption
 from prunekit.optimizers import fuse
@@ -30,6 +31,8 @@ from prunekit.ranks import own_rank, rank_count, text_from_first, wait_for_all
 from prunekit.recipes import to_toml
 from prunekit.run_folder import RunFolder
 from prunekit.schedules import Stage, Start
+from prunekit.seeds import Seeds
+from prunekit.sharing_out import share_out
 from prunekit.stage import StageTraining
 from prunekit.state import RunState
 from prunekit.tasks import Evaluation
@@ -67,7 +70,10 @@ def run(
         PrunekitError: a loss that is no number, a full disk, a checkpoint that does not fit.
     """
     hardware = Hardware.of(config.device, prepared.training)
-    hardware.place(prepared.model)
+    if prepared.training.parallel == "fsdp" and rank_count() > 1:
+        share_out(prepared, hardware, Seeds(config.seed))
+    else:
+        hardware.place(prepared.model)
     state = RunState(config, prepared, folder, hardware, stop=stop or Interruption())
     if own_rank() > 0:
         hook = _nobody()
@@ -222,7 +228,7 @@ def _evaluate(state: RunState) -> Evaluation:
     model, hardware = state.prepared.model, state.hardware
     model.eval()
     text = ""
-    if own_rank() == 0:
+    if own_rank() == 0 or is_fully_sharded(model):  # which computes only where all ranks do
         with state.abandonable(), torch.inference_mode(), hardware.autocast():
             found = state.prepared.task.evaluate(model, hardware.device)
         if rank_count() == 1:

@@ -3,14 +3,15 @@
 Errors of prunekit's own stay as they are, and so does what is a bug: it keeps its traceback.
 """
 
-import re
 import shlex
+import traceback
 from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import dataloader
 
 from prunekit.checkpoint import newest_path
 from prunekit.errors import Interrupted, NotFiniteError, PrunekitError, TrainingError
@@ -18,7 +19,6 @@ from prunekit.run_folder import RunFolder
 from prunekit.state import RunState
 from prunekit.training import Loop
 
-_WORKER_DIED = re.compile(r"DataLoader worker \(pid\(?s?\)? [\d, ]+\) (.*)", re.DOTALL)
 _NO_MEMORY = "not enough memory"  # what torch's allocator for the CPU says
 _MIB = 2**20
 
@@ -68,13 +68,21 @@ def _explained(error: BaseException, state: RunState, loop: Loop | None) -> Prun
         isinstance(error, RuntimeError) and _NO_MEMORY in text
     ):
         return TrainingError(_out_of_memory(state, loop))
-    died = _WORKER_DIED.search(text)
-    if isinstance(error, RuntimeError) and died:
+    workers = state.prepared.training.workers
+    if workers and _is_of_dead_worker(error):
         return TrainingError(
-            f"a data worker died ({died[1].split('. ')[0].strip(' .')}), perhaps for lack of memory; try fewer "
-            f"(-o training.workers={state.prepared.training.workers // 2})"
+            f"a data worker died ({' '.join(text.split()).rstrip('. ') or 'it is gone'}), perhaps for lack of memory; try fewer (-o "
+            f"training.workers={workers // 2})"
         )
     return None
+
+
+def _is_of_dead_worker(error: BaseException) -> bool:
+    """Recognise what torch raises where a data worker has gone: an error of its own, or of the connection to it."""
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker" in str(error)
+    places = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
+    return isinstance(error, ConnectionError | EOFError) and any(map(dataloader.__file__.__eq__, places))
 
 
 def _out_of_memory(state: RunState, loop: Loop | None) -> str:

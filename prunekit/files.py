@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -53,7 +54,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | Callable[[Binar
         CheckpointError: when the file system refuses: no permission, no space, no such folder.
     """
     path = Path(path)
-    temporary = _temporary_in(path.parent)
+    temporary = temporary_in(path.parent)
     try:
         try:
             with temporary.open("xb") as file:
@@ -73,10 +74,6 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | Callable[[Binar
         raise refusal(path, error) from error
 
 
-def _temporary_in(folder: Path) -> Path:
-    return folder / f".{secrets.token_hex(8)}.tmp"
-
-
 def remove_temporaries(folder: Path) -> None:
     """Remove what a process that was killed while it wrote left behind; nobody else may be writing in the folder.
 
@@ -86,7 +83,7 @@ def remove_temporaries(folder: Path) -> None:
     try:
         for path in folder.iterdir():
             if _TEMPORARY.fullmatch(path.name):
-                path.unlink(missing_ok=True)
+                remove_whole(path)
     except OSError as error:
         raise refusal(folder, error) from error
 
@@ -102,6 +99,36 @@ def sync_file(path: Path) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise refusal(path, error) from error
+
+
+def temporary_in(folder: Path) -> Path:
+    """Return a new name in a folder for what is being written, or removed."""
+    return folder / f".{secrets.token_hex(8)}.tmp"
+
+
+def rename_folder(temporary: Path, path: Path) -> None:
+    """Give a folder that is complete its name, in the same folder; what stood there before goes.
+
+    Raises:
+        CheckpointError: when the file system refuses.
+    """
+    try:
+        _sync_folder(temporary)
+        remove_whole(path)
+        temporary.rename(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise refusal(path, error) from error
+
+
+def remove_whole(path: Path) -> None:
+    """Remove a file, or a folder in such a way that nobody meets half of it; what is not there is no error."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    temporary = temporary_in(path.parent)
+    path.rename(temporary)
+    shutil.rmtree(temporary)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -127,7 +154,7 @@ def make_writable_folder(path: str | os.PathLike[str]) -> Path:
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = _temporary_in(folder)
+        probe = temporary_in(folder)
         try:
             probe.write_bytes(b"\0")
         finally:

@@ -17,6 +17,7 @@ import attrs
 
 # Launchers forward what the terminal, or timeout(1), has sent to the whole process group already.
 _ECHO = 0.5  # seconds
+_CHANGED = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGCHLD") if hasattr(signal, name)]
 
 
 @attrs.define
@@ -48,7 +49,9 @@ class Interruption:
         def handle(number: int, _: FrameType | None) -> None:
             self._take(signal.Signals(number), tell)
 
-        before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.getsignal(number) for number in _CHANGED}
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, handle)
         try:
             yield
         finally:
@@ -81,9 +84,12 @@ class Interruption:
 
     def _take(self, number: signal.Signals, tell: Callable[[signal.Signals], Any]) -> None:
         if os.getpid() != self._process:
-            self._take_in_child(number)
+            _take_in_child(number)
         elif self.request is None:
             self.request, self._since = number, time.monotonic()
+            if hasattr(signal, "SIGCHLD"):
+                # Where all processes are told, data workers end, and torch would raise that into the step under way.
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             tell(number)
             if self._abandonable:
                 raise KeyboardInterrupt
@@ -91,10 +97,9 @@ class Interruption:
             self.hurried = True
             raise KeyboardInterrupt
 
-    def _take_in_child(self, number: signal.Signals) -> None:
-        """Let a forked data worker serve the step under way; its parent ends it, by a second SIGTERM if need be."""
-        if self.request is signal.SIGTERM and number == signal.SIGTERM:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        elif number == signal.SIGTERM:
-            self.request = number
+
+def _take_in_child(number: signal.Signals) -> None:
+    """Let a forked child die of SIGTERM, as it would without us; on Ctrl-C, it is the parent's to end it."""
+    if number == signal.SIGTERM:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from prunekit.criteria import Criterion, NetworkCriterion, Observation, Scene
 from prunekit.errors import ConfigError, DataError, PluginError
 from prunekit.layers import LayerView
+from prunekit.sharding import whole
 
 Show = Callable[[], Iterator[float]]
 """Runs the network on one batch after another: forward, and backward where gradients are wanted; each batch ends in a
@@ -56,7 +57,8 @@ class Evidence:
         gradients: shows training batches, forward and backward of the loss; the gradients must not be
             masked. ``None``: not to be had.
         activation_of: layer -> module whose output is the layer's activation, in the same network.
-        traces: layer -> sum of the criterion's ``trace`` over training steps; ``None``: nobody trains here.
+        traces: layer -> sum of the criterion's ``trace`` over training steps, of the weight's shape; ``None``: nobody
+            trains here.
         whole: runs the network as a whole. ``None``: not to be had.
     """
 
@@ -169,14 +171,14 @@ def _naming(layer: str) -> Iterator[None]:
 
 
 def summed_gradients(layers: Mapping[str, LayerView], show: Show) -> dict[str, Tensor]:
-    """Return the loss gradient of each layer's weight summed over the batches: ``[G, out, fan]``."""
+    """Return the loss gradient of each layer's weight summed over the batches, float32, lying as the weight does."""
     sums: dict[str, Tensor] = {}
     for _ in show():
         for name, view in layers.items():
             gradient = view.weight.grad
             if gradient is not None:
-                matrix = view.to_matrix(gradient.detach()).float()
-                sums[name] = sums[name] + matrix if name in sums else matrix.clone()
+                term = gradient.detach().float()
+                sums[name] = sums[name] + term if name in sums else term.clone()
     return sums
 
 
@@ -216,6 +218,7 @@ def _listening(
 def _observations(view: LayerView, record: _Record, share: float, *, with_activation: bool) -> Iterable[Observation]:
     weight = view.weight
     gradient = weight.grad if weight.is_leaf else None  # of a computed weight torch keeps none
+    matrix = None if gradient is None else view.to_matrix(whole(gradient))
     activations = record.activations if with_activation else record.outputs
     for index, (inputs, outputs, activation) in enumerate(zip(record.inputs, record.outputs, activations, strict=True)):
         yield Observation(
@@ -224,7 +227,7 @@ def _observations(view: LayerView, record: _Record, share: float, *, with_activa
             outputs=outputs,
             activations=activation,
             output_gradient=record.output_gradients.get(index),
-            weight_gradient=None if gradient is None else view.to_matrix(gradient.detach()),
+            weight_gradient=matrix,
             call=index,
             share=share,
         )

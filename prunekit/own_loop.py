@@ -24,6 +24,7 @@ from prunekit.registry import collect
 from prunekit.schedules import Entry, MaskUpdate, check_density
 from prunekit.seeds import Seeds
 from prunekit.selection import Scope
+from prunekit.sharding import reshard
 from prunekit.structure import distribute, resolve_densities
 
 
@@ -85,6 +86,7 @@ def select(
     _check(make(), {name: layers[name] for name in targets})
 
     evidence = _evidence(model, batches, forward or _forward, loss, activations or {})
+    reshard(model)
     training = {module: module.training for module in model.modules()}
     gradients = {parameter: parameter.grad for parameter in model.parameters()} if loss else {}
     model.eval()

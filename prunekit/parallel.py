@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from prunekit.fully_sharded import is_fully_sharded
 from prunekit.ranks import rank_count
 from prunekit.shared_norms import share_norms
 
@@ -16,8 +17,9 @@ def parallel(model: nn.Module) -> nn.Module:
     """Return what to call in training: the model, which averages its gradients over all ranks where there are several.
 
     Its parameters stay those of ``model``, which must be on its device; batch normalisation becomes that of all ranks.
+    A model that is fully sharded averages them itself.
     """
-    if rank_count() == 1:
+    if rank_count() == 1 or is_fully_sharded(model):
         return model
     share_norms(model)
     # Which parameters a task's loss leaves out is not for us to know, and may change from batch to batch.

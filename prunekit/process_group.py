@@ -3,6 +3,8 @@
 It must not know what the processes do together; that is for ``prunekit.ranks`` and the modules above it.
 """
 
+import gc
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -44,7 +46,8 @@ def process_group(device: str) -> Iterator[None]:
     distributed.init_process_group(backend, rank=here.rank, world_size=here.ranks, timeout=_PATIENCE)
     try:
         yield
-    except (RuntimeError, distributed.DistError) as error:
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
         if not _is_loss(error):
             raise
         raise RankError(
@@ -53,8 +56,11 @@ def process_group(device: str) -> Iterator[None]:
         ) from error
     finally:
         distributed.destroy_process_group()
+        # What averages gradients is held by cycles, and by the frames of an error. Where it lives to the end of Python,
+        # its threads may abort the process.
+        gc.collect()
 
 
-def _is_loss(error: Exception) -> bool:
+def _is_loss(error: BaseException) -> bool:
     # Gloo has no error of its own; its messages begin with the place in its sources.
-    return isinstance(error, distributed.DistError) or "/gloo/" in str(error)
+    return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))

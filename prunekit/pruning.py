@@ -19,6 +19,7 @@ from prunekit.observing import Evidence, observe, summed_gradients, survey
 from prunekit.schedules import MaskUpdate, check_target
 from prunekit.seeds import Seeds
 from prunekit.selection import Blocks, Pattern, Quota, among, asked_count, keep_best, keep_best_global, kept_count
+from prunekit.sharding import reshard, spread_like, whole
 
 
 @attrs.frozen
@@ -28,14 +29,15 @@ class Chosen:
     Attributes:
         masks: layer -> mask of the weight's shape.
         pruned: the same before growth: what is in ``masks`` but not here starts from zero.
-        repaired: layer -> weight to go on with, for layers whose kept weights the criterion changed.
+        repaired: layer -> weight to go on with, for layers whose kept weights the criterion changed; where parameters
+            are spread over processes, spread as they are.
         layers: layer -> what became of it.
     """
 
-    masks: Mapping[str, Tensor]
-    pruned: Mapping[str, Tensor]
-    repaired: Mapping[str, Tensor]
-    layers: Mapping[str, LayerUpdate]
+    masks: dict[str, Tensor]
+    pruned: dict[str, Tensor]
+    repaired: dict[str, Tensor]
+    layers: dict[str, LayerUpdate]
 
 
 def choose_masks(
@@ -48,6 +50,9 @@ def choose_masks(
     seeds: Seeds,
 ) -> Chosen:
     """Work out one mask update for the weights as they are. Changes nothing.
+
+    Layers are scored one after another, so that of weights that are spread over processes one whole layer is there
+    at a time, and the scores of one; only where layers compete with each other, the scores of all are kept.
 
     Args:
         network: the network that the layers are in.
@@ -74,19 +79,26 @@ def choose_masks(
     before = {name: _matrix_of(current, name, view) for name, view in targets.items()}
     _observe(network, targets, criteria, evidence)
     _survey(network, targets, before, criteria, evidence)
+    gradients = _gradients_to_grow_by(update, targets, evidence)
+    reshard(network)  # of a network that has computed something, some parameters are whole ones
     generators = {name: seeds.generator("selection", name) for name in targets}
-    scores = {name: _scores(criteria[name], name, view, generators[name]) for name, view in targets.items()}
-    masks = _select(update, targets, criteria, scores, before, generators)
-    repaired = {name: _repair(criteria[name], view, masks[name]) for name, view in targets.items()}
-    pruned = masks
-    if update.grow is not None:
-        masks = _grow(update, targets, masks, evidence, generators)
-    return Chosen(
-        {name: view.from_matrix(masks[name]) for name, view in targets.items()},
-        {name: view.from_matrix(pruned[name]) for name, view in targets.items()},
-        {name: weight for name, weight in repaired.items() if weight is not None},
-        {name: _describe(update.targets[name], masks[name], scores[name]) for name in targets},
-    )
+    together = update.competition(next(iter(criteria.values())).scope) == "global"
+    all_scores, all_masks = dict[str, Tensor](), dict[str, Tensor]()
+    if together:
+        all_scores = {name: _scores(criteria[name], name, view, generators[name]) for name, view in targets.items()}
+        all_masks = _select_together(update, targets, all_scores, before)
+    chosen = Chosen({}, {}, {}, {})
+    for name, view in targets.items():
+        criterion, generator = criteria.pop(name), generators[name]
+        scores = all_scores.pop(name) if together else _scores(criterion, name, view, generator)
+        kept = all_masks[name] if together else _select(update, name, view, criterion, scores, before[name], generator)
+        repaired = _repair(criterion, view, kept)
+        if repaired is not None:
+            chosen.repaired[name] = spread_like(repaired, view.weight)
+        mask = kept if update.grow is None else _grow(update, name, view, kept, gradients.get(name), generator)
+        chosen.pruned[name], chosen.masks[name] = view.from_matrix(kept), view.from_matrix(mask)
+        chosen.layers[name] = _describe(update.targets[name], mask, scores)
+    return chosen
 
 
 @attrs.frozen
@@ -101,10 +113,13 @@ class _Draw(Criterion):
 
 def _reopen(layers: Mapping[str, LayerView], current: Mapping[str, Tensor]) -> Chosen:
     """Let all connections come back: nobody is asked."""
-    whole = {name: torch.ones_like(view.weight, dtype=torch.bool) for name, view in layers.items()}
-    before = {name: current.get(name, mask) for name, mask in whole.items()}
-    told = {name: LayerUpdate(1.0, mask.numel(), mask.numel(), nan, nan) for name, mask in whole.items()}
-    return Chosen(whole, before, {}, told)
+    masks = {
+        name: torch.ones(view.weight.shape, dtype=torch.bool, device=view.weight.device)
+        for name, view in layers.items()
+    }
+    before = {name: current.get(name, mask) for name, mask in masks.items()}
+    told = {name: LayerUpdate(1.0, mask.numel(), mask.numel(), nan, nan) for name, mask in masks.items()}
+    return Chosen(masks, before, {}, told)
 
 
 def _observe(
@@ -112,7 +127,7 @@ def _observe(
 ) -> None:
     needs = {need for criterion in criteria.values() for need in criterion.needs}
     if "training" in needs:
-        _give_traces(criteria, evidence.traces)
+        _give_traces(layers, criteria, evidence.traces)
     if not any(observes(criterion) for criterion in criteria.values()):
         return
     show = evidence.gradients if "gradients" in needs else evidence.activations
@@ -123,7 +138,9 @@ def _observe(
     observe(network, layers, criteria, evidence, show)
 
 
-def _give_traces(criteria: Mapping[str, Criterion], traces: Mapping[str, Tensor] | None) -> None:
+def _give_traces(
+    layers: Mapping[str, LayerView], criteria: Mapping[str, Criterion], traces: Mapping[str, Tensor] | None
+) -> None:
     for name, criterion in criteria.items():
         if traces is None:
             raise ConfigError(
@@ -135,7 +152,7 @@ def _give_traces(criteria: Mapping[str, Criterion], traces: Mapping[str, Tensor]
                 f"criterion {criterion.name!r} ranks by what training steps did, but layer {name!r} is to be pruned "
                 "before any; train before (a longer stage, a schedule such as gradual)"
             )
-        criterion.take_trace(traces[name])
+        criterion.take_trace(layers[name].to_matrix(whole(traces[name])))
 
 
 def _survey(
@@ -161,7 +178,7 @@ def _matrix_of(current: Mapping[str, Tensor], name: str, view: LayerView) -> Ten
 
 
 def _scores(criterion: Criterion, name: str, view: LayerView, generator: torch.Generator) -> Tensor:
-    weight = view.to_matrix(view.weight.detach())
+    weight = view.to_matrix(whole(view.weight))
     with torch.no_grad():
         scores = criterion.score(weight, generator)
     if scores.shape != weight.shape or not scores.is_floating_point():
@@ -174,39 +191,50 @@ def _scores(criterion: Criterion, name: str, view: LayerView, generator: torch.G
     return scores
 
 
-def _select(
+def _count_left(update: MaskUpdate, name: str, view: LayerView) -> int:
+    """Return how many connections of a layer selection is to keep, before growth fills it up."""
+    exchanged = update.grow.fraction if update.grow is not None else 0.0
+    return asked_count(update.targets[name] * (1 - exchanged), view.shape(name).weights, update.pattern, view.fan)
+
+
+def _select_together(
     update: MaskUpdate,
     layers: Mapping[str, LayerView],
-    criteria: Mapping[str, Criterion],
     scores: Mapping[str, Tensor],
     before: Mapping[str, Tensor | None],
-    generators: Mapping[str, torch.Generator],
 ) -> dict[str, Tensor]:
-    exchanged = update.grow.fraction if update.grow is not None else 0.0
-    there = {name: scores[name].numel() if (old := before[name]) is None else int(old.sum()) for name in layers}
-    counts = {
-        name: asked_count(update.targets[name] * (1 - exchanged), scores[name].numel(), update.pattern, view.fan)
-        for name, view in layers.items()
-    }
-    scope = update.competition(next(iter(criteria.values())).scope)
-    if scope == "global":
-        ranked = {name: among(score, before[name]) for name, score in scores.items()}
-        return _keep_best_global(ranked, sum(counts.values()), before, update.pattern)
+    """Select from all layers at once."""
+    ranked = {name: among(score, before[name]) for name, score in scores.items()}
+    count = sum(_count_left(update, name, view) for name, view in layers.items())
+    return _keep_best_global(ranked, count, before, update.pattern)
+
+
+def _select(
+    update: MaskUpdate,
+    name: str,
+    view: LayerView,
+    criterion: Criterion,
+    scores: Tensor,
+    before: Tensor | None,
+    generator: torch.Generator,
+) -> Tensor:
+    """Select from one layer."""
+    there = scores.numel() if before is None else int(before.sum())
     # A layer that is to grow keeps what it has; growth fills it up.
-    counts = {name: min(count, there[name]) for name, count in counts.items()}
-    masks = {}
-    for name, view in layers.items():
-        quota = Quota(counts[name] / scores[name].numel(), view.fan_shape, scope, update.pattern, before[name])
-        with torch.no_grad():
-            masks[name] = criteria[name].select(scores[name], quota, generators[name])
-        kept = int(masks[name].sum()) if masks[name].dtype == torch.bool else -1
-        if masks[name].shape != scores[name].shape or kept != counts[name]:
-            found = f"{kept} of {masks[name].numel()}" if kept >= 0 else f"a {masks[name].dtype} tensor"
-            raise PluginError(
-                f"criterion {criteria[name].name!r} kept {found} connections of layer {name!r}, "
-                f"expected exactly {counts[name]} as bool {tuple(scores[name].shape)}"
-            )
-    return masks
+    count = min(_count_left(update, name, view), there)
+    scope = update.competition(criterion.scope)
+    assert scope != "global", "layers that compete with each other are selected together"
+    quota = Quota(count / scores.numel(), view.fan_shape, scope, update.pattern, before)
+    with torch.no_grad():
+        mask = criterion.select(scores, quota, generator)
+    kept = int(mask.sum()) if mask.dtype == torch.bool else -1
+    if mask.shape != scores.shape or kept != count:
+        found = f"{kept} of {mask.numel()}" if kept >= 0 else f"a {mask.dtype} tensor"
+        raise PluginError(
+            f"criterion {criterion.name!r} kept {found} connections of layer {name!r}, "
+            f"expected exactly {count} as bool {tuple(scores.shape)}"
+        )
+    return mask
 
 
 def _keep_best_global(
@@ -224,33 +252,37 @@ def _keep_best_global(
 
 def _repair(criterion: Criterion, view: LayerView, mask: Tensor) -> Tensor | None:
     with torch.no_grad():
-        weight = view.to_matrix(view.weight.detach())
+        weight = view.to_matrix(whole(view.weight))
         repaired = criterion.reconstruct(weight, mask)
     return None if repaired is weight else view.from_matrix(repaired)
 
 
+def _gradients_to_grow_by(update: MaskUpdate, layers: Mapping[str, LayerView], evidence: Evidence) -> dict[str, Tensor]:
+    """Return the gradients that an update grows by, of the weights' shapes; nothing where it does not."""
+    if update.grow is None or update.grow.by != "gradient":
+        return {}
+    if evidence.gradients is None:
+        raise ConfigError("growing by gradient needs a loss and training batches")
+    return summed_gradients(layers, evidence.gradients)
+
+
 def _grow(
     update: MaskUpdate,
-    layers: Mapping[str, LayerView],
-    masks: Mapping[str, Tensor],
-    evidence: Evidence,
-    generators: Mapping[str, torch.Generator],
-) -> dict[str, Tensor]:
-    """Fill each layer up to its density, from all that is dropped now (the just-dropped too, as RigL does)."""
+    name: str,
+    view: LayerView,
+    mask: Tensor,
+    gradient: Tensor | None,
+    generator: torch.Generator,
+) -> Tensor:
+    """Fill a layer up to its density, from all that is dropped now (the just-dropped too, as RigL does)."""
     assert update.grow is not None
-    if update.grow.by == "gradient":
-        if evidence.gradients is None:
-            raise ConfigError("growing by gradient needs a loss and training batches")
-        gradients = summed_gradients(layers, evidence.gradients)
-        wish = {name: gradients[name].abs() if name in gradients else torch.zeros_like(masks[name]) for name in layers}
-    else:
-        wish = {name: torch.rand(mask.shape, generator=generators[name]) for name, mask in masks.items()}
-    grown = {}
-    for name, mask in masks.items():
-        missing = kept_count(update.targets[name], mask.numel()) - int(mask.sum())
-        quota = Quota(missing / mask.numel(), layers[name].fan_shape, candidates=~mask)
-        grown[name] = mask | keep_best(wish[name].to(mask.device).float(), quota) if missing > 0 else mask
-    return grown
+    if update.grow.by == "random":
+        wish = torch.rand(mask.shape, generator=generator)
+    else:  # a layer that no gradient reaches wishes nothing
+        wish = torch.zeros(mask.shape) if gradient is None else view.to_matrix(whole(gradient)).abs()
+    missing = kept_count(update.targets[name], mask.numel()) - int(mask.sum())
+    quota = Quota(missing / mask.numel(), view.fan_shape, candidates=~mask)
+    return mask | keep_best(wish.to(mask.device).float(), quota) if missing > 0 else mask
 
 
 def _describe(asked: float, mask: Tensor, scores: Tensor) -> LayerUpdate:

@@ -4,9 +4,12 @@ All ranks must call these functions in the same order. This module must not know
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+
+from prunekit.sharding import is_spread
 
 
 def rank_count() -> int:
@@ -88,14 +91,27 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 def sum_with_gradients(values: Tensor) -> Tensor:
     """Return the sum over all ranks; the gradient of the sum goes back to the values of every rank."""
-    from torch.distributed.nn.functional import all_reduce  # it loads much that one process does not need
-
-    summed: Tensor = all_reduce(values)  # type: ignore[no-untyped-call] # torch's stubs leave it untyped
+    summed: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call] # torch's stubs leave it untyped
     return summed
 
 
+class _Sum(torch.autograd.Function):
+    """What every rank adds to the sum gets the gradients that the sum gets on all ranks: again a sum."""
+
+    @staticmethod
+    def forward(_: Any, values: Tensor) -> Tensor:  # type: ignore[override]
+        return sum_over_ranks(values.clone(memory_format=torch.contiguous_format))
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return sum_with_gradients(gradient)
+
+
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sum the gradients of the parameters over all ranks, in place; one that no rank has stays ``None``."""
+    """Sum the gradients of the parameters over all ranks, in place; one that no rank has stays ``None``.
+
+    Those of parameters that are spread over the ranks have been averaged in the backward pass (FSDP2).
+    """
     if rank_count() == 1:
         return
     trained = [parameter for parameter in parameters if parameter.requires_grad]
@@ -105,7 +121,10 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
             continue
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        sum_over_ranks(parameter.grad)
+        if is_spread(parameter):
+            parameter.grad *= rank_count()
+        else:
+            sum_over_ranks(parameter.grad)
 
 
 def wait_for_all() -> None:

@@ -1,15 +1,17 @@
 """Tensors that are spread over processes (torch's ``DTensor``): the part that lies here, and the whole.
 
 FSDP2 (``fully_shard``) and tensor parallelism make the parameters of a model such tensors, with their gradients and
-optimiser states. Whoever masks asks here for parts, whoever ranks asks for the whole. An ordinary tensor is its own part
-and its own whole, at no cost. This module must not know masks, criteria or training.
+optimiser states. Whoever masks asks here for parts, whoever ranks asks for the whole. An ordinary tensor is its own
+part and its own whole, at no cost. This module must not know masks, criteria or training.
 """
 
 import sys
-from typing import TYPE_CHECKING, TypeGuard
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -57,6 +59,50 @@ def spread_like(tensor: Tensor, pattern: Tensor) -> Tensor:
     # Of a sum that is yet to be formed over the processes, each holds the whole shape.
     placements = [Replicate() if placement.is_partial() else placement for placement in pattern.placements]
     return distribute_tensor(tensor.detach(), pattern.device_mesh, placements, src_data_rank=None)
+
+
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict of a module with whole tensors, on the first process; on the others nothing.
+
+    Parts are exchanged, so all processes must ask; one tensor after another, and on the first one they go to the CPU.
+    A module that nothing of is spread gives what its ``state_dict`` gives, on every process.
+    """
+    state: dict[str, Tensor] = module.state_dict()
+    if not any(is_spread(tensor) for tensor in state.values()):
+        return state
+    first, kept = torch.distributed.get_rank() == 0, {}
+    for name, tensor in state.items():
+        found = whole(tensor)
+        if first:
+            kept[name] = found.cpu()
+    return kept
+
+
+def load_whole_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a state dict of whole tensors, the same on every process, into a module that may be spread.
+
+    Raises:
+        RuntimeError: as ``load_state_dict`` does, when it does not fit.
+    """
+    there: dict[str, Tensor] = module.state_dict()
+    fitting = {name for name, tensor in state.items() if name in there and there[name].shape == tensor.shape}
+    module.load_state_dict(
+        {name: spread_like(tensor, there[name]) if name in fitting else tensor for name, tensor in state.items()}
+    )
+
+
+def spread_states(states: Mapping[int, Mapping[str, Any]], optimizer: Optimizer) -> dict[int, dict[str, Any]]:
+    """Spread the states of an optimiser's ``state_dict`` as its parameters are, where they are whole."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {
+        index: {name: _spread_state(value, parameters[index]) for name, value in state.items()}
+        for index, state in states.items()
+    }
+
+
+def _spread_state(value: Any, parameter: Tensor) -> Any:
+    fits = isinstance(value, Tensor) and not is_spread(value) and value.shape == parameter.shape
+    return spread_like(value, parameter) if fits else value
 
 
 def placement(tensor: Tensor) -> object:

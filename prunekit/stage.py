@@ -22,7 +22,9 @@ from prunekit.ranks import rank_count, sum_over_ranks
 from prunekit.rescue import Rescue
 from prunekit.schedules import MaskUpdate, Stage, Start
 from prunekit.seeds import Seeds
+from prunekit.sharding import own_part
 from prunekit.state import RunState
+from prunekit.tracing import forget_dropped
 from prunekit.training import Loop, Shower, rate_factor
 
 
@@ -203,10 +205,8 @@ class StageTraining:
             rescue.lose()
         with torch.no_grad():
             for name, weight in chosen.repaired.items():
-                prepared.views[name].weight.copy_(weight)
-        for name, mask in chosen.pruned.items():
-            if name in state.traces:
-                state.traces[name] *= prepared.views[name].to_matrix(mask)
+                own_part(prepared.views[name].weight).copy_(own_part(weight))
+        forget_dropped(state.traces, chosen.pruned)
         # What is dropped and grown in one update starts from zero like everything that grows.
         for masks in (chosen.pruned, chosen.masks) if update.grow is not None else (chosen.masks,):
             state.masks |= masks

@@ -6,6 +6,7 @@ It must not know in which order things happen; that is the engine's.
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from prunekit.config import RunConfig
 from prunekit.errors import CheckpointError, NotFiniteError
 from prunekit.events import StageFinished
 from prunekit.finding import parameter_name
+from prunekit.fully_sharded import is_fully_sharded
 from prunekit.hardware import Hardware
 from prunekit.interruption import Interruption
 from prunekit.masks import Masks
@@ -32,6 +34,8 @@ from prunekit.ranks import gather_numbers, own_rank, rank_count
 from prunekit.run_folder import RunFolder
 from prunekit.schedules import Start
 from prunekit.seeds import Seeds
+from prunekit.sharded_checkpoints import load_any, save_sharded
+from prunekit.sharding import load_whole_state, own_part, spread_like, spread_states, whole_state
 from prunekit.sparse_checkpoints import save_sparse, save_weights
 from prunekit.tracing import no_traces, tracing
 from prunekit.training import Loop
@@ -49,7 +53,8 @@ class RunState:
         masks: layer -> mask of the weight's shape, for the layers that have one.
         finished: one record for each finished stage.
         losses: training losses of the epoch under way.
-        traces: layer -> what the criterion sums over training steps, ``[G, out, fan]``; empty where it asks for none.
+        traces: layer -> what the criterion sums over training steps, of the weight's shape; empty where it asks for
+            none.
         skipped: steps of the run that were left out because of a loss or gradient that is no number.
         stop: whether the user has asked to stop.
         began: when the run began, on the clock of ``time.perf_counter``, without the time that it stood still.
@@ -95,7 +100,7 @@ class RunState:
             self._check_nothing_was_given()
             return
         if given.weights is not None:
-            self.prepared.network.load_state_dict(given.weights)
+            load_whole_state(self.prepared.network, given.weights)
         self.masks = {name: mask.to(self.hardware.device) for name, mask in given.masks.items()}
         self.save_checkpoint(0, 0, None)
 
@@ -136,8 +141,10 @@ class RunState:
         Raises:
             NotFiniteError: naming the tensor, and what to try.
         """
-        for name, tensor in self.prepared.model.state_dict().items():
-            if not bool(tensor.isfinite().all()):
+        state = self.prepared.model.state_dict()
+        everyone = gather_numbers([bool(own_part(tensor).isfinite().all()) for tensor in state.values()])
+        for name, *finite in zip(state, *everyone, strict=True):
+            if not all(finite):
                 raise NotFiniteError(
                     f"{when} {name!r} is not finite; checkpoints so far stay in {self.folder.checkpoints}; "
                     "try a lower rate, more warm-up or clipping (-o training.warmup=0.1 -o training.clip_norm=5)"
@@ -145,9 +152,9 @@ class RunState:
 
     def save_results(self) -> None:
         """Write the masks and the deployed network as they are now; the first rank does."""
+        masks, weights = self.as_masks(), whole_state(self.prepared.network)
         if own_rank() > 0:
             return
-        masks, weights = self.as_masks(), self.prepared.network.state_dict()
         if self.masks:
             masks.save(self.folder.masks)
         if self.masks and self.config.sparse_model:
@@ -160,7 +167,7 @@ class RunState:
     ) -> None:
         """Write a checkpoint after ``step`` steps of a stage; without a loop: before the stage begins.
 
-        Of several ranks the first one writes; all must come here.
+        Of several ranks the first one writes, or each its part of what is spread; all must come here.
 
         Args:
             stage: its index; the stages before it are finished.
@@ -180,14 +187,15 @@ class RunState:
             "scaler": loop.scaler.state_dict() if loop else {},
         }
         states = random_states(random or random_state())
-        if own_rank() > 0:
-            return
         tensors = {"model": self.prepared.model.state_dict(), "masks": self.masks, "random": states}
         tensors |= {"traces": self.traces} if self.traces else {}
-        optimizer = loop.optimizer.state_dict() if loop else None
-        self.folder.sync_metrics()  # a checkpoint must not outlive the lines before it
-        checkpoint = Checkpoint(stage, step, tensors, optimizer, facts)
-        save_checkpoint(self.folder.checkpoints, checkpoint, self.prepared.training.keep_checkpoints)
+        checkpoint = Checkpoint(stage, step, tensors, loop.optimizer.state_dict() if loop else None, facts)
+        if own_rank() == 0:
+            self.folder.sync_metrics()  # a checkpoint must not outlive the lines before it
+        if is_fully_sharded(self.prepared.model):
+            save_sharded(self.folder.checkpoints, checkpoint, self.prepared.training.keep_checkpoints)
+        elif own_rank() == 0:
+            save_checkpoint(self.folder.checkpoints, checkpoint, self.prepared.training.keep_checkpoints)
 
     def restore(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
         """Bring back model, masks and results from the newest good checkpoint.
@@ -198,7 +206,7 @@ class RunState:
         Raises:
             CheckpointError: when none can be read, or it is of another network.
         """
-        checkpoint, broken = newest_checkpoint(self.folder.checkpoints)
+        checkpoint, broken = newest_checkpoint(self.folder.checkpoints, partial(load_any, model=self.prepared.model))
         places = gather_numbers([-1, -1] if checkpoint is None else [checkpoint.stage, checkpoint.step])
         for rank, place in enumerate(places):
             if place != places[0]:
@@ -210,10 +218,13 @@ class RunState:
         if checkpoint is None:
             return None, notes
         try:
-            self.prepared.model.load_state_dict(checkpoint.tensors["model"])
+            load_whole_state(self.prepared.model, checkpoint.tensors["model"])
             self.masks = {name: mask.to(self.hardware.device) for name, mask in checkpoint.tensors["masks"].items()}
             traces = checkpoint.tensors.get("traces", {})
-            self.traces = {name: total.to(self.hardware.device) for name, total in traces.items()}
+            weights = {name: self.prepared.views[name].weight for name in traces}
+            self.traces = {
+                name: spread_like(total, weights[name]).to(self.hardware.device) for name, total in traces.items()
+            }
             self.finished = cattrs.structure(checkpoint.facts["finished"], list[StageFinished])
             self.losses = list(checkpoint.facts["losses"])
             self.skipped = checkpoint.facts["skipped"]
@@ -231,7 +242,8 @@ class RunState:
         """Bring back optimiser, scaler and random generators in the middle of a stage."""
         assert checkpoint.optimizer is not None
         try:
-            loop.optimizer.load_state_dict(dict(checkpoint.optimizer))
+            states = spread_states(checkpoint.optimizer["state"], loop.optimizer)
+            loop.optimizer.load_state_dict({**checkpoint.optimizer, "state": states})
             in_weights_order(loop.optimizer)
             loop.scaler.load_state_dict(checkpoint.facts["scaler"])
             if not restore_random_states(checkpoint.tensors["random"]):  # the run had fewer ranks
@@ -241,8 +253,9 @@ class RunState:
 
     def keep_weights(self, start: Start) -> None:
         """Write the weights that a later stage is to start from; the first rank does."""
+        weights = whole_state(self.prepared.model)
         if own_rank() == 0:
-            save_weights(self._weights_file(start), self.prepared.model.state_dict())
+            save_weights(self._weights_file(start), weights)
 
     def start_weights(self, start: Start, stage: int) -> None:
         """Give the model the weights that a stage starts from."""
@@ -253,7 +266,7 @@ class RunState:
             source = self._kept_weights(start)
         else:
             return
-        model.load_state_dict(source)
+        load_whole_state(model, source)
 
     def _kept_weights(self, start: Start) -> dict[str, Tensor]:
         path = self._weights_file(start)

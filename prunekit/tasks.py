@@ -13,6 +13,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from prunekit.fully_sharded import blocks_of
 from prunekit.options import option
 from prunekit.parts import Part, split_batch
 from prunekit.schedules import Budget
@@ -54,6 +55,9 @@ class Training:
     channels_last: bool = option(False, "keep images and convolutions in channels-last memory order")
     compile: bool = option(False, "run the model through torch.compile")
     fused: bool = option(False, "take the optimiser's step in one kernel; of SGD, Adam, AdamW, Adagrad")
+    parallel: str = option(
+        "ddp", "with several processes: each has the whole model, or a part (fsdp)", choices=("ddp", "fsdp")
+    )
     workers: int = option(0, "processes that prepare batches; 0: the main process", low=0)
     checkpoint_every: int = option(0, "optimiser steps between checkpoints; 0: only at the end of a stage", low=0)
     skip_bad_steps: int = option(
@@ -144,6 +148,16 @@ class Task(abc.ABC):
         takes those of all ranks: ``prunekit.ranks.gather_samples``. Call the model as it is given, not parts of it:
         what is given may be a wrapper that averages gradients.
         """
+
+    def shards(self, model: nn.Module) -> Sequence[nn.Module]:
+        """Return the modules that are gathered one after another where processes share a model out (``fsdp``).
+
+        Each must be called as a module, and is whole while it computes; inner modules come before outer ones. The
+        default: the parts that the deployed network is directly made of, then the network. Override it where most
+        parameters are in one of these parts.
+        """
+        network = self.deployed(model)
+        return [*blocks_of(network), network]
 
     @abc.abstractmethod
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:

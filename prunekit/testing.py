@@ -99,7 +99,7 @@ def _toy_traces(criterion: Criterion, layers: Mapping[str, LayerView], show: Sho
             assert term.shape == weight.shape, (
                 f"{type(criterion).__name__}.trace returns {tuple(term.shape)} of a weight {tuple(weight.shape)}"
             )
-            totals[name] += term
+            totals[name] += view.from_matrix(term)
     return totals
 
 

@@ -12,12 +12,19 @@ from torch.optim import Optimizer
 
 from prunekit.criteria import Criterion
 from prunekit.layers import LayerView
+from prunekit.sharding import own_part, spread_like, whole
 
 
 def no_traces(layers: Mapping[str, LayerView]) -> dict[str, Tensor]:
-    """Return sums of nothing: layer -> float32 zeros ``[G, out, fan]`` on the weight's device."""
-    matrices = ((name, view.to_matrix(view.weight.detach())) for name, view in layers.items())
-    return {name: torch.zeros_like(matrix, dtype=torch.float32) for name, matrix in matrices}
+    """Return sums of nothing: layer -> float32 zeros of the weight's shape, where the weight is."""
+    return {name: torch.zeros_like(view.weight.detach(), dtype=torch.float32) for name, view in layers.items()}
+
+
+def forget_dropped(sums: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+    """Set the sums of what masks drop to 0, in place: should it come back, it begins anew."""
+    for name, mask in masks.items():
+        if name in sums:
+            own_part(sums[name]).mul_(own_part(spread_like(mask, sums[name])))
 
 
 @contextmanager
@@ -28,24 +35,27 @@ def tracing(
 
     Gradients are those that the step is taken with: summed over accumulated batches, unscaled, clipped, masked where
     masks are held already. A step that a gradient scaler leaves out adds nothing. Nothing waits for the device.
+    Weights that are spread over processes are gathered for it, one after another.
 
     Args:
         criterion: defines what is summed.
         layers: by name.
-        sums: layer -> float32 ``[G, out, fan]``, on the weight's device.
+        sums: layer -> float32 of the weight's shape, as ``no_traces`` gives them.
         optimizer: that steps the layers' weights.
     """
 
     def before_step(*_: object) -> None:
         # A fused optimiser is called for a step that is to be left out, too, and told so.
         left_out = getattr(optimizer, "found_inf", None)
-        for name in sums:
-            weight = layers[name].weight
-            if weight.grad is None:
+        for name, total in sums.items():
+            view = layers[name]
+            weight, gradient = view.weight, view.weight.grad
+            if gradient is None:
                 continue
             with torch.no_grad():
-                term = criterion.trace(layers[name].to_matrix(weight), layers[name].to_matrix(weight.grad)).float()
-            sums[name].add_(term if left_out is None else torch.where(left_out.to(term.device) > 0, 0.0, term))
+                term = criterion.trace(view.to_matrix(whole(weight)), view.to_matrix(whole(gradient))).float()
+            term = term if left_out is None else torch.where(left_out.to(term.device) > 0, 0.0, term)
+            own_part(total).add_(own_part(spread_like(view.from_matrix(term), total)))
 
     handle = optimizer.register_step_pre_hook(before_step)
     try:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from prunekit.bad_steps import BadSteps
 from prunekit.errors import DataError
+from prunekit.fully_sharded import is_fully_sharded
 from prunekit.hardware import Hardware
 from prunekit.observing import Evidence, Whole
 from prunekit.parallel import averaging
@@ -22,6 +23,7 @@ from prunekit.parts import Part
 from prunekit.ranks import rank_count, sum_gradients
 from prunekit.reading import Parts, Stream, check_share, read_ahead
 from prunekit.seeds import Seeds
+from prunekit.sharding import reshard
 from prunekit.tasks import Split, Task, Training
 
 
@@ -107,8 +109,9 @@ class Loop:
             parts: this rank's batches; as many as the steps need are taken.
             factors: one factor on the learning rate for each step.
         """
-        # Both walk through all modules, which takes a small network a tenth of a step.
+        # These walk through all modules, which takes a small network a tenth of a step.
         self.model.train()
+        reshard(self.model)
         parameters = list(self.model.parameters())
         bad = BadSteps(self.model) if self.settings.skip_bad_steps else None
         for factor in factors:
@@ -169,8 +172,9 @@ class Shower:
         """Show the calibration set, forward only."""
         self.model.eval()
         for part in self._parts("calibration", self.limit):
-            if part.share == 0:
+            if part.share == 0 and not is_fully_sharded(self.model):
                 continue
+            check_share(part)
             with torch.no_grad():
                 self.task.forward(self.model, part.batch)
             yield part.share

@@ -1,6 +1,11 @@
 """What several test modules need: a run from a configuration."""
 
 import os
+import pickle
+import subprocess
+import sys
+from multiprocessing.connection import Listener
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when it is first imported; no test downloads anything
 
@@ -165,3 +170,60 @@ def scores_of():
 
 def cross_entropy(model, batch):
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+class Ranks:
+    """Processes with gloo between them; ``run(function, *arguments)`` calls a test module's function on all.
+
+    They stay from test to test, so that Python and torch are not started anew each time. A call returns what each of
+    them gave; an error of one is an ``AssertionError`` with its traceback, and the processes start anew.
+    """
+
+    patience = 100  # seconds; a rank that waits for ever for another one is what tests like these find
+
+    def __init__(self, count, folders):
+        self._count, self._folders = count, folders
+        self._lines, self._processes = [], []
+
+    def run(self, function, *arguments):
+        if not self._lines:
+            self._start()
+        for line in self._lines:
+            line.send_bytes(pickle.dumps((function.__code__.co_filename, function.__name__, arguments)))
+        results = []
+        for rank, line in enumerate(self._lines):
+            answered = line.poll(self.patience)
+            # Pickled by our own program.
+            worked, result = pickle.loads(line.recv_bytes()) if answered else (False, "no answer")  # noqa: S301
+            results.append(result if worked else f"rank {rank}: {result}")
+            if not worked:
+                self.stop()
+                raise AssertionError("\n".join(map(str, results)))
+        return results
+
+    def _start(self):
+        folder = self._folders.mktemp("ranks")
+        program = [sys.executable, str(Path(__file__).with_name("rank.py"))]
+        listeners = [Listener(str(folder / f"rank{rank}")) for rank in range(self._count)]
+        for rank in range(self._count):
+            command = [*program, str(rank), str(self._count), str(folder)]
+            self._processes.append(subprocess.Popen(command))  # noqa: S603 - our own program
+        for listener in listeners:
+            self._lines.append(listener.accept())
+            listener.close()
+
+    def stop(self):
+        for line in self._lines:
+            line.close()
+        for process in self._processes:
+            process.kill()
+            process.wait()
+        self._lines, self._processes = [], []
+
+
+@pytest.fixture(scope="session")
+def two_ranks(tmp_path_factory):
+    """Return two processes with gloo between them; see ``Ranks``."""
+    ranks = Ranks(2, tmp_path_factory)
+    yield ranks
+    ranks.stop()

@@ -218,13 +218,13 @@ class Trials:
     def _way_on(self) -> list[str]:
         return ["run", "--resume", "run"] if (self.folder / "config.toml").exists() else self._command
 
-    def differences(self) -> list[str]:
-        """Return what differs from the run left alone, but for wall times; nothing is the aim."""
-        names = {folder: sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-                 for folder in (self.folder, self.reference)}  # fmt: skip
-        if names[self.folder] != names[self.reference]:
-            return [f"files: {set(names[self.folder]) ^ set(names[self.reference])}"]
-        return [name for name in names[self.folder] if content(self.folder / name) != content(self.reference / name)]
+
+def differences(folder: Path, reference: Path) -> list[str]:
+    """Return what differs in the folders of two runs, but for wall times; nothing is the aim."""
+    names = [sorted(str(path.relative_to(place)) for path in place.rglob("*")) for place in (folder, reference)]
+    if names[0] != names[1]:
+        return [f"files: {set(names[0]) ^ set(names[1])}"]
+    return [name for name in names[0] if content(folder / name) != content(reference / name)]
 
 
 def content(path: Path) -> Any:
@@ -274,7 +274,7 @@ def carry_out(kills: int, seed: int, names: list[str], tell: Callable[[str], obj
             landed: list[str] = []
             while not landed:  # a clock may be late
                 landed = one.kill(draw, how, again=again)
-            different = one.differences()
+            different = differences(one.folder, one.reference)
             equal += not different
             where.update(landed)
             verdict = f"DIFFERENT: {different}" if different else "equal"

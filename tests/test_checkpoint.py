@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from prunekit.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
+from prunekit.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, remove_older, save_checkpoint
 from prunekit.errors import CheckpointError
 
 OPTIMIZERS = [
@@ -53,6 +53,21 @@ def test_only_the_newest_checkpoints_are_kept_and_the_newest_is_found(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
     newest, broken = newest_checkpoint(tmp_path)
     assert (newest.stage, newest.step, broken) == (1, 100000, [])
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_as_many_checkpoints_are_kept_as_asked_for(tmp_path, keep):
+    for step in range(5):
+        save_checkpoint(tmp_path, Checkpoint(0, step, {"model": {"w": torch.ones(2)}}, None, {}), keep)
+    assert [int(path.stem[-1]) for path in sorted(tmp_path.iterdir())] == list(range(5 - keep, 5))
+
+
+def test_older_checkpoints_that_a_killed_run_left_are_removed_but_not_what_is_newer(tmp_path):
+    made = [Checkpoint(0, step, {"model": {"w": torch.ones(2)}}, None, {}) for step in range(5)]
+    for checkpoint in made:
+        save_checkpoint(tmp_path, checkpoint, keep=9)
+    remove_older(tmp_path, made[3], keep=2)
+    assert [int(path.stem[-1]) for path in sorted(tmp_path.iterdir())] == [2, 3, 4]
 
 
 def test_a_broken_checkpoint_is_named_and_the_one_before_it_used(tmp_path):

@@ -44,6 +44,33 @@ def test_the_config_of_a_run_starts_the_same_run(in_an_empty_folder):
     ).read_bytes()
 
 
+@pytest.mark.parametrize("more", [[], ["-o", "training.decay=linear", "--keep", "3"], ["--distribution", "uniform"]])
+def test_from_any_folder_the_config_of_a_run_starts_the_same_run_and_a_resumed_one_goes_on(
+    in_an_empty_folder, monkeypatch, more
+):
+    (in_an_empty_folder / "mine.py").write_text("from prunekit.toy_task import ToyTask\nclass Mine(ToyTask): pass\n")
+    assert main([*TOY, *SHORT, "--out", "given"]) == 0
+    shape = ["--density", "0.1"] if "--distribution" in more else ["--structure", "hidden=1/8"]
+    given = ["--masks", "given/masks.safetensors", "--weights", "given/model.safetensors"]
+    command = ["run", "--task", "mine.py:Mine", "--criterion", "magnitude", "--schedule", "one-shot"]
+    assert main([*command, *shape, *SHORT, *given, *more, "--out", "a"]) == 0
+    (in_an_empty_folder / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert main(["run", "../a/config.toml", "--out", "../b"]) == 0
+    folders = [in_an_empty_folder / name for name in "ab"]
+    for name in ("model.safetensors", "masks.safetensors", "plan.json"):
+        assert len({(folder / name).read_bytes() for folder in folders}) == 1
+    configs = [(folder / "config.toml").read_text().splitlines() for folder in folders]
+    assert [line for line in configs[0] if line not in configs[1]] == [f'out = "{in_an_empty_folder}/a"']
+    assert main(["run", "--resume", "../a"]) == 0
+
+
+def test_keep_says_how_many_checkpoints_stay(in_an_empty_folder):
+    often = ["-o", "training.checkpoint_every=1", "--keep", "4"]
+    assert main([*TOY, *SHORT, *often, "--out", "a"]) == 0
+    assert len(list((in_an_empty_folder / "a/checkpoints").iterdir())) == 4
+
+
 def test_resume_goes_on_with_the_run_as_it_was(capsys):
     assert main([*TOY, *SHORT, "--out", "a"]) == 0
     assert main(["run", "--resume", "a"]) == 0

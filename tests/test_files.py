@@ -105,3 +105,27 @@ def test_a_folder_that_another_process_holds_is_refused_until_that_process_ends(
         other.kill()
     with files.held_alone(tmp_path):
         pass
+
+
+def test_temporaries_of_ours_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".0123456789abcdef.tmp", ".notes.tmp", "0123456789abcdef.tmp", ".0123456789abcdef.tmp.gz"):
+        (tmp_path / name).write_bytes(b"")
+    files.remove_temporaries(tmp_path)
+    assert names(tmp_path) == [".0123456789abcdef.tmp.gz", ".notes.tmp", "0123456789abcdef.tmp"]
+
+
+def test_a_folder_is_free_as_soon_as_its_holder_is_killed_whatever_that_one_forked(tmp_path: Path) -> None:
+    code = "import os, pathlib, time; from prunekit.files import held_alone\n"
+    code += f"with held_alone(pathlib.Path({str(tmp_path)!r})):\n"
+    code += "    os.fork() and print('held', flush=True); time.sleep(60)"
+    # The code is the one above.
+    with subprocess.Popen(  # noqa: S603
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        holder.kill()
+        holder.wait()
+        with files.held_alone(tmp_path):
+            pass
+        os.killpg(holder.pid, 9)

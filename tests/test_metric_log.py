@@ -59,6 +59,16 @@ def test_a_resumed_run_keeps_the_lines_before_its_checkpoint_and_no_others(tmp_p
     assert lines(tmp_path) == WHOLE[:kept]
 
 
+def test_a_whole_line_that_lost_its_end_is_not_run_into_by_the_next(tmp_path):
+    fill(MetricLog(), tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text().rstrip("\n"))
+    log = MetricLog()
+    log.prunekit_run_started(started(tmp_path, (2, 0)))
+    log.prunekit_epoch_finished(events.EpochFinished(2, 1, 5, 10, 0.5, 0.1, 1.0))
+    assert lines(tmp_path) == [*WHOLE, ("epoch", 2, 5)]
+
+
 def test_a_log_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(CheckpointError, match=r"cannot write .*metrics\.jsonl: Is a directory"):

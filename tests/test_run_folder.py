@@ -1,7 +1,9 @@
+import json
+
 import pytest
 
 from prunekit.errors import CheckpointError
-from prunekit.run_folder import RunFolder, environment, free_folder
+from prunekit.run_folder import RunFolder, free_folder
 
 
 def test_a_new_folder_is_made_with_its_parents(tmp_path):
@@ -65,8 +67,36 @@ def test_a_free_name_is_found(tmp_path):
     assert free_folder(tmp_path, "x") == tmp_path / "x-3"
 
 
-def test_the_environment_names_versions_and_hardware():
-    facts = environment(3, "cpu")
-    assert facts["seed"] == 3
-    assert facts["hardware"] == "cpu"
-    assert facts["versions"]["torch"]
+def test_a_run_that_was_killed_before_it_began_is_written_over_and_cannot_be_resumed(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.create(force=False)
+    (folder.checkpoints / "stage-000-step-00000000.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="stopped before it had begun; give the command that started it again"):
+        folder.check_resumable()
+    folder.create(force=False)
+    assert list(folder.checkpoints.iterdir()) == []
+    folder.config.write_text("")
+    folder.begun()
+    assert not list(tmp_path.glob(".*"))
+    with pytest.raises(CheckpointError, match="holds a run already"):
+        folder.create(force=False)
+
+
+def test_what_is_half_written_is_tidied_away(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.create(force=False)
+    for place in (folder.path, folder.checkpoints):
+        (place / ".0123456789abcdef.tmp").write_bytes(b"")
+    folder.tidy()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".starting", "checkpoints"]
+
+
+def test_where_a_run_goes_on_is_noted_beside_where_it_began(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write_json(folder.environment, {"seed": 3})
+    folder.add_environment({"python": "3"})
+    folder.add_environment({"python": "4"})
+    assert json.loads(folder.environment.read_text()) == {"seed": 3, "resumed": [{"python": "3"}, {"python": "4"}]}
+    folder.environment.write_text("{")
+    folder.add_environment({"python": "5"})
+    assert json.loads(folder.environment.read_text()) == {"resumed": [{"python": "5"}]}

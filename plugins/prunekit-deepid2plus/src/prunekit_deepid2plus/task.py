@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.options import option
+from prunekit.ranks import gather_samples
 from prunekit.seeds import Seeds
 from prunekit.tasks import Evaluation, Split, Task, Training
 from prunekit_deepid2plus import embedded
@@ -178,8 +179,10 @@ class DeepID2Plus(Task):
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, people = batch
+        everyone = gather_samples(people)  # pairs are those of the whole batch, with several processes, too
         losses = [
-            identification(scores, people) + self.verification_weight * verification(feature, people, self.margin)
+            identification(scores, people)
+            + self.verification_weight * verification(gather_samples(feature.float()), everyone, self.margin)
             for feature, scores in model(images)
         ]
         return torch.stack(losses).sum()

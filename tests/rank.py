@@ -1,0 +1,48 @@
+"""One of several processes that wait for work; see the fixture ``two_ranks``. Usage: rank.py RANK COUNT FOLDER."""
+
+import importlib.util
+import pickle
+import sys
+import traceback
+import warnings
+from functools import cache
+from multiprocessing.connection import Client
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+
+@cache
+def load(path):
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def serve(rank, count, folder):
+    torch.set_num_threads(1)
+    warnings.simplefilter("error")
+    # torch's word of caution about changing in place what a sharded module returns; nothing here does.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    # It is the only one that has gradients and is public.
+    warnings.filterwarnings("ignore", message="torch.distributed.nn.functional.all_reduce is deprecated")
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count)
+    with Client(f"{folder}/rank{rank}") as line:
+        while True:
+            path, name, arguments = pickle.loads(line.recv_bytes())  # noqa: S301 - from our own test
+            try:
+                answer = True, getattr(load(path), name)(*arguments)
+            except BaseException:  # noqa: BLE001 - it is told to the test
+                answer = False, traceback.format_exc()
+            # Not line.send, which would hand tensors over as files that are open here.
+            line.send_bytes(pickle.dumps(answer))
+
+
+if __name__ == "__main__":
+    try:
+        serve(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    except (EOFError, ConnectionError):  # the tests are over
+        distributed.destroy_process_group()

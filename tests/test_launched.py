@@ -1,0 +1,60 @@
+import pytest
+
+from prunekit.cli import main
+from prunekit.errors import ConfigError
+from prunekit.hardware import pick_device
+from prunekit.launched import Launched, launched
+from prunekit.process_group import process_group
+from prunekit.ranks import gather_numbers, gather_samples, own_rank, rank_count, text_from_first
+
+
+@pytest.fixture
+def launch(monkeypatch):
+    def go(rank, ranks, local_rank="0"):
+        for name, value in (("RANK", rank), ("WORLD_SIZE", ranks), ("LOCAL_RANK", local_rank)):
+            monkeypatch.setenv(name, value)
+
+    return go
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE"])
+def test_without_a_launcher_there_is_one_process(monkeypatch, launch, name):
+    launch("1", "2")
+    monkeypatch.delenv(name)
+    assert launched() is None
+
+
+def test_one_process_of_one_is_alone_and_joins_no_group(launch):
+    launch("0", "1")
+    assert launched() is None
+    with process_group("cpu"):
+        assert (own_rank(), rank_count()) == (0, 1)
+        assert gather_numbers([3, 4]) == [[3, 4]]
+        assert text_from_first("alone") == "alone"
+        values = object()
+        assert gather_samples(values) is values
+
+
+def test_a_launcher_says_which_of_several_this_is(launch):
+    launch("5", "8", "1")
+    assert launched() == Launched(5, 8, 1)
+
+
+@pytest.mark.parametrize(("rank", "ranks", "local"), [("2", "2", "0"), ("x", "2", "0"), ("0", "", "0"), ("0", "2", "")])
+def test_an_environment_that_cannot_be_is_an_error_that_names_torchrun(launch, rank, ranks, local):
+    launch(rank, ranks, local)
+    with pytest.raises(ConfigError, match="torchrun"):
+        launched()
+
+
+def test_each_process_takes_a_gpu_of_its_own_so_one_gpu_cannot_be_named(launch):
+    launch("0", "2")
+    with pytest.raises(ConfigError, match="one for each"):
+        pick_device("cuda:1")
+
+
+@pytest.mark.parametrize("command", ["plan", "sweep", "list"])
+def test_commands_for_one_process_refuse_a_launcher(launch, capsys, command):
+    launch("0", "2")
+    assert main([command]) == 2
+    assert "start it without torchrun" in capsys.readouterr().err

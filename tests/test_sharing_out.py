@@ -1,0 +1,207 @@
+"""Runs whose model two processes share out: what they give, and what becomes of their checkpoints elsewhere."""
+
+import json
+import shutil
+from pathlib import Path
+
+import attrs
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from prunekit.engine import run
+from prunekit.errors import CheckpointError, ConfigError
+from prunekit.markers import hookimpl
+from prunekit.masks import load_masks
+from prunekit.plugins import Source, make_manager
+from prunekit.preparation import prepare
+from prunekit.recipes import build_config
+from prunekit.registry import collect
+from prunekit.run_folder import RunFolder
+from prunekit.testing import ToyTask
+
+RECIPES = {
+    "magnitude": {},
+    "correlation": {},
+    "obs": {"schedule": {"name": "one-shot"}, "density": 0.5},
+    "movement": {"schedule": {"name": "gradual", "updates": 4}},
+    "snip": {"schedule": {"name": "one-shot"}, "scope": "global"},
+    "rigl": {"criterion": {"name": "magnitude"}, "schedule": {"name": "rigl"}, "density": 0.3},
+    "rewinding": {"criterion": {"name": "magnitude"}, "schedule": {"name": "iterative"}, "density": 0.3},
+    "accumulation": {
+        "criterion": {"name": "magnitude"},
+        "training": {"accumulate": 2, "clip_norm": 0.5, "precision": "fp16"},
+    },
+}
+
+
+@attrs.frozen
+class Uneven(ToyTask):
+    """The toy task with AdamW, a batch normalisation, dropout of nothing, and layers that two cannot halve."""
+
+    name = "uneven"
+
+    def build_model(self):
+        return nn.Sequential(
+            nn.Sequential(nn.Conv2d(1, 7, 3, padding=1, bias=False), nn.BatchNorm2d(7), nn.ReLU()),
+            nn.ModuleDict({"flat": nn.Flatten()})["flat"],
+            nn.Linear(252, 9),
+            nn.Tanh(),
+            nn.Linear(9, self.classes),
+        )
+
+    def activations(self, network):
+        return {}
+
+    def optimizer(self, model):
+        # With a small eps, sums that are 0 but for rounding would move weights.
+        return torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-3)
+
+
+class Tasks:
+    """The plugin of the task above."""
+
+    @hookimpl
+    def prunekit_tasks(self):
+        return [Uneven]
+
+
+def go(folder, recipe, resume=False):
+    """Run on the processes that there are; return what the run says of itself."""
+    training = {"budget": "16 steps", "retraining": "8 steps", "checkpoint_every": 3, "parallel": "fsdp"}
+    training |= recipe.get("training", {})
+    asked = {"task": {"name": "uneven"}, **recipe, "training": training}
+    asked |= {} if "density" in asked else {"structure": "2=1/4 0.0=1/2"}
+    config = build_config(asked)
+    manager = make_manager(third_party=False)
+    manager.add(Tasks(), Source("uneven", "tests"))
+    prepared = prepare(config, manager, collect(manager), resumed=resume)
+    finished = run(config, prepared, manager.hook, RunFolder(Path(folder)), resume=resume)
+    return [(stage.kept, stage.evaluation.metrics["accuracy"]) for stage in finished.stages]
+
+
+def results(folder):
+    return load_masks(folder / "masks.safetensors"), load_file(folder / "model.safetensors")
+
+
+def assert_same(first, second, tolerance=1e-4):
+    (first_masks, first_weights), (second_masks, second_weights) = results(first), results(second)
+    assert first_masks == second_masks
+    assert first_weights.keys() == second_weights.keys()
+    for name, weight in first_weights.items():
+        torch.testing.assert_close(weight, second_weights[name], rtol=tolerance, atol=tolerance / 10)
+        mask = first_masks.tensors.get(name)
+        assert mask is None or (weight[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_run_shared_out_gives_what_one_process_gives(two_ranks, tmp_path, name):
+    recipe = {"criterion": {"name": name}, **RECIPES[name]}
+    alone = go(tmp_path / "alone", recipe)
+    for together in two_ranks.run(go, str(tmp_path / "together"), recipe):
+        assert [kept for kept, _ in together] == [kept for kept, _ in alone]
+        assert [accuracy for _, accuracy in together] == pytest.approx([accuracy for _, accuracy in alone], abs=0.01)
+    half = recipe.get("training", {}).get("precision") == "fp16"  # which has 11 bits
+    assert_same(tmp_path / "alone", tmp_path / "together", tolerance=1e-2 if half else 1e-4)
+
+
+def stopped_in_the_middle(folder):
+    """Take the last checkpoint from a finished run, as if it had been killed in its last stage."""
+    newest = max((folder / "checkpoints").glob("stage-*"))
+    assert "step-00000000" in newest.name
+    shutil.rmtree(newest) if newest.is_dir() else newest.unlink()
+    left = max((folder / "checkpoints").glob("stage-*"))
+    assert "step-00000006" in left.name
+    for name in ("masks.safetensors", "model.safetensors"):
+        (folder / name).unlink()
+    return left
+
+
+@pytest.fixture
+def recipe():
+    return {"criterion": {"name": "magnitude"}}
+
+
+def test_what_two_processes_left_one_takes_up_and_two_take_up_to_the_byte(two_ranks, tmp_path, recipe):
+    whole = tmp_path / "whole"
+    two_ranks.run(go, str(whole), recipe)
+    for name in ("one", "two"):
+        shutil.copytree(whole, tmp_path / name)
+        assert stopped_in_the_middle(tmp_path / name).suffix == ".sharded"
+    go(tmp_path / "one", recipe, resume=True)
+    assert_same(whole, tmp_path / "one")
+    two_ranks.run(go, str(tmp_path / "two"), recipe, True)
+    for name in ("masks.safetensors", "model.safetensors"):
+        assert (whole / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_what_one_process_left_two_take_up(two_ranks, tmp_path, recipe):
+    go(tmp_path / "whole", recipe)
+    shutil.copytree(tmp_path / "whole", tmp_path / "two")
+    assert stopped_in_the_middle(tmp_path / "two").suffix == ".safetensors"
+    two_ranks.run(go, str(tmp_path / "two"), recipe, True)
+    assert_same(tmp_path / "whole", tmp_path / "two")
+
+
+def test_sums_over_training_steps_survive_another_number_of_processes(two_ranks, tmp_path):
+    recipe = {"criterion": {"name": "movement"}, "schedule": {"name": "gradual", "updates": 4}}
+    recipe["training"] = {"budget": "8 steps"}
+    two_ranks.run(go, str(tmp_path / "whole"), recipe)
+    shutil.copytree(tmp_path / "whole", tmp_path / "one")
+    stopped_in_the_middle(tmp_path / "one")
+    go(tmp_path / "one", recipe, resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "one")
+
+
+@pytest.mark.parametrize("damage", ["no header", "no part", "half a part"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(two_ranks, tmp_path, recipe, damage):
+    folder = tmp_path / "run"
+    two_ranks.run(go, str(folder), recipe)
+    newest = max((folder / "checkpoints").glob("stage-*"))
+    part = max(newest.glob("shard-*"))
+    if damage == "no header":
+        (newest / "checkpoint.json").unlink()
+    elif damage == "no part":
+        part.unlink()
+    else:
+        part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
+    before = results(folder)
+    two_ranks.run(go, str(folder), recipe, True)
+    after = results(folder)
+    assert before[0] == after[0]
+    assert all(torch.equal(weight, after[1][name]) for name, weight in before[1].items())
+
+
+def test_nothing_but_whole_checkpoints_is_left(two_ranks, tmp_path, recipe):
+    two_ranks.run(go, str(tmp_path / "run"), recipe)
+    paths = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    assert [path.name for path in paths] == ["stage-002-step-00000006.sharded", "stage-003-step-00000000.sharded"]
+    for path in paths:
+        assert len(list(path.glob("*.safetensors"))) == 2
+        header = json.loads((path / "checkpoint.json").read_text())
+        assert header["tensors"]["model/2.weight"] == ["float32", [9, 252], True]
+
+
+def refuse(folder, recipe):
+    with pytest.raises(ConfigError, match=r"looks at the whole network at once.*take 'ddp'"):
+        go(folder, recipe)
+
+
+@pytest.mark.parametrize("name", ["grasp", "synflow"])
+def test_a_criterion_that_looks_at_the_whole_network_is_refused_before_training(two_ranks, tmp_path, name):
+    two_ranks.run(refuse, str(tmp_path / "run"), {"criterion": {"name": name}, "schedule": {"name": "one-shot"}})
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_a_clear_error(two_ranks, tmp_path, recipe):
+    two_ranks.run(save_into_a_file, str(tmp_path))
+
+
+def save_into_a_file(folder):
+    from prunekit.checkpoint import Checkpoint
+    from prunekit.sharded_checkpoints import save_sharded
+
+    (Path(folder) / "file").touch()
+    with pytest.raises(CheckpointError, match=r"cannot write .*stage-000-step-00000001\.sharded"):
+        save_sharded(Path(folder) / "file", Checkpoint(0, 1, {"model": {"a": torch.ones(2)}}, None, {}))

@@ -1,0 +1,136 @@
+"""A task to which something happens, once: what the file "trouble" in the working folder says.
+
+"loss 7 SIGTERM": at the seventh loss from now, SIGTERM. The count is kept in the file, so data workers share it.
+"""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import attrs
+import torch
+from torch import nn
+
+from prunekit.files import write_atomically
+from prunekit.toy_task import ToyImages, ToyNetwork, ToyTask
+
+
+class DropoutNetwork(ToyNetwork):
+    """Draws from torch's global generator in training."""
+
+    def forward(self, images):
+        return nn.functional.dropout(super().forward(images), 0.2, self.training)
+
+
+class NormNetwork(DropoutNetwork):
+    """Has running statistics, too."""
+
+    def __init__(self, classes=4):
+        super().__init__(classes)
+        self.relu_a = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU())
+
+
+@attrs.frozen
+class Images(ToyImages):
+    """Batches, to which something happens."""
+
+    def __getitem__(self, index):
+        happen("batch")
+        return super().__getitem__(index)
+
+
+@attrs.frozen
+class Troubled(ToyTask):
+    """The toy task in trouble."""
+
+    name = "troubled"
+    norm: bool = False
+
+    def build_model(self):
+        return (NormNetwork if self.norm else DropoutNetwork)(self.classes)
+
+    def batches(self, split, epoch, seeds):
+        return Images(split, epoch, seeds, self.classes, self.noise)
+
+    def forward(self, model, batch):
+        happen("statistics")
+        return super().forward(model, batch)
+
+    def loss(self, model, batch):
+        if batch[0].device.type != "meta":
+            batch = (batch[0] * (happen("loss") or 1), batch[1])
+        return super().loss(model, batch)
+
+    def optimizer(self, model):
+        return torch.optim.AdamW(model.parameters(), lr=0.01)
+
+    def evaluate(self, model, device):
+        happen("evaluation")
+        return super().evaluate(model, device)
+
+
+def happen(where):
+    path = Path("trouble")
+    if not path.exists():
+        return None
+    place, left, what = path.read_text().split()
+    if place != where:
+        return None
+    if int(left) > 1:
+        write_atomically(path, f"{place} {int(left) - 1} {what}".encode())  # several processes read it
+        return None
+    if what == "always-nan":
+        return float("nan")
+    path.unlink()
+    return _ACTS[what]()
+
+
+def _make_read_only():
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", "disk/run/checkpoints"], check=True)  # noqa: S607
+
+
+def _send(*signals):
+    for number in signals:
+        os.kill(os.getpid(), number)
+        time.sleep(0.6)  # the second one is no echo of the first
+
+
+def _raise(error):
+    raise error
+
+
+def _fill():
+    with Path("disk/filler").open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"0" * 4096)
+        except OSError:
+            pass
+
+
+def _end_all():
+    """Send SIGTERM to the run and to its data workers, in whichever of them this is."""
+    run = os.getppid() if multiprocessing.parent_process() else os.getpid()
+    children = Path(f"/proc/{run}/task/{run}/children").read_text().split()
+    for number in [run, *map(int, children)]:
+        os.kill(number, signal.SIGTERM)
+    time.sleep(0.2)
+
+
+_ACTS = {
+    "SIGTERM": lambda: _send(signal.SIGTERM),
+    "SIGINT": lambda: _send(signal.SIGINT),
+    "twice": lambda: _send(signal.SIGINT, signal.SIGINT),
+    "all": _end_all,
+    "SIGKILL": lambda: _send(signal.SIGKILL),
+    "memory": lambda: _raise(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")),
+    "bug": lambda: _raise(ZeroDivisionError("a bug")),
+    "nan": lambda: float("nan"),
+    "vanish": lambda: shutil.rmtree("run"),
+    "fill": _fill,
+    "readonly": _make_read_only,
+}
