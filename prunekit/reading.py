@@ -69,8 +69,7 @@ def check_share(part: Part) -> None:
     """
     if part.share == 0:
         raise DataError(
-            f"a training batch has no sample for rank {own_rank()} of {rank_count()}; "
-            "take larger batches or fewer ranks"
+            f"a batch has no sample for rank {own_rank()} of {rank_count()}; take larger batches or fewer ranks"
         )
 
 

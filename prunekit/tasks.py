@@ -54,10 +54,10 @@ class Training:
     tf32: bool = option(False, "let a GPU round the factors of fp32 products to TF32, never in statistics")
     channels_last: bool = option(False, "keep images and convolutions in channels-last memory order")
     compile: bool = option(False, "run the model through torch.compile")
+    fused: bool = option(False, "take the optimiser's step in one kernel; of SGD, Adam, AdamW, Adagrad")
     parallel: str = option(
         "ddp", "with several processes: each has the whole model, or a part (fsdp)", choices=("ddp", "fsdp")
     )
-    fused: bool = option(False, "take the optimiser's step in one kernel; of SGD, Adam, AdamW, Adagrad")
     workers: int = option(0, "processes that prepare batches; 0: the main process", low=0)
     checkpoint_every: int = option(0, "optimiser steps between checkpoints; 0: only at the end of a stage", low=0)
     skip_bad_steps: int = option(

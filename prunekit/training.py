@@ -23,6 +23,7 @@ from prunekit.parts import Part
 from prunekit.ranks import rank_count, sum_gradients
 from prunekit.reading import Parts, Stream, check_share, read_ahead
 from prunekit.seeds import Seeds
+from prunekit.sharding import reshard
 from prunekit.tasks import Split, Task, Training
 
 
@@ -108,8 +109,9 @@ class Loop:
             parts: this rank's batches; as many as the steps need are taken.
             factors: one factor on the learning rate for each step.
         """
-        # Both walk through all modules, which takes a small network a tenth of a step.
+        # These walk through all modules, which takes a small network a tenth of a step.
         self.model.train()
+        reshard(self.model)
         parameters = list(self.model.parameters())
         bad = BadSteps(self.model) if self.settings.skip_bad_steps else None
         for factor in factors:
