@@ -6,6 +6,7 @@ from torch import nn
 
 from prunekit.bad_steps import BadSteps
 from prunekit.hardware import Hardware
+from prunekit.parts import Part
 from prunekit.tasks import Training
 from prunekit.toy_task import ToyNetwork, ToyTask
 from prunekit.training import Loop
@@ -29,8 +30,8 @@ def trained(batches, **settings):
     training = Training(decay="constant", **settings)
     hardware = Hardware.of("cpu", training)
     loop = Loop(ToyTask(), model, optimizer, hardware.scaler(), training, hardware)
-    steps = len(batches) // training.accumulate
-    losses = [float(loss) for loss in loop.epoch(batches, 0, steps, [1.0] * steps)]
+    parts = iter([Part(batch, 1.0) for batch in batches])
+    losses = [float(loss) for loss in loop.steps(parts, [1.0] * (len(batches) // training.accumulate))]
     return losses, model.state_dict(), optimizer.state_dict()["state"]
 
 
