@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import CheckpointError
 from prunekit.files import write_atomically
+from prunekit.finding import parameter_of
 from prunekit.layers import LayerView, ViewOf
 from prunekit.mask_files import tool
 from prunekit.plugins import make_manager
@@ -154,7 +155,8 @@ def _resize(
             view.groups_are_positions and sizes.groups != view.groups
         ):
             raise CheckpointError(f"{path}: {name!r} has sizes {found}, the network's are {largest}; {_NEXT}")
-        resized(modules[name], view_of, *found, bias=sizes.bias)
+        if found != largest or sizes.bias != (modules[name].bias is not None):  # a weight that is shared stays so
+            resized(modules[name], view_of, *found, bias=sizes.bias)
     for name, size in norms.items():
         if name not in modules or not is_norm(modules[name]) or size > len(modules[name].get_buffer("running_mean")):
             raise CheckpointError(f"{path}: has {size} channels for {name!r}, which does not fit the network; {_NEXT}")
@@ -162,9 +164,10 @@ def _resize(
 
 
 def _layer(module: nn.Module, view_of: ViewOf) -> LayerView | None:
-    """Return the view of a layer that can be resized."""
+    """Return the view of a layer that can be resized; one whose weight is computed never is."""
     view = view_of(module)
-    return view if isinstance(view, LayerView) and view.channel_axis is not None else None
+    can = isinstance(view, LayerView) and view.channel_axis is not None and parameter_of(view) is not None
+    return view if can else None
 
 
 def _views(view_of: ViewOf | None) -> ViewOf:

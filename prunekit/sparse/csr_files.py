@@ -28,6 +28,7 @@ from prunekit.layers import ViewOf
 from prunekit.mask_files import METADATA, tool
 from prunekit.masking import match_names
 from prunekit.masks import Masks
+from prunekit.samples import Samples
 from prunekit.sparse.layers import DENSE
 from prunekit.sparse.running import LayerReport, make_products, masked_layers, put_in
 from prunekit.tensor_files import open_tensors, read_header, some
@@ -129,14 +130,15 @@ def load_csr(
             f"{path}: the model has no layers {some(unknown)} that could run sparse; build the same one"
         )
     layers = {name: found[name] for name in header["forms"]}
-    products, reasons = make_products(network, layers, sample_input)
+    samples = Samples.of(sample_input)
+    products, reasons = make_products(network, layers, samples)
     for name, reason in reasons.items():
         raise CheckpointError(f"{path}: {name!r} runs sparse in the file, but in this model it {reason}")
     forms = {name: {int(size): form for size, form in found.items()} for name, found in header["forms"].items()}
     for name, product in products.items():
         if odd := sorted(set(forms[name].values()) - {*product.forms, DENSE}):
             raise CheckpointError(f"{path}: {name!r} has no form {some(odd)}; the file is damaged, write it again")
-    return put_in(network, layers, products, forms, sample_input)
+    return put_in(network, layers, products, forms, samples)
 
 
 def _columns(shape: torch.Size) -> int:

@@ -16,7 +16,7 @@ from prunekit.export.writing import export
 from prunekit.finding import find_layers
 from prunekit.masks import Masks
 from prunekit.pruned import Pruned, open_pruned
-from prunekit.samples import random_samples
+from prunekit.sample_inputs import random_samples
 
 
 def check_exports(pruned: Pruned, folder: Path) -> None:
