@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 import prunekit
 from prunekit import Masks
@@ -282,11 +283,15 @@ def hooked(network):
     network[0].register_forward_hook(lambda *_: None)
 
 
+def pruned_by_torch(network):
+    prune.custom_from_mask(network[0], "weight", (network[0].weight != 0).double())
+
+
 def tied(network):
     network[2].weight = network[0].weight
 
 
-@pytest.mark.parametrize("spoil", [normed, hooked, tied])
+@pytest.mark.parametrize("spoil", [normed, hooked, pruned_by_torch, tied])
 def test_a_layer_that_is_more_than_its_type_says_stays_as_it_is(tmp_path, spoil):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).double()

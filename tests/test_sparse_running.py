@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import prunekit
 from prunekit.core_views import core_view
@@ -281,6 +282,18 @@ def test_tokens_count_as_samples_of_a_linear_layer():
     network = nn.Sequential(nn.Linear(512, 512))
     _, (report,) = run_sparse(network, masks_for(network, 0.01), torch.randn(2, 7, 512), batch_sizes=(1, 3))
     assert [(timing.batch_size, timing.size) for timing in report.timings] == [(1, 7), (3, 21)]
+
+
+def test_a_network_that_torch_prunes_runs_and_stays_dense_there():
+    network, sample = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4)), torch.randn(2, 6)
+    prune.l1_unstructured(network[0], "weight", amount=0.5)
+    mask = torch.rand(4, 6) < 0.5
+    masks = prunekit.Masks({"0.weight_orig": mask, "1.weight": mask[:, :4]})
+    sparse, (first, second) = run_sparse(network, masks, sample, form="csr")
+    assert "computes its weight from other parameters" in first.reason
+    assert not second.reason
+    masks.apply(network)
+    torch.testing.assert_close(sparse(sample), network(sample).detach())
 
 
 def test_what_cannot_be_is_refused_by_name():

@@ -74,9 +74,11 @@ def export(pruned: Pruned, to: str, path: str | os.PathLike[str], *, force: bool
 
 
 def check_free(path: str | os.PathLike[str], *, force: bool) -> None:
-    """Raise ``CheckpointError`` where a folder stands in the way, or a file that may not be written over."""
+    """Raise ``CheckpointError`` for a file that may not be written over, a folder, or a path in none that is there."""
     if Path(path).is_dir():
         raise CheckpointError(f"cannot write {os.fspath(path)}: it is a folder; name a file in it")
+    if not Path(path).parent.is_dir():
+        raise CheckpointError(f"cannot write {os.fspath(path)}: there is no such folder; create its folder first")
     if Path(path).is_file() and not force:
         raise CheckpointError(f"{os.fspath(path)} is there already; write over it (--force) or choose another --out")
 

@@ -15,9 +15,10 @@ from prunekit.layers import LayerView, ViewOf
 from prunekit.masking import match
 from prunekit.masks import Masks
 from prunekit.patterns import kept_count
+from prunekit.plugins import installed_views
 from prunekit.samples import Samples
 from prunekit.schedules import check_density
-from prunekit.shrinking.shrink import installed_views, watch_copy
+from prunekit.shrinking.shrink import watch_copy
 
 Group = Mapping[str, tuple[int, ...]]
 

@@ -1,6 +1,5 @@
 """A network without the units that are gone: traced, folded, resized, and compared with what it was."""
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
@@ -10,12 +9,12 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from prunekit.computed import copy_of
 from prunekit.errors import ConfigError
 from prunekit.layers import ViewOf
 from prunekit.masking import Keeper, match
 from prunekit.masks import Masks
-from prunekit.plugins import make_manager
-from prunekit.plugins import view_of as view_of_plugins
+from prunekit.plugins import installed_views
 from prunekit.samples import Samples
 from prunekit.shrinking.flow import Flow
 from prunekit.shrinking.keeping import Kept, find_kept, fold_constants
@@ -71,7 +70,7 @@ def shrink(
     """
     views = installed_views() if view_of is None else view_of
     samples = Samples.of(inputs)
-    before = copy.deepcopy(network).eval()
+    before = copy_of(network).eval()
     matched = match(masks.tensors, before) if masks is not None else {}
     for weight, mask in matched.values():
         Keeper(mask)(weight)
@@ -92,14 +91,9 @@ def shrink(
     return Shrunk(small, Masks(left, {} if masks is None else masks.info), Report(sizes), error)
 
 
-def installed_views() -> ViewOf:
-    """Return what gives the views of all layers that the core and the installed plugins know."""
-    return view_of_plugins(make_manager())
-
-
 def watch_copy(network: nn.Module, samples: Samples, view_of: ViewOf, *, trusting: bool) -> tuple[nn.Module, Flow]:
     """Return a copy of a network, in evaluation mode, and where its channels flow; see ``watching``."""
-    copied = copy.deepcopy(network).eval()
+    copied = copy_of(network).eval()
     watch = Watch(copied, view_of, make_rules(), trusting=trusting)
     with watch.hooks():
         with watch:

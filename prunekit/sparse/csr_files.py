@@ -9,7 +9,6 @@ tied one once. The metadata entry ``prunekit`` is a JSON object with sorted keys
 form). Never pickled; what a header claims costs no memory, since sizes are those of the model.
 """
 
-import copy
 import json
 import math
 import os
@@ -21,6 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from prunekit.computed import copy_of
 from prunekit.core_views import core_view
 from prunekit.errors import CheckpointError
 from prunekit.files import write_atomically
@@ -117,7 +117,7 @@ def load_csr(
         CheckpointError: naming the file, and what is wrong with it or does not fit the model.
     """
     path = Path(path)
-    network = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
+    network = copy_of(model).eval().requires_grad_(requires_grad=False)
     state = network.state_dict()
     with open_tensors(path, CheckpointError) as file:
         header = _header(read_header(file, METADATA, path, CheckpointError), path)

@@ -3,7 +3,6 @@
 This module must not know files.
 """
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -12,6 +11,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from prunekit.computed import copy_of
 from prunekit.core_views import core_view
 from prunekit.errors import ConfigError
 from prunekit.finding import parameter_name
@@ -89,7 +89,7 @@ def run_sparse(
     kernels = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
     if form == "csr" and not kernels:
         raise ConfigError("this torch has no sparse kernels for the CPU (MKL); run the model dense")
-    network = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
+    network = copy_of(model).eval().requires_grad_(requires_grad=False)
     masks.apply(network)
     layers = masked_layers(network, masks, view_of)
     products: Products = {}
