@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.computed import copy_of
-from prunekit.core_views import core_view
 from prunekit.errors import CheckpointError
 from prunekit.files import write_atomically
 from prunekit.layers import ViewOf
 from prunekit.mask_files import METADATA, tool
 from prunekit.masking import match_names
 from prunekit.masks import Masks
+from prunekit.plugins import installed_views
 from prunekit.samples import Samples
 from prunekit.sparse.layers import DENSE
 from prunekit.sparse.running import LayerReport, make_products, masked_layers, put_in
@@ -98,7 +98,7 @@ def encode_csr(model: nn.Module, masks: Masks, reports: tuple[LayerReport, ...])
 
 
 def load_csr(
-    path: str | os.PathLike[str], model: nn.Module, sample_input: Any, *, view_of: ViewOf = core_view
+    path: str | os.PathLike[str], model: nn.Module, sample_input: Any, *, view_of: ViewOf | None = None
 ) -> nn.Module:
     """Return a copy of a dense model with the weights of a file, whose layers run sparse as the file says.
 
@@ -108,7 +108,7 @@ def load_csr(
         path: a file of ``save_csr``.
         model: of the same architecture, with any weights; it stays as it is.
         sample_input: what the model is called with; see ``run_sparse``.
-        view_of: gives the views of the layers; see ``run_sparse``.
+        view_of: gives the views of the layers; ``None``: the core and all installed plugins do.
 
     Returns:
         The copy, in evaluation mode.
@@ -124,7 +124,7 @@ def load_csr(
         weights = _read(file, header, state, path)
     network.load_state_dict(weights)
     masks = Masks({name: weights[name] != 0 for name in header["matrices"]})
-    found = masked_layers(network, masks, view_of)
+    found = masked_layers(network, masks, installed_views() if view_of is None else view_of)
     if unknown := sorted(header["forms"].keys() - found.keys()):
         raise CheckpointError(
             f"{path}: the model has no layers {some(unknown)} that could run sparse; build the same one"

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.computed import copy_of
-from prunekit.core_views import core_view
 from prunekit.errors import ConfigError
 from prunekit.finding import parameter_name
 from prunekit.layers import LayerView, ViewOf
 from prunekit.masking import match
 from prunekit.masks import Masks
+from prunekit.plugins import installed_views
 from prunekit.samples import Samples
 from prunekit.sparse.choosing import Timing, measure
 from prunekit.sparse.layers import DENSE, SparseLayer, make_product, why_dense
@@ -58,7 +58,7 @@ def run_sparse(
     *,
     batch_sizes: Sequence[int] = (1, 8, 32),
     form: Literal["auto", "csr"] = "auto",
-    view_of: ViewOf = core_view,
+    view_of: ViewOf | None = None,
 ) -> tuple[nn.Module, tuple[LayerReport, ...]]:
     """Return a copy of a model whose masked layers run sparse, for inference on the CPU; the model stays as it is.
 
@@ -72,7 +72,7 @@ def run_sparse(
         batch_sizes: at which "auto" measures. Of a batch size between, the nearest decides.
         form: "auto" measures each layer, dense and sparse, and keeps the faster; "csr" measures nothing and runs
             each layer sparse that can.
-        view_of: gives the views of the layers; ``prunekit.plugins.view_of(manager)`` for those of plugins.
+        view_of: gives the views of the layers; ``None``: the core and all installed plugins do.
 
     Returns:
         The copy, in evaluation mode, and how each masked layer runs, in the order of the network.
@@ -91,7 +91,7 @@ def run_sparse(
         raise ConfigError("this torch has no sparse kernels for the CPU (MKL); run the model dense")
     network = copy_of(model).eval().requires_grad_(requires_grad=False)
     masks.apply(network)
-    layers = masked_layers(network, masks, view_of)
+    layers = masked_layers(network, masks, installed_views() if view_of is None else view_of)
     products: Products = {}
     reasons = dict.fromkeys(layers, "this torch has no sparse kernels for the CPU (MKL)")
     if kernels:
