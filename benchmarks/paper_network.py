@@ -19,7 +19,6 @@ from prunekit_deepid2plus.network import Network, NetworkSettings
 from torch import Tensor, nn
 
 import prunekit
-from prunekit.plugins import make_manager, view_of
 from prunekit.sparse import run_sparse, save_csr
 
 STRUCTURE = {"local5a": 1 / 32, "local5b": 1 / 128, "f": 1 / 256}
@@ -73,7 +72,7 @@ def compare() -> tuple[dict[str, dict[str, float]], dict[str, int]]:
     )
     masks.apply(dense)
     image = torch.randn(1, 3, 112, 96)
-    sparse, reports = run_sparse(dense, masks, image, batch_sizes=(1,), view_of=view_of(make_manager()))
+    sparse, reports = run_sparse(dense, masks, image, batch_sizes=(1,))
     wanted = dense(image)
     assert torch.allclose(sparse(image), wanted, atol=1e-5 * float(wanted.abs().max()))
     with tempfile.TemporaryDirectory() as folder:

@@ -74,6 +74,17 @@ def _copy(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, known)
 
 
+def copy_of(network: nn.Module) -> nn.Module:
+    """Return a deep copy of a network, also of one whose weights were computed by hooks with a gradient.
+
+    ``torch.nn.utils.prune`` and the old weight norm leave such a tensor in the module, which torch does not copy; they
+    compute it again at the next call.
+    """
+    tensors = [value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    known = {id(tensor): tensor.detach().clone() for tensor in tensors if not tensor.is_leaf}
+    return copy.deepcopy(network, known)
+
+
 def carriers(model: nn.Module) -> Iterator[tuple[str, str]]:
     """Yield (name of a computed tensor, name of the parameter that carries its zeros) in a model."""
     for path, module in model.named_modules():

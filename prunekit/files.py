@@ -56,9 +56,12 @@ def write_atomically(
         check: is given the complete file, under another name, before it takes its place; raises where it is no good.
 
     Raises:
-        CheckpointError: when the file system refuses: no permission, no space, no such folder.
+        CheckpointError: when the file system refuses: no permission, no space, no such folder; or a device or pipe is
+            there, which a file would replace.
     """
     path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise CheckpointError(f"cannot write {path}: it is a device or a pipe; choose the path of a file")
     temporary = temporary_in(path.parent)
     try:
         try:

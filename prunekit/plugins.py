@@ -123,6 +123,11 @@ def view_of(manager: pluggy.PluginManager) -> ViewOf:
     return view
 
 
+def installed_views() -> ViewOf:
+    """Return the function that asks the core and all installed plugins for the view of a module."""
+    return view_of(make_manager())
+
+
 def _entry_points() -> dict[str, list[metadata.EntryPoint]]:
     """Return the entry points by name; a package that the path finds twice counts once."""
     found: dict[str, dict[tuple[str, str], metadata.EntryPoint]] = {}

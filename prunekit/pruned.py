@@ -26,7 +26,8 @@ from prunekit.preparation import build_model
 from prunekit.recipes import build_config, read_recipe
 from prunekit.registry import collect, import_named
 from prunekit.run_folder import RunFolder
-from prunekit.samples import Samples, random_samples, task_samples
+from prunekit.sample_inputs import random_samples, task_samples
+from prunekit.samples import Samples
 from prunekit.seeds import Seeds
 from prunekit.sparse_checkpoints import load_weights
 
@@ -90,7 +91,7 @@ def open_pruned(
             network.
         masks: of such a network: a mask file. Without one, what is exactly zero is dropped.
         weights: of such a network: its state dict; a sparse checkpoint will do.
-        inputs: of such a network: the shapes of its arguments; see ``prunekit.samples.random_samples``.
+        inputs: of such a network: the shapes of its arguments; see ``prunekit.sample_inputs.random_samples``.
         no_plugins: names of plugins to do without.
 
     Raises:

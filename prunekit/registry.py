@@ -213,7 +213,8 @@ def import_named(what: str, name: str) -> Any:
         raise ConfigError(f"{what} {name!r} cannot be imported: {problem}") from error
     found = getattr(module, attribute, None)
     if found is None:
-        raise ConfigError(f"{what} {name!r}: {where} has no {attribute!r}{nearest(attribute, vars(module))}")
+        public = [each for each in vars(module) if not each.startswith("_")]
+        raise ConfigError(f"{what} {name!r}: {where} has no {attribute!r}{nearest(attribute, public)}")
     return found
 
 

@@ -23,7 +23,8 @@ from prunekit.export.formats import Encoded, Format
 from prunekit.export.writing import difference, export, find_format
 from prunekit.masks import Masks
 from prunekit.pruned import Pruned, open_pruned
-from prunekit.samples import Samples, random_samples
+from prunekit.sample_inputs import random_samples
+from prunekit.samples import Samples
 from prunekit.selection import NofM
 from prunekit.sparse_checkpoints import load_weights
 
@@ -313,12 +314,12 @@ def test_without_its_packages_onnx_names_the_extra(pruned, monkeypatch, package)
     assert not Path("out.onnx").exists()
 
 
-@pytest.mark.parametrize("to", ["dense", "torch-export", "onnx"])
+@pytest.mark.parametrize("to", ["dense", "shrunk", "torch-export", "onnx"])
 def test_a_weight_that_is_computed_is_exported_where_its_value_is_wanted(code, to):
     assert export(normed(code), to, "out.pt2").error < 1e-5
 
 
-@pytest.mark.parametrize("to", ["sparse", "csr", "shrunk"])
+@pytest.mark.parametrize("to", ["sparse", "csr"])
 def test_a_weight_that_is_computed_is_refused_where_its_zeros_are_wanted(code, to):
     with pytest.raises(PrunekitError, match="remove_parametrizations"):
         export(normed(code), to, "out.safetensors")
@@ -329,6 +330,17 @@ def normed(code):
     mask[:, ::2] = False
     Masks({"0.weight": mask}).save("m.safetensors")
     return open_pruned(code + "normed", masks="m.safetensors", inputs=["6"])
+
+
+@pytest.mark.parametrize(("dtype", "to"), [("float16", "shrunk"), ("bfloat16", "shrunk"), ("float16", "onnx")])
+def test_networks_in_half_precision_may_differ_by_their_rounding(code, dtype, to):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)).to(getattr(torch, dtype))
+    with torch.no_grad():
+        network[0].weight[::2] = 0
+    network.eval().requires_grad_(requires_grad=False)
+    pruned = Pruned(network, Masks({}), {}, random_samples(["64"], getattr(torch, dtype)), dtype)
+    assert 1e-5 < export(pruned, to, "out").error < 0.05
 
 
 def test_a_network_in_bfloat16_is_exported_but_not_to_onnx(code):

@@ -129,3 +129,11 @@ def test_a_folder_is_free_as_soon_as_its_holder_is_killed_whatever_that_one_fork
         with files.held_alone(tmp_path):
             pass
         os.killpg(holder.pid, 9)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_or_device_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="is a device or a pipe"):
+        files.write_atomically(tmp_path / "pipe", b"bytes")
+    assert (tmp_path / "pipe").is_fifo()

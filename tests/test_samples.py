@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from prunekit.errors import ConfigError
-from prunekit.samples import MOST, Samples, random_samples, task_samples
+from prunekit.sample_inputs import MOST, random_samples, task_samples
+from prunekit.samples import Samples
 from prunekit.seeds import Seeds
 from prunekit.testing import ToyTask
 
@@ -59,6 +60,22 @@ def test_a_call_without_a_batch_is_refused():
     for arguments in ((), (3,), (torch.tensor(1.0),), (torch.empty(0, 3),)):
         with pytest.raises(ConfigError, match="no batch of tensors"):
             Samples(arguments)
+
+
+def test_samples_are_given_as_one_argument_a_tuple_of_them_or_by_name():
+    values = torch.ones(2, 3)
+    assert Samples.of(values).arguments == (values,)
+    assert Samples.of((values, 3)).arguments == (values, 3)
+    named = Samples.of({"values": values, "scale": 3.0})
+    assert (named.arguments, named.count) == ((), 2)
+    assert named.through(Doubling())[0].tolist() == [[6.0] * 3] * 2
+    assert Samples.of(named) is named
+
+
+def test_a_network_that_changes_its_arguments_changes_copies():
+    samples = Samples((torch.ones(2, 3),))
+    for _ in range(2):
+        assert samples.through(lambda values: values.mul_(2))[0].tolist() == [[2.0] * 3] * 2
 
 
 def test_every_output_tensor_is_returned_without_gradients():

@@ -6,12 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 import prunekit
 from prunekit import Masks
 from prunekit.core_views import core_view
 from prunekit.errors import ConfigError
-from prunekit.shrinking import coupled_masks, coupled_units, shrink, whole_units
+from prunekit.shrinking import coupled_masks, coupled_units, load_shrunk, save_shrunk, shrink, whole_units
 
 ACTIVATIONS = (nn.ReLU(), nn.ReLU(inplace=True), nn.Tanh(), nn.Sigmoid(), nn.GELU(), nn.Identity())
 PADDINGS = ("zeros", "zeros", "reflect", "replicate", "circular")
@@ -282,19 +283,27 @@ def hooked(network):
     network[0].register_forward_hook(lambda *_: None)
 
 
+def pruned_by_torch(network):
+    prune.custom_from_mask(network[0], "weight", (network[0].weight != 0).double())
+
+
 def tied(network):
     network[2].weight = network[0].weight
 
 
-@pytest.mark.parametrize("spoil", [normed, hooked, tied])
-def test_a_layer_that_is_more_than_its_type_says_stays_as_it_is(spoil):
+@pytest.mark.parametrize("spoil", [normed, hooked, pruned_by_torch, tied])
+def test_a_layer_that_is_more_than_its_type_says_stays_as_it_is(tmp_path, spoil):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).double()
     with torch.no_grad():
         network[2].weight[:, :2] = 0  # nothing reads the first two units
         network[0].weight[:, :2] = 0
     spoil(network)
-    assert shrink(network, torch.randn(3, 4, dtype=torch.float64)).report.layers["0"].units == (4, 4)
+    inputs = torch.randn(3, 4, dtype=torch.float64)
+    shrunk = shrink(network, inputs)
+    assert shrunk.report.layers["0"].units == (4, 4)
+    save_shrunk(tmp_path / "shrunk.safetensors", shrunk.network)
+    torch.testing.assert_close(load_shrunk(network, tmp_path / "shrunk.safetensors")(inputs), network(inputs))
 
 
 def test_a_layer_called_twice_is_resized_once():
@@ -336,7 +345,7 @@ def test_outputs_in_any_container_stay_and_keywords_are_passed():
         network.first.weight[0] = 0
         network.second.weight[1] = 0
     scale = torch.tensor(2.0)
-    shrunk = shrink(network, torch.randn(2, 3), keywords={"scale": scale})
+    shrunk = shrink(network, {"values": torch.randn(2, 3), "scale": scale})
     assert [sizes.units for sizes in shrunk.report.layers.values()] == [(4, 4), (4, 4)]
 
 

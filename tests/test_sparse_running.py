@@ -3,13 +3,13 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import prunekit
 from prunekit.core_views import core_view
 from prunekit.errors import ConfigError, MaskError
 from prunekit.layers import LayerView
 from prunekit.sparse import SparseLayer, run_sparse
-from prunekit.sparse.watching import repeated
 from prunekit.toy_task import ToyNetwork
 
 
@@ -284,6 +284,18 @@ def test_tokens_count_as_samples_of_a_linear_layer():
     assert [(timing.batch_size, timing.size) for timing in report.timings] == [(1, 7), (3, 21)]
 
 
+def test_a_network_that_torch_prunes_runs_and_stays_dense_there():
+    network, sample = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4)), torch.randn(2, 6)
+    prune.l1_unstructured(network[0], "weight", amount=0.5)
+    mask = torch.rand(4, 6) < 0.5
+    masks = prunekit.Masks({"0.weight_orig": mask, "1.weight": mask[:, :4]})
+    sparse, (first, second) = run_sparse(network, masks, sample, form="csr")
+    assert "computes its weight from other parameters" in first.reason
+    assert not second.reason
+    masks.apply(network)
+    torch.testing.assert_close(sparse(sample), network(sample).detach())
+
+
 def test_what_cannot_be_is_refused_by_name():
     model, sample = nn.Linear(6, 4), torch.randn(2, 6)
     with pytest.raises(ConfigError, match=r"batch_sizes is \[\], expected"):
@@ -292,21 +304,8 @@ def test_what_cannot_be_is_refused_by_name():
         run_sparse(model, masks_for(model), sample, batch_sizes=(1, 0))
     with pytest.raises(MaskError, match="no parameter 'wait'"):
         run_sparse(model, prunekit.Masks({"wait": torch.ones(4, 6, dtype=torch.bool)}), sample)
-    for nothing in (torch.tensor(3.0), torch.zeros(0, 6), "text"):
-        with pytest.raises(ConfigError, match="the sample input has no samples"):
-            repeated(nothing, 4)
-
-
-def test_samples_are_repeated_to_the_batch_size_wherever_they_are():
-    sample = torch.tensor([[1.0], [2.0]])
-    assert repeated(sample, 5).flatten().tolist() == [1, 2, 1, 2, 1]
-    values, number, other = repeated((sample, 3, torch.ones(5)), 1)
-    assert values.tolist() == [[1]]
-    assert number == 3
-    assert len(other) == 5
-    named = repeated({"a": sample, "b": None}, 3)
-    assert named["a"].flatten().tolist() == [1, 2, 1]
-    assert named["b"] is None
+    with pytest.raises(ConfigError, match="no batch of tensors"):
+        run_sparse(model, masks_for(model), torch.zeros(0, 6))
 
 
 def test_arguments_are_given_in_order_or_by_name():

@@ -115,13 +115,12 @@ def _on_gpu(form: Form) -> Form:
 
 
 def _add_sparse(forms: Forms, pruned: Pruned, batch_sizes: Sequence[int]) -> None:
-    inputs = pruned.samples.in_one(pruned.network)
     made: list[Form] = []
     reports: tuple[LayerReport, ...] = ()
     try:
         for name in ("csr", "auto"):
             network, reports = run_sparse(
-                pruned.network, pruned.masks, inputs, batch_sizes=batch_sizes, form=name, view_of=pruned.view_of
+                pruned.network, pruned.masks, pruned.samples, batch_sizes=batch_sizes, form=name, view_of=pruned.view_of
             )
             made.append(Form(name, network, len(encode_csr(pruned.network, pruned.masks, reports))))
     except PrunekitError as error:
@@ -143,8 +142,7 @@ def _layer(report: LayerReport, network: nn.Module) -> LayerResult:
 
 
 def _shrunk(pruned: Pruned) -> Form:
-    samples = pruned.samples
-    shrunk = shrink(pruned.network, samples.arguments, pruned.masks, keywords=samples.keywords, view_of=pruned.view_of)
+    shrunk = shrink(pruned.network, pruned.samples, pruned.masks, view_of=pruned.view_of)
     before, after = shrunk.report.weights
     if before == after:
         raise PrunekitError("no unit is gone from a layer")

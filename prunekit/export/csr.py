@@ -12,7 +12,7 @@ from prunekit.sparse.running import LayerReport, run_sparse
 def _encode(pruned: Pruned) -> Encoded:
     if not pruned.masks.tensors:
         raise ExportError(f"{pruned.name} has no masks and no zeros, so nothing can run sparse; export it dense")
-    _, reports = run_sparse(pruned.network, pruned.masks, pruned.samples.in_one(pruned.network), view_of=pruned.view_of)
+    _, reports = run_sparse(pruned.network, pruned.masks, pruned.samples, view_of=pruned.view_of)
     return Encoded(encode_csr(pruned.network, pruned.masks, reports), tuple(map(_told, reports)))
 
 
@@ -24,7 +24,7 @@ def _told(report: LayerReport) -> str:
 
 
 def _reopen(path: Path, pruned: Pruned) -> Run:
-    network = load_csr(path, pruned.network, pruned.samples.in_one(pruned.network), view_of=pruned.view_of)
+    network = load_csr(path, pruned.network, pruned.samples, view_of=pruned.view_of)
     return lambda samples: samples.through(network)
 
 

@@ -21,6 +21,9 @@ SAME_WEIGHTS = 1e-6
 SINGLE_PRECISION = 1e-4
 """Tolerance of what sums thousands of terms in another order than torch's dense kernels, for outputs of order 1."""
 
+ROUNDING = 8
+"""Units in the last place of the greatest output: in half precision that is more than the tolerance of any format."""
+
 
 @attrs.frozen
 class Encoded:

@@ -3,16 +3,13 @@
 from pathlib import Path
 
 from prunekit.export.formats import Encoded, Format, Run
-from prunekit.finding import check_layers
 from prunekit.pruned import Pruned
 from prunekit.shrinking.files import encode_shrunk, load_shrunk
 from prunekit.shrinking.shrink import shrink
 
 
 def _encode(pruned: Pruned) -> Encoded:
-    check_layers(pruned.views, observed=False)  # a weight that is computed has no rows of its own
-    samples = pruned.samples
-    shrunk = shrink(pruned.network, samples.arguments, pruned.masks, keywords=samples.keywords, view_of=pruned.view_of)
+    shrunk = shrink(pruned.network, pruned.samples, pruned.masks, view_of=pruned.view_of)
     data = encode_shrunk(shrunk.network, view_of=pruned.view_of)
     return Encoded(data, tuple(str(shrunk.report).splitlines()))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prunekit.errors import CheckpointError, ConfigError, ExportError, nearest
 from prunekit.export import MODULES
-from prunekit.export.formats import Format, Run
+from prunekit.export.formats import ROUNDING, Format, Run
 from prunekit.files import write_atomically
 from prunekit.pruned import Pruned
 from prunekit.sparse_checkpoints import encode_weights
@@ -74,9 +74,11 @@ def export(pruned: Pruned, to: str, path: str | os.PathLike[str], *, force: bool
 
 
 def check_free(path: str | os.PathLike[str], *, force: bool) -> None:
-    """Raise ``CheckpointError`` where a folder stands in the way, or a file that may not be written over."""
+    """Raise ``CheckpointError`` for a file that may not be written over, a folder, or a path in none that is there."""
     if Path(path).is_dir():
         raise CheckpointError(f"cannot write {os.fspath(path)}: it is a folder; name a file in it")
+    if not Path(path).parent.is_dir():
+        raise CheckpointError(f"cannot write {os.fspath(path)}: there is no such folder; create its folder first")
     if Path(path).is_file() and not force:
         raise CheckpointError(f"{os.fspath(path)} is there already; write over it (--force) or choose another --out")
 
@@ -103,9 +105,11 @@ def _check(run: Run, pruned: Pruned, tolerance: float, to: str) -> float:
                 "nothing was written"
             )
         error, scale = difference(expected, found)
-        if not error <= tolerance * max(1.0, scale):
+        rounding = [torch.finfo(tensor.dtype).eps for tensor in expected if tensor.is_floating_point()]
+        allowed = max(tolerance, ROUNDING * max(rounding, default=0.0))
+        if not error <= allowed * max(1.0, scale):
             raise ExportError(
-                f"as {to}, an output is off by {error:.3g}, more than {tolerance:g} (the greatest output is "
+                f"as {to}, an output is off by {error:.3g}, more than {allowed:.3g} (the greatest output is "
                 f"{scale:.3g}); nothing was written; choose another format"
             )
         worst = max(worst, error)

@@ -15,28 +15,26 @@ from prunekit.layers import LayerView, ViewOf
 from prunekit.masking import match
 from prunekit.masks import Masks
 from prunekit.patterns import kept_count
+from prunekit.plugins import installed_views
+from prunekit.samples import Samples
 from prunekit.schedules import check_density
-from prunekit.shrinking.calls import Call
-from prunekit.shrinking.shrink import installed_views, watch_copy
+from prunekit.shrinking.shrink import watch_copy
 
 Group = Mapping[str, tuple[int, ...]]
 
 
-def coupled_units(
-    network: nn.Module, inputs: Any, *, keywords: Mapping[str, Any] | None = None, view_of: ViewOf | None = None
-) -> list[Group]:
+def coupled_units(network: nn.Module, inputs: Any, *, view_of: ViewOf | None = None) -> list[Group]:
     """Return which units stand or fall together: for each such group the units of every layer in it.
 
     Units that have to stay, such as those of the last layer, are in no group.
 
     Args:
         network: any module; it stays as it is.
-        inputs: samples: a tensor, or the positional arguments as a tuple.
-        keywords: more arguments by name.
+        inputs: samples: a tensor, a tuple of arguments, or a mapping of named ones.
         view_of: gives the views of layers; ``None``: the core and all installed plugins do.
     """
     views = installed_views() if view_of is None else view_of
-    _, flow = watch_copy(network, Call.of(inputs, keywords), views, trusting=True)
+    _, flow = watch_copy(network, Samples.of(inputs), views, trusting=True)
     stay = flow.channels.kept()
     first_calls = {call.layer: call for call in reversed(flow.layers)}
     groups: dict[int, dict[str, list[int]]] = {}
@@ -52,7 +50,6 @@ def coupled_masks(
     inputs: Any,
     density: float,
     *,
-    keywords: Mapping[str, Any] | None = None,
     view_of: ViewOf | None = None,
 ) -> Masks:
     """Keep a share of the units of each layer, those with the largest weights, so that what goes can be removed.
@@ -63,9 +60,8 @@ def coupled_masks(
 
     Args:
         network: any module; it stays as it is.
-        inputs: samples: a tensor, or the positional arguments as a tuple.
+        inputs: samples: a tensor, a tuple of arguments, or a mapping of named ones.
         density: kept / total units, in (0, 1].
-        keywords: more arguments by name.
         view_of: gives the views of layers; ``None``: the core and all installed plugins do.
 
     Raises:
@@ -75,7 +71,7 @@ def coupled_masks(
     views = installed_views() if view_of is None else view_of
     layers = find_layers(network, views)
     streams: dict[tuple[str, ...], list[Group]] = {}
-    for group in coupled_units(network, inputs, keywords=keywords, view_of=views):
+    for group in coupled_units(network, inputs, view_of=views):
         streams.setdefault(tuple(group), []).append(group)
     kept: dict[str, Tensor] = {}
     for names, groups in streams.items():
@@ -88,7 +84,7 @@ def coupled_masks(
             for name, units in groups[place].items():
                 kept[name][list(units)] = False
     rows = {parameter_name(name, layers[name]): _mask(layers[name], units) for name, units in kept.items()}
-    return whole_units(network, inputs, Masks(rows), keywords=keywords, view_of=views)
+    return whole_units(network, inputs, Masks(rows), view_of=views)
 
 
 def whole_units(
@@ -96,7 +92,6 @@ def whole_units(
     inputs: Any,
     masks: Masks,
     *,
-    keywords: Mapping[str, Any] | None = None,
     view_of: ViewOf | None = None,
 ) -> Masks:
     """Drop also the biases of units of which no connection is kept, and what batch normalisation makes of them.
@@ -106,9 +101,8 @@ def whole_units(
 
     Args:
         network: any module; it stays as it is.
-        inputs: samples: a tensor, or the positional arguments as a tuple.
+        inputs: samples: a tensor, a tuple of arguments, or a mapping of named ones.
         masks: of weights; where units are added up with others (see ``coupled_units``), all have to be dropped.
-        keywords: more arguments by name.
         view_of: gives the views of layers; ``None``: the core and all installed plugins do.
 
     Returns:
@@ -118,7 +112,7 @@ def whole_units(
         MaskError: masks that do not fit.
     """
     views = installed_views() if view_of is None else view_of
-    copied, flow = watch_copy(network, Call.of(inputs, keywords), views, trusting=True)
+    copied, flow = watch_copy(network, Samples.of(inputs), views, trusting=True)
     by_weight = {id(weight): mask for weight, mask in match(masks.tensors, copied).values()}
     alive: set[int] = set(flow.channels.kept())
     for call in flow.layers:

@@ -6,7 +6,6 @@ A file is safetensors with the state dict, and one metadata entry, ``prunekit-sh
 becomes larger than it was. This module must not know how networks are shrunk.
 """
 
-import copy
 import json
 import os
 from collections.abc import Mapping
@@ -18,12 +17,13 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from prunekit.computed import copy_of
 from prunekit.errors import CheckpointError
 from prunekit.files import write_atomically
+from prunekit.finding import parameter_of
 from prunekit.layers import LayerView, ViewOf
 from prunekit.mask_files import tool
-from prunekit.plugins import make_manager
-from prunekit.plugins import view_of as views_of_plugins
+from prunekit.plugins import installed_views
 from prunekit.shrinking.norms import is_norm, resize_norm
 from prunekit.shrinking.resizing import resized
 from prunekit.tensor_files import open_tensors, read_header, some
@@ -58,7 +58,7 @@ def save_shrunk(path: str | os.PathLike[str], network: nn.Module, *, view_of: Vi
 
 def encode_shrunk(network: nn.Module, *, view_of: ViewOf | None = None) -> bytes:
     """Return the bytes that ``save_shrunk`` writes."""
-    views = _views(view_of)
+    views = installed_views() if view_of is None else view_of
     layers, norms = {}, {}
     for name, module in network.named_modules():
         view = _layer(module, views)
@@ -84,8 +84,8 @@ def load_shrunk(network: nn.Module, path: str | os.PathLike[str], *, view_of: Vi
     Raises:
         CheckpointError: a file that is damaged or of another network; says which layer or weight.
     """
-    path, views = Path(path), _views(view_of)
-    small = copy.deepcopy(network)
+    path, views = Path(path), installed_views() if view_of is None else view_of
+    small = copy_of(network)
     with open_tensors(path, CheckpointError) as file:
         header = read_header(file, METADATA, path, CheckpointError)
         if header is None:
@@ -154,7 +154,8 @@ def _resize(
             view.groups_are_positions and sizes.groups != view.groups
         ):
             raise CheckpointError(f"{path}: {name!r} has sizes {found}, the network's are {largest}; {_NEXT}")
-        resized(modules[name], view_of, *found, bias=sizes.bias)
+        if found != largest or sizes.bias != (modules[name].bias is not None):  # a weight that is shared stays so
+            resized(modules[name], view_of, *found, bias=sizes.bias)
     for name, size in norms.items():
         if name not in modules or not is_norm(modules[name]) or size > len(modules[name].get_buffer("running_mean")):
             raise CheckpointError(f"{path}: has {size} channels for {name!r}, which does not fit the network; {_NEXT}")
@@ -162,10 +163,8 @@ def _resize(
 
 
 def _layer(module: nn.Module, view_of: ViewOf) -> LayerView | None:
-    """Return the view of a layer that can be resized."""
+    """Return the view of a layer that can be resized; one whose weight is computed never is."""
     view = view_of(module)
-    return view if isinstance(view, LayerView) and view.channel_axis is not None else None
-
-
-def _views(view_of: ViewOf | None) -> ViewOf:
-    return views_of_plugins(make_manager()) if view_of is None else view_of
+    if not isinstance(view, LayerView) or view.channel_axis is None or parameter_of(view) is None:
+        return None
+    return view

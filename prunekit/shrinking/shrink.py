@@ -1,8 +1,7 @@
 """A network without the units that are gone: traced, folded, resized, and compared with what it was."""
 
-import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -10,13 +9,13 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from prunekit.computed import copy_of
 from prunekit.errors import ConfigError
 from prunekit.layers import ViewOf
 from prunekit.masking import Keeper, match
 from prunekit.masks import Masks
-from prunekit.plugins import make_manager
-from prunekit.plugins import view_of as view_of_plugins
-from prunekit.shrinking.calls import Call
+from prunekit.plugins import installed_views
+from prunekit.samples import Samples
 from prunekit.shrinking.flow import Flow
 from prunekit.shrinking.keeping import Kept, find_kept, fold_constants
 from prunekit.shrinking.operations import make_rules
@@ -50,7 +49,6 @@ def shrink(
     inputs: Any,
     masks: Masks | None = None,
     *,
-    keywords: Mapping[str, Any] | None = None,
     view_of: ViewOf | None = None,
 ) -> Shrunk:
     """Remove the units, filters and channels of which nothing is left, and those that nothing reads.
@@ -62,9 +60,8 @@ def shrink(
 
     Args:
         network: any module; it stays as it is.
-        inputs: samples: a tensor, or the positional arguments as a tuple.
+        inputs: samples: a tensor, a tuple of arguments, or a mapping of named ones.
         masks: what is dropped, besides what is exactly zero.
-        keywords: more arguments by name.
         view_of: gives the views of layers; ``None``: the core and all installed plugins do.
 
     Raises:
@@ -72,16 +69,16 @@ def shrink(
         MaskError: masks that do not fit.
     """
     views = installed_views() if view_of is None else view_of
-    call = Call.of(inputs, keywords)
-    before = copy.deepcopy(network).eval()
+    samples = Samples.of(inputs)
+    before = copy_of(network).eval()
     matched = match(masks.tensors, before) if masks is not None else {}
     for weight, mask in matched.values():
         Keeper(mask)(weight)
-    expected = call.outputs(before)
+    expected = samples.through(before)
     given = {name: mask for name, (_, mask) in matched.items()}
     for trusting in (True, False):
-        small, flow, kept, left = _attempt(before, call, views, given, trusting=trusting)
-        error, problem = _compare(expected, call, small)
+        small, flow, kept, left = _attempt(before, samples, views, given, trusting=trusting)
+        error, problem = _compare(expected, samples, small)
         if not problem:
             break
         if not (trusting and flow.guessed):
@@ -94,35 +91,30 @@ def shrink(
     return Shrunk(small, Masks(left, {} if masks is None else masks.info), Report(sizes), error)
 
 
-def installed_views() -> ViewOf:
-    """Return what gives the views of all layers that the core and the installed plugins know."""
-    return view_of_plugins(make_manager())
-
-
-def watch_copy(network: nn.Module, call: Call, view_of: ViewOf, *, trusting: bool) -> tuple[nn.Module, Flow]:
+def watch_copy(network: nn.Module, samples: Samples, view_of: ViewOf, *, trusting: bool) -> tuple[nn.Module, Flow]:
     """Return a copy of a network, in evaluation mode, and where its channels flow; see ``watching``."""
-    copied = copy.deepcopy(network).eval()
+    copied = copy_of(network).eval()
     watch = Watch(copied, view_of, make_rules(), trusting=trusting)
     with watch.hooks():
         with watch:
-            outputs = call.run(copied)
+            outputs = samples.call(copied)
         return copied, watch.finish(outputs)
 
 
 def _attempt(
-    before: nn.Module, call: Call, view_of: ViewOf, masks: Mapping[str, Tensor], *, trusting: bool
+    before: nn.Module, samples: Samples, view_of: ViewOf, masks: Mapping[str, Tensor], *, trusting: bool
 ) -> tuple[nn.Module, Flow, Kept, dict[str, Tensor]]:
     """Shrink a copy of a network; return it, what was seen, what it keeps, and the masks that are left."""
-    small, flow = watch_copy(before, call, view_of, trusting=trusting)
+    small, flow = watch_copy(before, samples, view_of, trusting=trusting)
     brought = fold_constants(flow)
     kept = find_kept(flow)
     return small, flow, kept, remove(small, view_of, kept, brought, masks)
 
 
-def _compare(expected: list[Tensor], call: Call, network: nn.Module) -> tuple[float, str]:
+def _compare(expected: Sequence[Tensor], samples: Samples, network: nn.Module) -> tuple[float, str]:
     """Return the largest difference from the outputs expected, and what is wrong with them, or ""."""
     try:
-        outputs = call.outputs(network)
+        outputs = samples.through(network)
     except Exception as problem:  # noqa: BLE001 - whatever a forward does with sizes that it did not expect
         return math.inf, " ".join(f"without what is gone it fails: {type(problem).__name__}: {problem}".split())
     shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (expected, outputs)]

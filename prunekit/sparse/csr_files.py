@@ -9,7 +9,6 @@ tied one once. The metadata entry ``prunekit`` is a JSON object with sorted keys
 form). Never pickled; what a header claims costs no memory, since sizes are those of the model.
 """
 
-import copy
 import json
 import math
 import os
@@ -21,13 +20,15 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from prunekit.core_views import core_view
+from prunekit.computed import copy_of
 from prunekit.errors import CheckpointError
 from prunekit.files import write_atomically
 from prunekit.layers import ViewOf
 from prunekit.mask_files import METADATA, tool
 from prunekit.masking import match_names
 from prunekit.masks import Masks
+from prunekit.plugins import installed_views
+from prunekit.samples import Samples
 from prunekit.sparse.layers import DENSE
 from prunekit.sparse.running import LayerReport, make_products, masked_layers, put_in
 from prunekit.tensor_files import open_tensors, read_header, some
@@ -97,7 +98,7 @@ def encode_csr(model: nn.Module, masks: Masks, reports: tuple[LayerReport, ...])
 
 
 def load_csr(
-    path: str | os.PathLike[str], model: nn.Module, sample_input: Any, *, view_of: ViewOf = core_view
+    path: str | os.PathLike[str], model: nn.Module, sample_input: Any, *, view_of: ViewOf | None = None
 ) -> nn.Module:
     """Return a copy of a dense model with the weights of a file, whose layers run sparse as the file says.
 
@@ -107,7 +108,7 @@ def load_csr(
         path: a file of ``save_csr``.
         model: of the same architecture, with any weights; it stays as it is.
         sample_input: what the model is called with; see ``run_sparse``.
-        view_of: gives the views of the layers; see ``run_sparse``.
+        view_of: gives the views of the layers; ``None``: the core and all installed plugins do.
 
     Returns:
         The copy, in evaluation mode.
@@ -116,27 +117,28 @@ def load_csr(
         CheckpointError: naming the file, and what is wrong with it or does not fit the model.
     """
     path = Path(path)
-    network = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
+    network = copy_of(model).eval().requires_grad_(requires_grad=False)
     state = network.state_dict()
     with open_tensors(path, CheckpointError) as file:
         header = _header(read_header(file, METADATA, path, CheckpointError), path)
         weights = _read(file, header, state, path)
     network.load_state_dict(weights)
     masks = Masks({name: weights[name] != 0 for name in header["matrices"]})
-    found = masked_layers(network, masks, view_of)
+    found = masked_layers(network, masks, installed_views() if view_of is None else view_of)
     if unknown := sorted(header["forms"].keys() - found.keys()):
         raise CheckpointError(
             f"{path}: the model has no layers {some(unknown)} that could run sparse; build the same one"
         )
     layers = {name: found[name] for name in header["forms"]}
-    products, reasons = make_products(network, layers, sample_input)
+    samples = Samples.of(sample_input)
+    products, reasons = make_products(network, layers, samples)
     for name, reason in reasons.items():
         raise CheckpointError(f"{path}: {name!r} runs sparse in the file, but in this model it {reason}")
     forms = {name: {int(size): form for size, form in found.items()} for name, found in header["forms"].items()}
     for name, product in products.items():
         if odd := sorted(set(forms[name].values()) - {*product.forms, DENSE}):
             raise CheckpointError(f"{path}: {name!r} has no form {some(odd)}; the file is damaged, write it again")
-    return put_in(network, layers, products, forms, sample_input)
+    return put_in(network, layers, products, forms, samples)
 
 
 def _columns(shape: torch.Size) -> int:

@@ -3,7 +3,6 @@
 This module must not know files.
 """
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -12,16 +11,18 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from prunekit.core_views import core_view
+from prunekit.computed import copy_of
 from prunekit.errors import ConfigError
 from prunekit.finding import parameter_name
 from prunekit.layers import LayerView, ViewOf
 from prunekit.masking import match
 from prunekit.masks import Masks
+from prunekit.plugins import installed_views
+from prunekit.samples import Samples
 from prunekit.sparse.choosing import Timing, measure
 from prunekit.sparse.layers import DENSE, SparseLayer, make_product, why_dense
 from prunekit.sparse.products import MatrixProduct, TapProducts
-from prunekit.sparse.watching import Calls, find_calls, repeated, run, watching
+from prunekit.sparse.watching import Calls, find_calls, watching
 
 Products = dict[str, MatrixProduct | TapProducts]
 
@@ -57,7 +58,7 @@ def run_sparse(
     *,
     batch_sizes: Sequence[int] = (1, 8, 32),
     form: Literal["auto", "csr"] = "auto",
-    view_of: ViewOf = core_view,
+    view_of: ViewOf | None = None,
 ) -> tuple[nn.Module, tuple[LayerReport, ...]]:
     """Return a copy of a model whose masked layers run sparse, for inference on the CPU; the model stays as it is.
 
@@ -71,7 +72,7 @@ def run_sparse(
         batch_sizes: at which "auto" measures. Of a batch size between, the nearest decides.
         form: "auto" measures each layer, dense and sparse, and keeps the faster; "csr" measures nothing and runs
             each layer sparse that can.
-        view_of: gives the views of the layers; ``prunekit.plugins.view_of(manager)`` for those of plugins.
+        view_of: gives the views of the layers; ``None``: the core and all installed plugins do.
 
     Returns:
         The copy, in evaluation mode, and how each masked layer runs, in the order of the network.
@@ -83,22 +84,23 @@ def run_sparse(
     """
     if not batch_sizes or min(batch_sizes) < 1:
         raise ConfigError(f"batch_sizes is {list(batch_sizes)}, expected numbers of at least 1")
+    samples = Samples.of(sample_input)
     # torch's stubs leave it untyped.
     kernels = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
     if form == "csr" and not kernels:
         raise ConfigError("this torch has no sparse kernels for the CPU (MKL); run the model dense")
-    network = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
+    network = copy_of(model).eval().requires_grad_(requires_grad=False)
     masks.apply(network)
-    layers = masked_layers(network, masks, view_of)
+    layers = masked_layers(network, masks, installed_views() if view_of is None else view_of)
     products: Products = {}
     reasons = dict.fromkeys(layers, "this torch has no sparse kernels for the CPU (MKL)")
     if kernels:
-        products, reasons = make_products(network, layers, sample_input)
+        products, reasons = make_products(network, layers, samples)
     timings: dict[str, list[Timing]] = {name: [] for name in layers}
     forms: dict[str, Mapping[int, str]] = {name: product.usual for name, product in products.items()}
     if form == "auto":
         for batch_size in sorted(set(batch_sizes)):
-            _measure(network, layers, products, repeated(sample_input, batch_size), batch_size, timings)
+            _measure(network, layers, products, samples.take(batch_size), batch_size, timings)
         forms = {name: _forms(timings[name]) for name in products}
     reports = [
         LayerReport(
@@ -112,7 +114,7 @@ def run_sparse(
         )
         for name, view in layers.items()
     ]
-    return put_in(network, layers, products, forms, sample_input), tuple(reports)
+    return put_in(network, layers, products, forms, samples), tuple(reports)
 
 
 def masked_layers(network: nn.Module, masks: Masks, view_of: ViewOf) -> dict[str, LayerView]:
@@ -132,12 +134,12 @@ def masked_layers(network: nn.Module, masks: Masks, view_of: ViewOf) -> dict[str
 
 
 def make_products(
-    network: nn.Module, layers: Mapping[str, LayerView], sample_input: Any
+    network: nn.Module, layers: Mapping[str, LayerView], samples: Samples
 ) -> tuple[Products, dict[str, str]]:
     """Return the sparse products of the layers that can have one, and of the others why they cannot."""
     reasons = {name: reason for name, view in layers.items() if (reason := _why_left(view))}
     modules = {name: view.module for name, view in layers.items() if name not in reasons}
-    calls = find_calls(network, modules, sample_input)
+    calls = find_calls(network, modules, samples)
     products: Products = {}
     for name in modules:
         view, called = layers[name], calls[name]
@@ -157,7 +159,7 @@ def put_in(
     layers: Mapping[str, LayerView],
     products: Products,
     forms: Mapping[str, Mapping[int, str]],
-    sample_input: Any,
+    samples: Samples,
 ) -> nn.Module:
     """Put sparse layers where the dense ones are; the network is changed.
 
@@ -176,7 +178,7 @@ def put_in(
             parent, _, name = path.rpartition(".")
             setattr(network.get_submodule(parent), name, sparse[module])
     try:
-        run(network, sample_input)
+        samples.call(network)
     except AttributeError as error:
         raise ConfigError(
             f"{type(network).__name__} uses more of a layer than its outputs ({error}); "
@@ -231,7 +233,7 @@ def _measure(
     network: nn.Module,
     layers: Mapping[str, LayerView],
     products: Products,
-    sample: Any,
+    samples: Samples,
     batch_size: int,
     timings: dict[str, list[Timing]],
 ) -> None:
@@ -248,7 +250,7 @@ def _measure(
 
     done: set[str] = set()
     with watching({name: layers[name].module for name in products}, time):
-        run(network, sample)
+        samples.call(network)
 
 
 def _forms(timings: Sequence[Timing]) -> dict[int, str]:

@@ -1,4 +1,4 @@
-"""What goes into the layers of a network while it runs a sample.
+"""What goes into the layers of a network while it runs samples.
 
 Layers are watched through an attribute ``forward`` of the module, not through hooks: torch's fast path for
 transformers is not taken where there are hooks, so the layers would be watched on another path than they take. This
@@ -13,7 +13,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import ConfigError
+from prunekit.samples import Samples
 
 
 @attrs.define
@@ -52,8 +52,8 @@ def watching(modules: Mapping[str, nn.Module], seen: Callable[[str, Any], None])
             vars(module).pop("forward", None)
 
 
-def find_calls(network: nn.Module, modules: Mapping[str, nn.Module], sample: Any) -> dict[str, Calls]:
-    """Return how each module is called while the network runs a sample."""
+def find_calls(network: nn.Module, modules: Mapping[str, nn.Module], samples: Samples) -> dict[str, Calls]:
+    """Return how each module is called while the network runs samples."""
     calls = {name: Calls() for name in modules}
 
     def note(name: str, inputs: Tensor | None) -> None:
@@ -64,39 +64,5 @@ def find_calls(network: nn.Module, modules: Mapping[str, nn.Module], sample: Any
             calls[name].dtype = inputs.dtype
 
     with watching(modules, note):
-        run(network, sample)
+        samples.call(network)
     return calls
-
-
-def run(network: nn.Module, sample: Any) -> Any:
-    """Run a network on a tensor, a tuple of positional arguments, or a mapping of named ones."""
-    with torch.no_grad():
-        if isinstance(sample, Mapping):
-            return network(**sample)
-        return network(*sample) if isinstance(sample, tuple) else network(sample)
-
-
-def repeated(sample: Any, batch_size: int) -> Any:
-    """Return a sample of another batch size: its own entries, again and again, along the first dimension.
-
-    Raises:
-        ConfigError: when it has no tensor with a first dimension.
-    """
-    values = (
-        list(sample.values()) if isinstance(sample, Mapping) else sample if isinstance(sample, tuple) else (sample,)
-    )
-    sizes = [len(value) for value in values if isinstance(value, Tensor) and value.dim()]
-    if not sizes or not sizes[0]:
-        raise ConfigError(
-            "the sample input has no samples; give a tensor whose first dimension is the batch, a tuple of such, "
-            "or a mapping of names to such"
-        )
-
-    def repeat(value: Any) -> Any:
-        # A tensor that is as long as the first one has a batch; any other is the same for all samples.
-        batched = isinstance(value, Tensor) and value.dim() and len(value) == sizes[0]
-        return value[torch.arange(batch_size) % sizes[0]] if batched else value
-
-    if isinstance(sample, Mapping):
-        return {name: repeat(value) for name, value in sample.items()}
-    return tuple(map(repeat, sample)) if isinstance(sample, tuple) else repeat(sample)

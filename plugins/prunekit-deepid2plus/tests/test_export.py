@@ -4,19 +4,22 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
+import safetensors.torch
 import torch
 from prunekit_deepid2plus import embedded
 from prunekit_deepid2plus.embedded import Group
 from prunekit_deepid2plus.network import Network, NetworkSettings
 from prunekit_deepid2plus.plugin import prunekit_layer_view
 
+import prunekit
 from prunekit.cli import main
 from prunekit.core_views import core_view
 from prunekit.export.writing import export
 from prunekit.finding import find_layers
 from prunekit.masks import Masks
+from prunekit.plugins import make_manager, view_of
 from prunekit.pruned import Pruned, open_pruned
-from prunekit.samples import random_samples
+from prunekit.sample_inputs import random_samples
 
 
 def check_exports(pruned: Pruned, folder: Path) -> None:
@@ -31,6 +34,28 @@ def check_exports(pruned: Pruned, folder: Path) -> None:
         assert float((program(images) - expected).abs().max()) < 1e-4
         [found] = session.run(None, {"images": images.numpy()})
         assert float((torch.from_numpy(found) - expected).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("to", ["dense", "sparse", "csr", "shrunk"])
+def test_the_line_that_is_printed_loads_the_file(to: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    settings = NetworkSettings(width=1 / 8, feature=32, input_size=(28, 24))
+    network = Network(settings).eval().requires_grad_(requires_grad=False)
+    generator = torch.Generator().manual_seed(1)
+    masks = Masks({"local5b.weight": torch.rand(network.local5b.weight.shape, generator=generator) < 0.01})
+    masks.apply(network)
+    views = view_of(make_manager())
+    samples = random_samples(["3x28x24"], torch.float32)
+    pruned = Pruned(network, masks, find_layers(network, views), samples, "small", views)
+    names = {
+        "prunekit": prunekit,
+        "safetensors": safetensors,
+        "network": Network(settings).eval(),
+        "sample_input": samples.arguments[0],
+    }
+    exec(export(pruned, to, tmp_path / "file").load, names)  # noqa: S102 - as a user does who pastes it
+    with torch.no_grad():
+        torch.testing.assert_close(names["network"](*samples.arguments), *pruned.outputs(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ from prunekit_deepid2plus.network import Network, NetworkSettings
 from torch import nn
 
 from prunekit.masks import Masks
-from prunekit.plugins import make_manager, view_of
 from prunekit.sparse import SparseLayer, load_csr, run_sparse, save_csr
 from prunekit.sparse.unrolling import unroll
 
@@ -44,7 +43,7 @@ def test_the_network_gives_the_same_features_with_every_layer_sparse(batch_norm)
     ]
     masks = masks_for(network, dict.fromkeys(names, 0.3))
     faces = torch.randn(3, 3, 28, 24)
-    sparse, reports = run_sparse(network, masks, faces, form="csr", view_of=view_of(make_manager()))
+    sparse, reports = run_sparse(network, masks, faces, form="csr")
     assert len(reports) == len(names) == 11
     assert not any(report.reason for report in reports)
     masks.apply(network)
@@ -58,12 +57,11 @@ def test_the_papers_smallest_network_is_a_file_of_less_than_a_sixth_and_runs_spa
     masks = masks_for(network, PAPER)
     masks.apply(network)
     faces = torch.randn(1, 3, 112, 96)
-    views = view_of(make_manager())
-    _, reports = run_sparse(network, masks, faces, form="csr", view_of=views)
+    _, reports = run_sparse(network, masks, faces, form="csr")
     save_csr(tmp_path / "sparse", network, masks, reports)
     safetensors.torch.save_file(network.state_dict(), tmp_path / "dense")
     assert (tmp_path / "sparse").stat().st_size <= 0.16 * (tmp_path / "dense").stat().st_size
-    loaded = load_csr(tmp_path / "sparse", Network(NetworkSettings()), faces, view_of=views)
+    loaded = load_csr(tmp_path / "sparse", Network(NetworkSettings()), faces)
     assert {name for name, module in loaded.named_modules() if isinstance(module, SparseLayer)} == {
         name.removesuffix(".weight") for name in PAPER
     }
