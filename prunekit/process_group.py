@@ -4,6 +4,7 @@ It must not know what the processes do together; that is for ``prunekit.ranks`` 
 """
 
 import gc
+import signal
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +57,8 @@ def process_group(device: str) -> Iterator[None]:
         traceback.clear_frames(error.__traceback__)
         if not _is_loss(error):
             raise
+        # The launcher ends all ranks now, and gives them time to say why.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         lost = RankError(
             f"rank {here.rank} of {here.ranks} has lost another one, which has ended or cannot be reached; "
             "what that one said is the cause"

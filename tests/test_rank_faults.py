@@ -62,11 +62,11 @@ def newest():
 
 def test_ranks_that_are_asked_to_stop_do_after_the_same_step_and_go_on_to_the_same_bytes(left_alone):
     shutil.rmtree("run", ignore_errors=True)
-    code, errors = launch(*RUN, trouble="loss 24 launcher")
+    code, errors = launch(*RUN, trouble="loss 14 launcher")
     assert code != 0
     assert "stopped by SIGTERM; the newest checkpoint is run/checkpoints/stage-000-step-0000001" in errors
     assert errors.count("stopped by") == 1
-    assert newest() in {f"stage-000-step-{step:08d}.safetensors" for step in (13, 16, 19)}  # looks at the loss
+    assert newest() == "stage-000-step-00000016.safetensors"  # the next look at the loss
     code, errors = launch("run", "--resume", "run")
     assert code == 0, errors
     assert differences(Path("run"), left_alone) == []
@@ -74,7 +74,7 @@ def test_ranks_that_are_asked_to_stop_do_after_the_same_step_and_go_on_to_the_sa
 
 def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on_to_the_same_bytes(left_alone):
     shutil.rmtree("run", ignore_errors=True)
-    code, errors = launch(*RUN, trouble="loss 44 SIGKILL")
+    code, errors = launch(*RUN, trouble="loss 24 SIGKILL")
     assert code != 0
     assert "the newest checkpoint is run/checkpoints/stage-000-step-00000020.safetensors; " in errors
     assert "go on with: torchrun --nproc-per-node 2 -m prunekit run --resume run" in errors

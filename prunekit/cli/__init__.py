@@ -6,7 +6,6 @@ wait for torch.
 """
 
 import os
-import signal
 import time
 from collections.abc import Sequence
 from importlib import import_module
@@ -76,7 +75,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place = f"; see '{error.ctx.command_path} --help'" if error.ctx else ""
         return _fail(f"{error.format_message().rstrip('.')}{place}", USER_ERROR)
     except RankError as error:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher ends all ranks; it gives them time to say why
         time.sleep(2 * PRECEDENCE)
         return _fail(_with_notes(error), USER_ERROR)
     except (PrunekitError, click.ClickException) as error:
