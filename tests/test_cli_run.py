@@ -100,3 +100,18 @@ def test_data_workers_change_nothing(in_an_empty_folder):
     assert (in_an_empty_folder / "a/model.safetensors").read_bytes() == (
         in_an_empty_folder / "b/model.safetensors"
     ).read_bytes()
+
+
+def test_the_recipe_that_a_run_prints_starts_the_same_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = [*TOY[1:], "-o", "training.budget=3 steps", "-o", "training.retraining=2 steps", "--seed", "4"]
+    assert main(["run", *options, "--config"]) == 0
+    text = capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "recipe.toml").write_text(text, encoding="utf-8")
+    assert main(["run", *options, "--out", "first"]) == 0
+    assert main(["run", "recipe.toml", "--out", "second"]) == 0
+    assert (tmp_path / "first/model.safetensors").read_bytes() == (tmp_path / "second/model.safetensors").read_bytes()
+    capsys.readouterr()
+    assert main(["run", "recipe.toml", "--out", "first", "--config"]) == 0
+    assert capsys.readouterr().out == (tmp_path / "first/config.toml").read_text(encoding="utf-8")

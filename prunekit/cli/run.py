@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 @config_options
 @click.option("--resume", metavar="FOLDER", help="Go on with the run in FOLDER; with no other option but --no-plugin.")
 @click.option("--force", is_flag=True, help="Write over the run that is in the run folder.")
-def run(resume: str | None, force: bool, **flags: Any) -> None:
+@click.option("--config", "asked", is_flag=True, help="Print the recipe that starts this same run, and stop.")
+def run(resume: str | None, force: bool, asked: bool, **flags: Any) -> None:
     """Train a network, prune it by a plan, re-train it, and save masks and weights."""
     from prunekit.absolute import with_absolute_paths
     from prunekit.cli.run_table import print_files, print_result
@@ -31,10 +32,14 @@ def run(resume: str | None, force: bool, **flags: Any) -> None:
     from prunekit.preparation import prepare
     from prunekit.process_group import process_group
     from prunekit.ranks import own_rank, text_from_first
+    from prunekit.recipes import to_toml
     from prunekit.registry import collect
     from prunekit.run_folder import RunFolder
 
     config = _resumed_config(resume, force, flags) if resume is not None else read_config(**flags)
+    if asked:
+        click.echo(to_toml(with_absolute_paths(config, collect(make_manager(config.no_plugins)))), nl=False)
+        return
     with process_group(config.device):
         folder = RunFolder(Path(text_from_first(str(_out(config))) if resume is None else resume))
         manager = make_manager(config.no_plugins)
