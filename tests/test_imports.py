@@ -34,7 +34,6 @@ ORDER = [
     "ranks",
     "fully_sharded",
     "random_state",
-    "rank_generators",
     "parts",
     "shared_norms",
     "parallel",
