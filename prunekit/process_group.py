@@ -55,7 +55,7 @@ def process_group(device: str) -> Iterator[None]:
         yield
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)
-        if not _is_loss(error):
+        if not is_loss(error):
             raise
         # The launcher ends all ranks now, and gives them time to say why.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -73,6 +73,7 @@ def process_group(device: str) -> Iterator[None]:
         gc.collect()
 
 
-def _is_loss(error: BaseException) -> bool:
+def is_loss(error: BaseException) -> bool:
+    """Say whether an error means that another rank has ended or cannot be reached."""
     # Gloo has no error of its own; its messages begin with the place in its sources.
     return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))

@@ -1,8 +1,7 @@
-"""The global random generators of a process: torch's, NumPy's and Python's own, seeded, saved and put back together;
-of several ranks each its own.
+"""The global random generators of a process: torch's, NumPy's and Python's own, seeded, saved and put back together.
 
-Data and selection draw from generators of their own; what is left for these is dropout and whatever a task's loss
-draws. This module must not know when that is.
+Each of several ranks has its own. Data and selection draw from generators of their own; what is left for these is
+dropout and whatever a task's loss draws. This module must not know when that is.
 """
 
 import random

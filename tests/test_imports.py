@@ -34,6 +34,7 @@ ORDER = [
     "ranks",
     "fully_sharded",
     "random_state",
+    "trees",
     "parts",
     "shared_norms",
     "parallel",
@@ -120,6 +121,7 @@ OPEN = {
     "distributions",
     "statistics",
     "ranks",
+    "trees",
     "parts",
 }
 OPEN |= {"criteria", "summing", "schedules", "tasks", "events", "masks", "testing", "files"}
