@@ -5,10 +5,12 @@ It must not know what the processes do together; that is for ``prunekit.ranks`` 
 
 import gc
 import signal
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib import import_module
 
 import torch
 from torch import distributed
@@ -45,6 +47,9 @@ def process_group(device: str) -> Iterator[None]:
     elif chosen.type != "cpu":
         raise ConfigError(f"device {device!r} is for one process, and there are {here.ranks}; use cuda or cpu")
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+    # Its functions keep the process group that there is when it is loaded, as DistributedDataParallel does, to the end
+    # of Python, where the group's threads may abort a process that has done its work.
+    import_module("torch.distributed.nn.functional")
     try:
         distributed.init_process_group(backend, rank=here.rank, world_size=here.ranks, timeout=_PATIENCE)
     except (ValueError, distributed.DistError) as error:
@@ -67,10 +72,17 @@ def process_group(device: str) -> Iterator[None]:
             lost.add_note(note)
         raise lost from error
     finally:
-        distributed.destroy_process_group()
-        # What averages gradients is held by cycles, and by the frames of an error. Where it lives to the end of Python,
-        # its threads may abort the process.
-        gc.collect()
+        _leave()
+
+
+def _leave() -> None:
+    """Leave the group, and let go of all that holds it: its threads must have ended when Python does."""
+    distributed.destroy_process_group()
+    if "torch.distributed.tensor" in sys.modules:
+        from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+
+        _clear_sharding_prop_cache()  # type: ignore[no-untyped-call]
+    gc.collect()  # what averages gradients is held by cycles, and by the frames of an error
 
 
 def is_loss(error: BaseException) -> bool:
