@@ -3,6 +3,7 @@
 Errors of prunekit's own stay as they are, and so does what is a bug: it keeps its traceback.
 """
 
+import os
 import shlex
 import traceback
 from copy import deepcopy
@@ -60,7 +61,8 @@ def add_way_on(error: BaseException, folder: RunFolder) -> None:
         return
     newest = newest_path(folder.checkpoints)
     where = f"the newest checkpoint is {newest}" if newest else "there is no checkpoint yet"
-    error.add_note(f"{where}; go on with: prunekit run --resume {shlex.quote(str(folder.path))}")
+    launcher = f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', 'N')} -m " if rank_count() > 1 else ""
+    error.add_note(f"{where}; go on with: {launcher}prunekit run --resume {shlex.quote(str(folder.path))}")
 
 
 def _explained(error: BaseException, state: RunState, loop: Loop | None) -> PrunekitError | None:

@@ -5,7 +5,6 @@ It must not know what the processes do together; that is for ``prunekit.ranks`` 
 
 import gc
 import signal
-import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,17 +71,9 @@ def process_group(device: str) -> Iterator[None]:
             lost.add_note(note)
         raise lost from error
     finally:
-        _leave()
-
-
-def _leave() -> None:
-    """Leave the group, and let go of all that holds it: its threads must have ended when Python does."""
-    distributed.destroy_process_group()
-    if "torch.distributed.tensor" in sys.modules:
-        from torch.distributed.tensor.debug import _clear_sharding_prop_cache
-
-        _clear_sharding_prop_cache()  # type: ignore[no-untyped-call]
-    gc.collect()  # what averages gradients is held by cycles, and by the frames of an error
+        distributed.destroy_process_group()
+        # What averages gradients is held by cycles, and by the frames of an error; it holds the group, too.
+        gc.collect()
 
 
 def is_loss(error: BaseException) -> bool:

@@ -30,11 +30,11 @@ RUN += ["-o", "training.budget=26 steps", "-o", "training.retraining=8 steps", "
 RUN += ["-o", "training.check_every=3", "-o", "task.norm=true"]
 
 
-def launch(*arguments, trouble=None, program=("-m", "prunekit")):
+def launch(*arguments, trouble=None):
     """Run prunekit as two ranks, to one of which something happens; return exit code and standard error."""
     if trouble is not None:
         Path("trouble").write_text(trouble)
-    command = [TORCHRUN, "--standalone", "--nproc-per-node", "2", *program, *arguments]
+    command = [TORCHRUN, "--standalone", "--nproc-per-node", "2", "-m", "prunekit", *arguments]
     # Our own programs.
     done = subprocess.run(  # noqa: S603
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False
@@ -82,12 +82,3 @@ def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on_to_the_same_bytes(
     code, errors = launch("run", "--resume", "run")
     assert code == 0, errors
     assert differences(Path("run"), left_alone) == []
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux shows the threads of a process")
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_nothing_of_the_process_group_is_left_to_abort_a_run_that_is_done(tmp_path, monkeypatch, parallel):
-    monkeypatch.chdir(tmp_path)
-    options = ["-o", f"training.parallel={parallel}"]
-    code, errors = launch(*RUN, *options, program=[str(Path(__file__).with_name("threads_left.py"))])
-    assert code == 0, errors
