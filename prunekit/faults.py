@@ -57,7 +57,7 @@ def add_way_on(error: BaseException, folder: RunFolder) -> None:
         resumable = False
     if not resumable:
         if not folder.path.is_dir():
-            error.add_note(f"the folder {folder.path} is gone, so there is nothing to go on from")
+            error.add_note(f"there is no folder {folder.path}, so nothing to go on from")
         return
     newest = newest_path(folder.checkpoints)
     where = f"the newest checkpoint is {newest}" if newest else "there is no checkpoint yet"

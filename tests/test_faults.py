@@ -206,7 +206,7 @@ def test_a_folder_that_vanishes_is_one_line(capfd):
     assert run(trouble="loss 7 vanish") == 2
     error = message(capfd)
     assert "cannot write run/metrics.jsonl: No such file or directory" in error
-    assert error.endswith("the folder run is gone, so there is nothing to go on from")
+    assert error.endswith("there is no folder run, so nothing to go on from")
 
 
 def test_more_bad_steps_than_allowed_stop_the_run_with_a_checkpoint(capfd):
