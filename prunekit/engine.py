@@ -31,7 +31,6 @@ from prunekit.ranks import own_rank, rank_count, text_from_first, wait_for_all
 from prunekit.recipes import to_toml
 from prunekit.run_folder import RunFolder
 from prunekit.schedules import Stage, Start
-from prunekit.seeds import Seeds
 from prunekit.sharing_out import share_out
 from prunekit.stage import StageTraining
 from prunekit.state import RunState
@@ -70,14 +69,11 @@ def run(
         PrunekitError: a loss that is no number, a full disk, a checkpoint that does not fit.
     """
     hardware = Hardware.of(config.device, prepared.training)
-    if prepared.training.parallel == "fsdp" and rank_count() > 1:
-        share_out(prepared, hardware, Seeds(config.seed))
-    else:
-        hardware.place(prepared.model)
     state = RunState(config, prepared, folder, hardware, stop=stop or Interruption())
     if own_rank() > 0:
         hook = _nobody()
     try:
+        _place(state)
         with hardware.products():
             return _run(state, hook, resume=resume, force=force, source=source, last=last)
     except BaseException as error:
@@ -87,6 +83,14 @@ def run(
         if told is error:
             raise
         raise told from error
+
+
+def _place(state: RunState) -> None:
+    """Bring the model where it is trained: onto the device, or in parts onto those of all ranks."""
+    if state.prepared.training.parallel == "fsdp" and rank_count() > 1:
+        share_out(state.prepared, state.hardware, state.seeds)
+    else:
+        state.hardware.place(state.prepared.model)
 
 
 def _nobody() -> pluggy.HookRelay:

@@ -3,9 +3,9 @@
 Errors of prunekit's own stay as they are, and so does what is a bug: it keeps its traceback.
 """
 
+import os
 import shlex
 import traceback
-from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -15,9 +15,11 @@ from torch.utils.data import dataloader
 
 from prunekit.checkpoint import newest_path
 from prunekit.errors import Interrupted, NotFiniteError, PrunekitError, TrainingError
+from prunekit.ranks import rank_count
 from prunekit.run_folder import RunFolder
 from prunekit.state import RunState
 from prunekit.training import Loop
+from prunekit.trees import map_tensors, tensors_in
 
 _NO_MEMORY = "not enough memory"  # what torch's allocator for the CPU says
 _MIB = 2**20
@@ -55,11 +57,12 @@ def add_way_on(error: BaseException, folder: RunFolder) -> None:
         resumable = False
     if not resumable:
         if not folder.path.is_dir():
-            error.add_note(f"the folder {folder.path} is gone, so there is nothing to go on from")
+            error.add_note(f"there is no folder {folder.path}, so nothing to go on from")
         return
     newest = newest_path(folder.checkpoints)
     where = f"the newest checkpoint is {newest}" if newest else "there is no checkpoint yet"
-    error.add_note(f"{where}; go on with: prunekit run --resume {shlex.quote(str(folder.path))}")
+    launcher = f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', 'N')} -m " if rank_count() > 1 else ""
+    error.add_note(f"{where}; go on with: {launcher}prunekit run --resume {shlex.quote(str(folder.path))}")
 
 
 def _explained(error: BaseException, state: RunState, loop: Loop | None) -> PrunekitError | None:
@@ -101,7 +104,7 @@ def _out_of_memory(state: RunState, loop: Loop | None) -> str:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         figures.append(f"{free / _MIB:.0f} of {total / _MIB:.0f} MiB free")
-    size = next((len(tensor) for tensor in _tensors(batch) if tensor.dim()), 1)
+    size = next((len(tensor) for tensor in tensors_in(batch) if tensor.dim()), 1)
     return (
         f"out of memory on {device}: batches of {size}, accumulate {training.accumulate}, {training.precision}; "
         f"{', '.join(figures)}; take smaller batches and make up for them (-o training.accumulate="
@@ -111,6 +114,8 @@ def _out_of_memory(state: RunState, loop: Loop | None) -> str:
 
 def _activations(state: RunState, batch: Any) -> int | None:
     """Return how many bytes a batch's forward pass keeps for the backward pass; ``None`` where it cannot be told."""
+    if rank_count() > 1:  # its forward pass may need the others, who are elsewhere
+        return None
     seen: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -123,26 +128,10 @@ def _activations(state: RunState, batch: Any) -> int | None:
         model = deepcopy(state.prepared.model).to("meta")
         own = {tensor.untyped_storage()._cdata for tensor in model.state_dict().values()}  # noqa: SLF001
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            state.prepared.task.loss(model, _to_meta(batch))
+            state.prepared.task.loss(model, map_tensors(lambda tensor: tensor.to("meta"), batch))
     except Exception:  # noqa: BLE001 - any task's forward pass; the figure is a courtesy
         return None
     return sum(size for storage, size in seen.items() if storage not in own)
-
-
-def _to_meta(batch: Any) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.to("meta")
-    if isinstance(batch, tuple | list):
-        return type(batch)([_to_meta(part) for part in batch])
-    return {key: _to_meta(part) for key, part in batch.items()} if isinstance(batch, dict) else batch
-
-
-def _tensors(batch: Any) -> Iterator[Tensor]:
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, tuple | list | dict):
-        for part in batch.values() if isinstance(batch, dict) else batch:
-            yield from _tensors(part)
 
 
 def _mib(values: list[Any]) -> str:

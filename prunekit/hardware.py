@@ -16,6 +16,7 @@ from prunekit.errors import ConfigError
 from prunekit.launched import launched
 from prunekit.ranks import rank_count
 from prunekit.tasks import Training
+from prunekit.trees import map_tensors
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _IMAGE_DIMENSIONS = 4
@@ -88,19 +89,15 @@ class Hardware:
 
     def move(self, batch: Any) -> Any:
         """Move every tensor of a batch (nested tuples, lists, dicts) to the device, without waiting for it."""
-        if isinstance(batch, Tensor):
-            # From other memory the processor copies, and waits until the GPU has done all that came before.
-            if self.pins_memory and batch.device.type == "cpu" and not batch.is_pinned():
-                batch = batch.pin_memory()
-            channels_last = self.channels_last and batch.dim() == _IMAGE_DIMENSIONS
-            order = torch.channels_last if channels_last else torch.preserve_format
-            return batch.to(self.device, non_blocking=True, memory_format=order)
-        if isinstance(batch, tuple | list):
-            parts = [self.move(part) for part in batch]
-            return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
-        if isinstance(batch, dict):
-            return {key: self.move(part) for key, part in batch.items()}
-        return batch
+        return map_tensors(self._move, batch)
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        # From other memory the processor copies, and waits until the GPU has done all that came before.
+        if self.pins_memory and tensor.device.type == "cpu" and not tensor.is_pinned():
+            tensor = tensor.pin_memory()
+        channels_last = self.channels_last and tensor.dim() == _IMAGE_DIMENSIONS
+        order = torch.channels_last if channels_last else torch.preserve_format
+        return tensor.to(self.device, non_blocking=True, memory_format=order)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of mixed precision; does nothing in fp32."""

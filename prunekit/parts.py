@@ -3,12 +3,10 @@
 It must not know what is in a batch beyond its tensors, nor what is done with it.
 """
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from prunekit.errors import ConfigError
+from prunekit.trees import map_tensors, tensors_in
 
 
 class Part(NamedTuple):
@@ -42,7 +40,7 @@ def split_batch(batch: Any, rank: int, ranks: int) -> Part:
     Raises:
         ConfigError: when tensors have different numbers of samples.
     """
-    lengths = sorted({len(tensor) for tensor in _tensors(batch) if tensor.dim()})
+    lengths = sorted({len(tensor) for tensor in tensors_in(batch) if tensor.dim()})
     if len(lengths) != 1:
         raise ConfigError(
             f"a batch has tensors with {lengths} in their first dimension, so nobody knows its samples; "
@@ -50,25 +48,5 @@ def split_batch(batch: Any, rank: int, ranks: int) -> Part:
         )
     samples = lengths[0]
     mine = run_of(samples, rank, ranks)
-    return Part(_cut(batch, mine), (mine.stop - mine.start) / samples if samples else 0.0)
-
-
-def _tensors(batch: Any) -> Iterator[Tensor]:
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, dict):
-        yield from _tensors(list(batch.values()))
-    elif isinstance(batch, tuple | list):
-        for part in batch:
-            yield from _tensors(part)
-
-
-def _cut(batch: Any, samples: slice) -> Any:
-    if isinstance(batch, Tensor):
-        return batch[samples] if batch.dim() else batch
-    if isinstance(batch, dict):
-        return {key: _cut(part, samples) for key, part in batch.items()}
-    if isinstance(batch, tuple | list):
-        parts = [_cut(part, samples) for part in batch]
-        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
-    return batch
+    cut = map_tensors(lambda tensor: tensor[mine] if tensor.dim() else tensor, batch)
+    return Part(cut, (mine.stop - mine.start) / samples if samples else 0.0)

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib import import_module
 
 import torch
 from torch import distributed
@@ -45,6 +46,9 @@ def process_group(device: str) -> Iterator[None]:
     elif chosen.type != "cpu":
         raise ConfigError(f"device {device!r} is for one process, and there are {here.ranks}; use cuda or cpu")
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+    # Its functions keep the process group that there is when it is loaded, as DistributedDataParallel does, to the end
+    # of Python, where the group's threads may abort a process that has done its work.
+    import_module("torch.distributed.nn.functional")
     try:
         distributed.init_process_group(backend, rank=here.rank, world_size=here.ranks, timeout=_PATIENCE)
     except (ValueError, distributed.DistError) as error:
@@ -55,7 +59,7 @@ def process_group(device: str) -> Iterator[None]:
         yield
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)
-        if not _is_loss(error):
+        if not is_loss(error):
             raise
         # The launcher ends all ranks now, and gives them time to say why.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -68,11 +72,11 @@ def process_group(device: str) -> Iterator[None]:
         raise lost from error
     finally:
         distributed.destroy_process_group()
-        # What averages gradients is held by cycles, and by the frames of an error. Where it lives to the end of Python,
-        # its threads may abort the process.
+        # What averages gradients is held by cycles, and by the frames of an error; it holds the group, too.
         gc.collect()
 
 
-def _is_loss(error: BaseException) -> bool:
+def is_loss(error: BaseException) -> bool:
+    """Say whether an error means that another rank has ended or cannot be reached."""
     # Gloo has no error of its own; its messages begin with the place in its sources.
     return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))

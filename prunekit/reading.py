@@ -24,18 +24,22 @@ class Parts(Sequence[Part]):
     Attributes:
         task: says what a part is.
         batches: an epoch of whole ones.
+        rank: of this process.
+        ranks: how many there are; a worker process could not say.
     """
 
     task: Task
     batches: Sequence[Any]
+    rank: int = attrs.field(factory=own_rank)
+    ranks: int = attrs.field(factory=rank_count)
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, index: Any) -> Any:
-        if rank_count() == 1:
+        if self.ranks == 1:
             return Part(self.batches[index], 1.0)
-        return self.task.part(self.batches, index, own_rank(), rank_count())
+        return self.task.part(self.batches, index, self.rank, self.ranks)
 
 
 @attrs.define(eq=False)
@@ -46,18 +50,23 @@ class Stream:
         task: gives them.
         seeds: the seeds of their order.
         length: batches of an epoch that are used.
+        rank: of this process.
+        ranks: how many there are.
     """
 
     task: Task
     seeds: Seeds
     length: int
+    rank: int = attrs.field(factory=own_rank)
+    ranks: int = attrs.field(factory=rank_count)
     _epoch: int = attrs.field(default=-1, init=False)
     _parts: Sequence[Part] = attrs.field(default=(), init=False)
 
     def __getitem__(self, number: int) -> Part:
         epoch, index = divmod(number, self.length)
         if epoch != self._epoch:
-            self._epoch, self._parts = epoch, Parts(self.task, self.task.batches("train", epoch, self.seeds))
+            batches = self.task.batches("train", epoch, self.seeds)
+            self._epoch, self._parts = epoch, Parts(self.task, batches, self.rank, self.ranks)
         return self._parts[index]
 
 

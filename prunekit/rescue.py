@@ -43,10 +43,15 @@ class Rescue:
     _versions: int = attrs.field(default=0, init=False)
     _handle: RemovableHandle = attrs.field(init=False)
 
-    def mark(self, step: int) -> None:
-        """Say that so many steps are done, and nothing of the next one."""
+    def mark(self, step: int, *, every_generator: bool = False) -> None:
+        """Say that so many steps are done, and nothing of the next one.
+
+        Args:
+            step: their number.
+            every_generator: note the states of NumPy's and Python's, too, which takes too long for every step.
+        """
         self._step = step
-        self._random |= torch_state()
+        self._random |= random_state() if every_generator else torch_state()
         self._versions = self._count_versions()
         self._stepping = False  # last: an interruption may come between any two lines
 

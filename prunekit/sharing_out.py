@@ -9,6 +9,7 @@ from prunekit.errors import ConfigError
 from prunekit.fully_sharded import shard
 from prunekit.hardware import Hardware
 from prunekit.preparation import Prepared
+from prunekit.process_group import is_loss
 from prunekit.reading import Parts, check_share
 from prunekit.seeds import Seeds
 from prunekit.shared_norms import share_norms
@@ -37,6 +38,8 @@ def share_out(prepared: Prepared, hardware: Hardware, seeds: Seeds) -> None:
         with torch.no_grad(), hardware.autocast():
             task.loss(model.eval(), hardware.move(part.batch))
     except (RuntimeError, ValueError, NotImplementedError, AssertionError) as error:
+        if is_loss(error) or isinstance(error, torch.OutOfMemoryError):  # not the model's fault
+            raise
         raise ConfigError(
             f"the model cannot be shared out with training.parallel='fsdp' ({error}); take 'ddp', or let the task's "
             "loss call the model as it is given, and its 'shards' name modules that are called"

@@ -84,7 +84,7 @@ class StageTraining:
                 self._after(step, loop)
                 rescue.mark(step)  # not before: an epoch that is not told yet would never be
                 self._check_skipped(step)
-                self._obey()
+                self._obey(step, rescue)
         if self.steps > 0:
             self._update_at(self.steps, held, rescue)
 
@@ -97,9 +97,11 @@ class StageTraining:
                 "the data, or try a lower rate, more warm-up or clipping (-o training.clip_norm=5)"
             )
 
-    def _obey(self) -> None:
+    def _obey(self, step: int, rescue: Rescue) -> None:
         """Raise ``KeyboardInterrupt`` after a step where the user has asked to stop."""
-        if rank_count() == 1 or not self._unread:  # at a look at the loss, all ranks have heard of it
+        agreed = rank_count() == 1 or not self._unread  # at a look at the loss, all ranks have heard of it
+        if agreed and self.state.stop.request is not None:
+            rescue.mark(step, every_generator=True)
             self.state.stop.obey()
 
     @property

@@ -28,8 +28,7 @@ from prunekit.interruption import Interruption
 from prunekit.masks import Masks
 from prunekit.optimizers import in_weights_order
 from prunekit.preparation import Prepared
-from prunekit.random_state import random_state
-from prunekit.rank_generators import random_states, restore_random_states
+from prunekit.random_state import random_states, restore_random_states
 from prunekit.ranks import gather_numbers, own_rank, rank_count
 from prunekit.run_folder import RunFolder
 from prunekit.schedules import Start
@@ -186,7 +185,7 @@ class RunState:
             "stage_began": self.stage_began if step else self.seconds,
             "scaler": loop.scaler.state_dict() if loop else {},
         }
-        states = random_states(random or random_state())
+        states = random_states(random)
         tensors = {"model": self.prepared.model.state_dict(), "masks": self.masks, "random": states}
         tensors |= {"traces": self.traces} if self.traces else {}
         checkpoint = Checkpoint(stage, step, tensors, loop.optimizer.state_dict() if loop else None, facts)

@@ -76,9 +76,9 @@ def test_a_signal_ends_the_step_and_leaves_a_checkpoint_and_the_way_on(capfd, si
     ends_alike()
 
 
-@pytest.mark.parametrize("norm", ["true", "false"])
-def test_a_signal_counts_at_the_end_of_the_step_whatever_the_network(norm):
-    options = ["-o", f"task.norm={norm}", "-o", "training.accumulate=2"]
+@pytest.mark.parametrize("option", ["task.norm=true", "task.draws=true"])
+def test_a_signal_counts_at_the_end_of_the_step_whatever_the_task(option):
+    options = ["-o", option, "-o", "training.accumulate=2"]
     assert run(*options, trouble="loss 19 SIGTERM") == 143  # the first batch of the tenth step
     assert checkpoints() == ["stage-000-step-00000010.safetensors"]
     ends_alike(*options)
@@ -206,7 +206,7 @@ def test_a_folder_that_vanishes_is_one_line(capfd):
     assert run(trouble="loss 7 vanish") == 2
     error = message(capfd)
     assert "cannot write run/metrics.jsonl: No such file or directory" in error
-    assert error.endswith("the folder run is gone, so there is nothing to go on from")
+    assert error.endswith("there is no folder run, so nothing to go on from")
 
 
 def test_more_bad_steps_than_allowed_stop_the_run_with_a_checkpoint(capfd):

@@ -34,7 +34,7 @@ ORDER = [
     "ranks",
     "fully_sharded",
     "random_state",
-    "rank_generators",
+    "trees",
     "parts",
     "shared_norms",
     "parallel",
@@ -122,6 +122,7 @@ OPEN = {
     "distributions",
     "statistics",
     "ranks",
+    "trees",
     "parts",
 }
 OPEN |= {"criteria", "summing", "schedules", "tasks", "events", "masks", "testing", "files"}

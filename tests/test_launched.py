@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 
 from prunekit.cli import main
@@ -65,3 +69,12 @@ def test_commands_for_one_process_refuse_a_launcher(launch, capsys, command):
     launch("0", "2")
     assert main([command]) == 2
     assert "start it without torchrun" in capsys.readouterr().err
+
+
+def test_a_rank_says_all_it_has_to_say_and_ends_with_its_code():
+    environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    for words, code in ((["list"], 0), (["show", "nothing"], 2)):
+        command = [sys.executable, "-m", "prunekit", *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 - ours
+        assert done.returncode == code
+        assert ("correlation" in done.stdout) if code == 0 else ("error: " in done.stderr)

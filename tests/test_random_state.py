@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from prunekit.random_state import random_state, seed_all, set_random_state
+from prunekit.random_state import random_state, random_states, restore_random_states, seed_all, set_random_state
 
 
 def draw():
@@ -29,3 +29,10 @@ def test_a_seed_decides_all_draws():
     assert draw() == first
     seed_all(8)
     assert draw()[1:] != first[1:]
+
+
+def test_the_states_of_all_ranks_have_those_of_this_one():
+    states = random_states()
+    first = draw()
+    assert restore_random_states(states)
+    assert draw() == first

@@ -1,3 +1,5 @@
+import pickle
+
 import attrs
 import pytest
 import torch
@@ -51,6 +53,14 @@ def test_an_epoch_is_asked_for_once():
     for _ in read_ahead(Stream(Counting(), Seeds(1), LENGTH), range(2 * LENGTH), 0):
         pass
     assert asked == [0, 1]
+
+
+def test_a_worker_that_was_not_forked_reads_the_part_of_its_rank():
+    stream = Stream(ToyTask(), Seeds(1), LENGTH, rank=1, ranks=2)
+    part = pickle.loads(pickle.dumps(stream))[0]  # noqa: S301 - as a worker gets it that is started afresh
+    batch = ToyTask().batches("train", 0, Seeds(1))[0]
+    assert part.share == 0.5
+    assert torch.equal(part.batch[0], batch[0][len(batch[0]) // 2 :])
 
 
 def test_worker_processes_start_once_for_a_whole_stage(toy_run, monkeypatch):

@@ -14,7 +14,7 @@ from torch import nn
 
 from prunekit import cli
 from prunekit.engine import run
-from prunekit.errors import CheckpointError, ConfigError
+from prunekit.errors import CheckpointError, ConfigError, TrainingError
 from prunekit.markers import hookimpl
 from prunekit.masks import load_masks
 from prunekit.plugins import Source, make_manager
@@ -62,12 +62,22 @@ class Uneven(ToyTask):
         return torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-3)
 
 
+@attrs.frozen
+class Large(ToyTask):
+    """Too large for the memory."""
+
+    name = "large"
+
+    def loss(self, model, batch):
+        raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB")
+
+
 class Tasks:
-    """The plugin of the task above."""
+    """The plugin of the tasks above."""
 
     @hookimpl
     def prunekit_tasks(self):
-        return [Uneven]
+        return [Uneven, Large]
 
 
 def go(folder, recipe, resume=False):
@@ -189,6 +199,16 @@ def test_nothing_but_whole_checkpoints_is_left(two_ranks, tmp_path, recipe):
 def refuse(folder, recipe):
     with pytest.raises(ConfigError, match=r"looks at the whole network at once.*take 'ddp'"):
         go(folder, recipe)
+
+
+def run_out_of_memory(folder, recipe):
+    with pytest.raises(TrainingError, match="out of memory on cpu: batches of 32, accumulate 1, fp32; weights"):
+        go(folder, recipe)
+
+
+def test_too_little_memory_is_no_fault_of_the_model(two_ranks, tmp_path):
+    recipe = {"task": {"name": "large"}, "criterion": {"name": "magnitude"}, "density": 0.5}
+    two_ranks.run(run_out_of_memory, str(tmp_path / "run"), recipe)
 
 
 @pytest.mark.parametrize("name", ["grasp", "synflow"])

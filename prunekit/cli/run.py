@@ -24,45 +24,54 @@ if TYPE_CHECKING:
 def run(resume: str | None, force: bool, asked: bool, **flags: Any) -> None:
     """Train a network, prune it by a plan, re-train it, and save masks and weights."""
     from prunekit.absolute import with_absolute_paths
-    from prunekit.cli.run_table import print_files, print_result
-    from prunekit.engine import run as run_engine
-    from prunekit.files import held_alone
-    from prunekit.interruption import Interruption
     from prunekit.plugins import make_manager
-    from prunekit.preparation import prepare
     from prunekit.process_group import process_group
-    from prunekit.ranks import own_rank, text_from_first
     from prunekit.recipes import to_toml
     from prunekit.registry import collect
-    from prunekit.run_folder import RunFolder
 
     config = _resumed_config(resume, force, flags) if resume is not None else read_config(**flags)
     if asked:
         click.echo(to_toml(with_absolute_paths(config, collect(make_manager(config.no_plugins)))), nl=False)
         return
     with process_group(config.device):
-        folder = RunFolder(Path(text_from_first(str(_out(config))) if resume is None else resume))
-        manager = make_manager(config.no_plugins)
-        registry = collect(manager)
-        prepared = prepare(config, manager, registry, resumed=resume is not None)
-        if resume is not None:
-            folder.check_resumable()
-        elif own_rank() == 0:
-            folder.check(force=force)
-        stop, speaks = Interruption(), own_rank() == 0
-        with held_alone(folder.path) if speaks else nullcontext(), stop.listening(_tell if speaks else _say_nothing):
-            finished = run_engine(
-                with_absolute_paths(config, registry),
-                prepared,
-                manager.hook,
-                folder,
-                resume=resume is not None,
-                force=force,
-                stop=stop,
-            )
-        if speaks:
-            print_result(finished)
-            print_files(folder)
+        _run(config, resume, force=force)  # whatever it holds is gone when the group is left
+
+
+def _run(config: "RunConfig", resume: str | None, *, force: bool) -> None:
+    """Do it, as one process of those that do."""
+    from prunekit.absolute import with_absolute_paths
+    from prunekit.cli.run_table import print_files, print_result
+    from prunekit.engine import run as run_engine
+    from prunekit.files import held_alone
+    from prunekit.interruption import Interruption
+    from prunekit.plugins import make_manager
+    from prunekit.preparation import prepare
+    from prunekit.ranks import own_rank, text_from_first
+    from prunekit.registry import collect
+    from prunekit.run_folder import RunFolder
+
+    folder = RunFolder(Path(text_from_first(str(_out(config))) if resume is None else resume))
+    manager = make_manager(config.no_plugins)
+    registry = collect(manager)
+    prepared = prepare(config, manager, registry, resumed=resume is not None)
+    if resume is not None:
+        folder.check_resumable()
+    elif own_rank() == 0:
+        folder.check(force=force)
+    stop, speaks = Interruption(), own_rank() == 0
+    with held_alone(folder.path) if speaks else nullcontext(), stop.listening(_tell if speaks else _say_nothing):
+        finished = run_engine(
+            with_absolute_paths(config, registry),
+            prepared,
+            manager.hook,
+            folder,
+            resume=resume is not None,
+            force=force,
+            stop=stop,
+        )
+    if speaks:
+        print_result(finished)
+        print_files(folder)
 
 
 def _tell(request: "Signals") -> None:
