@@ -4,6 +4,8 @@ The bare loop is dense, sets no rates, reads no losses and tells nobody; arithme
 are those of the run, and everything else in the run counts as its own: events, progress, the metric log.
 """
 
+import contextlib
+import io
 import statistics
 import tempfile
 import time
@@ -168,7 +170,8 @@ def measure(
             recipe |= {"masks": _random_masks(prepared, Path(folder)), "freeze_masks": True}
         config = build_config(recipe)
         prepared = prepare(config, manager, collect(manager), like=prepared)
-        run(config, prepared, manager.hook, RunFolder(Path(folder) / "run"), last=1)
+        with contextlib.redirect_stderr(io.StringIO()):  # the progress of a run is its work, but no benchmark's output
+            run(config, prepared, manager.hook, RunFolder(Path(folder) / "run"), last=1)
     return statistics.median(turns.ours[1:]), statistics.median(turns.theirs[1:])
 
 
