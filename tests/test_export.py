@@ -149,6 +149,11 @@ def test_a_shrunk_export_has_smaller_layers_and_loads_into_the_network_at_its_fu
     torch.testing.assert_close(pruned.samples.through(small), pruned.outputs())
 
 
+def test_a_shrunk_export_says_where_no_unit_is_gone(code):
+    pruned = open_pruned(code + "network", inputs=["1x6x6"])
+    assert any(note.startswith("no unit is gone") for note in export(pruned, "shrunk", "out.safetensors").notes)
+
+
 def test_a_program_of_torch_export_runs_without_the_code_at_any_batch_size(pruned):
     exported = export(pruned, "torch-export", "out.pt2")
     assert exported.error < 1e-5

@@ -419,3 +419,11 @@ def test_the_toy_network_shrinks_in_whole_groups():
     shrunk = shrink(network, inputs, prunekit.Masks({"conv_b.weight": mask}))
     assert shrunk.network.conv_b.groups == 1
     assert shrunk.report.layers["conv_a"].units == (8, 4)
+
+
+def test_a_network_without_layers_that_can_be_followed_stays_and_the_report_says_nothing_went():
+    attention = nn.MultiheadAttention(8, 2, batch_first=True).eval()
+    values = torch.randn(2, 3, 8)
+    shrunk = shrink(attention, (values, values, values))
+    assert shrunk.report.units == shrunk.report.weights == (0, 0)
+    assert str(shrunk.report).startswith("all layers: 0 -> 0 units")

@@ -11,7 +11,9 @@ from prunekit.shrinking.shrink import shrink
 def _encode(pruned: Pruned) -> Encoded:
     shrunk = shrink(pruned.network, pruned.samples, pruned.masks, view_of=pruned.view_of)
     data = encode_shrunk(shrunk.network, view_of=pruned.view_of)
-    return Encoded(data, tuple(str(shrunk.report).splitlines()))
+    before, after = shrunk.report.units
+    nothing = ("no unit is gone, so this is the dense network; prune whole units: --pattern units",)
+    return Encoded(data, (*str(shrunk.report).splitlines(), *(nothing if before == after else ())))
 
 
 def _reopen(path: Path, pruned: Pruned) -> Run:

@@ -51,8 +51,8 @@ class Report:
 
 
 def _sums(pairs: Iterable[tuple[int, int]]) -> tuple[int, int]:
-    before, after = zip(*pairs, strict=True)
-    return sum(before), sum(after)
+    known = list(pairs)
+    return sum(before for before, _ in known), sum(after for _, after in known)
 
 
 def _line(name: str, units: tuple[int, int], weights: tuple[int, int]) -> str:
