@@ -1,7 +1,6 @@
 """What several test modules need: a run from a configuration."""
 
 import os
-import pickle
 import subprocess
 import sys
 from multiprocessing.connection import Listener
@@ -12,6 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when it is first imported; no test do
 import attrs
 import pytest
 import torch
+from rank import pack, unpack
 from torch import nn
 
 from prunekit.engine import run
@@ -189,12 +189,11 @@ class Ranks:
         if not self._lines:
             self._start()
         for line in self._lines:
-            line.send_bytes(pickle.dumps((function.__code__.co_filename, function.__name__, arguments)))
+            line.send_bytes(pack((function.__code__.co_filename, function.__name__, arguments)))
         results = []
         for rank, line in enumerate(self._lines):
             answered = line.poll(self.patience)
-            # Pickled by our own program.
-            worked, result = pickle.loads(line.recv_bytes()) if answered else (False, "no answer")  # noqa: S301
+            worked, result = unpack(line.recv_bytes()) if answered else (False, "no answer")
             results.append(result if worked else f"rank {rank}: {result}")
             if not worked:
                 self.stop()

@@ -1,8 +1,7 @@
-import pickle
-
 import attrs
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from prunekit.reading import Stream, read_ahead
 from prunekit.seeds import Seeds
@@ -57,7 +56,7 @@ def test_an_epoch_is_asked_for_once():
 
 def test_a_worker_that_was_not_forked_reads_the_part_of_its_rank():
     stream = Stream(ToyTask(), Seeds(1), LENGTH, rank=1, ranks=2)
-    part = pickle.loads(pickle.dumps(stream))[0]  # noqa: S301 - as a worker gets it that is started afresh
+    [part] = DataLoader(stream, batch_size=None, sampler=[0], num_workers=1, multiprocessing_context="spawn")
     batch = ToyTask().batches("train", 0, Seeds(1))[0]
     assert part.share == 0.5
     assert torch.equal(part.batch[0], batch[0][len(batch[0]) // 2 :])
