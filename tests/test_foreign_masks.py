@@ -189,7 +189,7 @@ def test_no_pickle_is_run(tmp_path: Path) -> None:
     path, mark = tmp_path / "m.pt", tmp_path / "mark"
     torch.save({"fc.weight_mask": torch.ones(2), "bomb": Bomb(mark)}, path)
     assert "its pickle names posix.mkdir" in refusal(path)
-    path.write_bytes(f"cposix\nmkdir\n(V{mark}\ntR.".encode())  # what unpickling would run
+    path.write_bytes(b"\x80\x02" + f"cposix\nmkdir\n(V{mark}\ntR.".encode())  # what unpickling would run
     assert "a pickle of an old torch.save, which is never read" in refusal(path)
     torch.save({"fc.weight_mask": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
     assert "a pickle of an old torch.save" in refusal(path)
