@@ -32,7 +32,7 @@ from torch import Tensor
 
 from prunekit.errors import MaskError
 from prunekit.foreign_masks import read_foreign, zeros_and_ones
-from prunekit.tensor_files import open_tensors, read_header, some
+from prunekit.tensor_files import check_format, damaged, open_tensors, read_header, some
 from prunekit.torch_files import is_torch_file, load_state_dict
 
 FORMAT = 1
@@ -148,14 +148,8 @@ def _unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def _check_header(header: dict[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
     """Return the shapes in the header, checked."""
-    wrong = f"{path}: the metadata entry {METADATA!r} is damaged ({{}}); write the file again"
-    if type(header.get("format")) is not int:
-        raise MaskError(wrong.format("no format version"))
-    if header["format"] != FORMAT:
-        raise MaskError(
-            f"{path}: mask format {header['format']}, written by {header.get('tool')!r}, "
-            f"but this version reads format {FORMAT}; update prunekit"
-        )
+    check_format(header, METADATA, "mask", FORMAT, path, MaskError)
+    wrong = damaged(path, METADATA)
     layers = header.get("layers")
     if not isinstance(layers, dict) or not isinstance(header.get("info"), dict):
         raise MaskError(wrong.format("no layers or no info"))

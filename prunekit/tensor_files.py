@@ -4,7 +4,7 @@ This module must not know what the tensors mean. It never unpickles, and what a 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def read_header(tensors: Any, entry: str, path: Path, refusal: type[PrunekitErro
     text = (tensors.metadata() or {}).get(entry)
     if text is None:
         return None
-    wrong = f"{path}: the metadata entry {entry!r} is damaged ({{}}); write the file again"
+    wrong = damaged(path, entry)
     if text.count("[") + text.count("{") > _CONTAINERS_PER_TENSOR * len(tensors.keys()) + _MORE_CONTAINERS:
         raise refusal(wrong.format("too many lists for the tensors in the file"))
     try:
@@ -72,6 +72,28 @@ def read_header(tensors: Any, entry: str, path: Path, refusal: type[PrunekitErro
     if not isinstance(header, dict):
         raise refusal(wrong.format("no JSON object"))
     return header
+
+
+def damaged(path: Path, entry: str) -> str:
+    """Return the message about an entry of a file's metadata that is damaged, with room for how."""
+    return f"{path}: the metadata entry {entry!r} is damaged ({{}}); write the file again"
+
+
+def check_format(
+    header: Mapping[str, Any], entry: str, what: str, newest: int, path: Path, refusal: type[PrunekitError]
+) -> None:
+    """Refuse a header whose entry "format" is none, or not the one that is read here.
+
+    Raises:
+        PrunekitError: of the type ``refusal``, naming ``what`` has the format.
+    """
+    if type(header.get("format")) is not int:
+        raise refusal(damaged(path, entry).format("no format version"))
+    if header["format"] != newest:
+        raise refusal(
+            f"{path}: {what} format {header['format']}, written by {header.get('tool')!r}, "
+            f"but this version reads format {newest}; update prunekit"
+        )
 
 
 def some(names: list[str], most: int = 8) -> str:

@@ -26,7 +26,7 @@ from prunekit.mask_files import tool
 from prunekit.plugins import installed_views
 from prunekit.shrinking.norms import is_norm, resize_norm
 from prunekit.shrinking.resizing import resized
-from prunekit.tensor_files import open_tensors, read_header, some
+from prunekit.tensor_files import check_format, damaged, open_tensors, read_header, some
 
 FORMAT = 1
 METADATA = "prunekit-shrunk"
@@ -112,14 +112,8 @@ _NEXT = "give the network that was shrunk, in its full size, or write the file a
 
 def _check(header: Mapping[str, Any], path: Path) -> tuple[dict[str, _Sizes], dict[str, int]]:
     """Return the sizes in the header, checked."""
-    wrong = f"{path}: the metadata entry {METADATA!r} is damaged ({{}}); write the file again"
-    if type(header.get("format")) is not int:
-        raise CheckpointError(wrong.format("no format version"))
-    if header["format"] != FORMAT:
-        raise CheckpointError(
-            f"{path}: format {header['format']} of shrunk networks, written by {header.get('tool')!r}, "
-            f"but this version reads format {FORMAT}; update prunekit"
-        )
+    check_format(header, METADATA, "shrunk network", FORMAT, path, CheckpointError)
+    wrong = damaged(path, METADATA)
     layers, norms = header.get("layers"), header.get("norms")
     if not isinstance(layers, dict) or not isinstance(norms, dict):
         raise CheckpointError(wrong.format("no layers or no norms"))
