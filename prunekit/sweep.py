@@ -138,11 +138,9 @@ def _carry_out(
                     free.append(device)
                     announce(node, outcomes[node.name], len(waiting) + len(running))
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
             for process in active_children():
                 process.terminate()  # its folder is as after a crash: the next sweep takes it up
-                process.join()
-            raise
+            raise  # leaving the pool waits for them: its own thread does, and two that wait for one child race
     return outcomes
 
 
