@@ -6,15 +6,11 @@ was interrupted takes up what is there. It must not know what the figures are co
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from multiprocessing import active_children, get_context
 from pathlib import Path
-from signal import SIG_IGN, SIGINT, SIGTERM, Handlers, Signals, signal
-from threading import current_thread, main_thread
 
 import attrs
 import cattrs
@@ -23,7 +19,7 @@ import torch
 from prunekit.absolute import with_absolute_paths
 from prunekit.config import RunConfig
 from prunekit.engine import run
-from prunekit.errors import CheckpointError, PrunekitError, TrainingError
+from prunekit.errors import CheckpointError, Interrupted, PrunekitError, TrainingError
 from prunekit.files import held_alone, make_writable_folder, write_atomically
 from prunekit.finding import parameter_name
 from prunekit.grid import Node
@@ -32,12 +28,14 @@ from prunekit.kept_correlation import kept_correlation
 from prunekit.masks import load_masks
 from prunekit.plugins import PluginManager, make_manager
 from prunekit.preparation import Prepared, prepare
+from prunekit.processes import processes
 from prunekit.registry import Registry, collect
 from prunekit.run_folder import RunFolder
 from prunekit.seeds import Seeds
 from prunekit.sparse_checkpoints import load_weights
 
 _RESULT = "result.json"
+_GO_ON = "what is complete stays; the same command goes on from there"
 _KEPT_TASKS = 2  # of a worker: two seeds are under way while one ends and the next begins
 
 
@@ -104,11 +102,16 @@ def carry_out(
 
     Raises:
         CheckpointError: when another sweep is at work in the folder.
+        Interrupted: at Ctrl-C or SIGTERM; no process is left then.
         PrunekitError: what a run raises, naming it; what is complete stays and the same call goes on from there.
     """
     make_writable_folder(work.folder)
     with held_alone(work.folder):
-        return _carry_out({node.name: node for node in nodes}, work, announce)
+        try:
+            return _carry_out({node.name: node for node in nodes}, work, announce)
+        except Interrupted as error:
+            error.add_note(_GO_ON)
+            raise
 
 
 def _carry_out(
@@ -120,66 +123,31 @@ def _carry_out(
         return outcomes
     free = list(work.devices)
     running: dict[Future[Outcome], tuple[Node, str]] = {}
-    context = get_context("spawn")  # a fork of a process that has used torch's threads may hang
-    with (
-        _ended_like_interrupted(),
-        ProcessPoolExecutor(work.jobs, context, torch.set_num_threads, (work.threads,)) as pool,
-    ):
+    with processes(work.jobs, torch.set_num_threads, work.threads) as submit:
         try:
             while waiting or running:
                 for node in [node for node in waiting if node.parent is None or node.parent in outcomes][: len(free)]:
                     waiting.remove(node)
                     device = free.pop(0)
-                    with _interrupts_for_us_alone():
-                        running[pool.submit(_run_node, node, work, device)] = node, device
+                    running[submit(_run_node, node, work, device)] = node, device
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    node, device = running.pop(future)
-                    outcomes[node.name] = _outcome(future, node, [node, *(other for other, _ in running.values())])
+                    node, device = running[future]
+                    outcomes[node.name] = _outcome(future, node)
+                    del running[future]
                     free.append(device)
                     announce(node, outcomes[node.name], len(waiting) + len(running))
-        except BaseException:
-            for process in active_children():
-                process.terminate()  # its folder is as after a crash: the next sweep takes it up
-            raise  # leaving the pool waits for them: its own thread does, and two that wait for one child race
+        except BrokenProcessPool as error:
+            names = dict.fromkeys([node.name, *(other.name for other, _ in running.values())])
+            died = f"run {' or '.join(names)} died"  # nothing tells which
+            raise TrainingError(f"{died}, perhaps for lack of memory (fewer --jobs); {_GO_ON}") from error
     return outcomes
 
 
-def _interrupts_for_us_alone() -> AbstractContextManager[None]:
-    """Let processes that are started meanwhile ignore Ctrl-C: it is ours to end them, without their tracebacks."""
-    return _handled(SIGINT, SIG_IGN)
-
-
-def _ended_like_interrupted() -> AbstractContextManager[None]:
-    """Let ``kill``, ``timeout`` and batch systems end the workers too."""
-
-    def stop(*_: object) -> None:
-        raise SystemExit(128 + SIGTERM)  # as shells count
-
-    return _handled(SIGTERM, stop)
-
-
-@contextmanager
-def _handled(number: Signals, handler: Callable[..., None] | Handlers) -> Iterator[None]:
-    """Handle a signal meanwhile; only the main thread can."""
-    if current_thread() is not main_thread():
-        yield
-        return
-    before = signal(number, handler)
-    try:
-        yield
-    finally:
-        signal(number, before)
-
-
-def _outcome(future: "Future[Outcome]", node: Node, running: Sequence[Node]) -> Outcome:
-    go_on = "what is complete stays; the same command goes on from there"
+def _outcome(future: "Future[Outcome]", node: Node) -> Outcome:
     try:
         return future.result()
-    except BrokenProcessPool as error:
-        names = " or ".join(other.name for other in running)  # nothing tells which
-        raise TrainingError(f"run {names} died, perhaps for lack of memory (fewer --jobs); {go_on}") from error
     except PrunekitError as error:
-        raise type(error)(f"run {node.name}: {error}; {go_on}") from error
+        raise type(error)(f"run {node.name}: {error}; {_GO_ON}") from error
 
 
 @attrs.define

@@ -68,6 +68,7 @@ ORDER = [
     "recipes",
     "given",
     "interruption",
+    "processes",
     "hardware",
     "optimizers",
     "process_group",
