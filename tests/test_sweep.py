@@ -1,9 +1,11 @@
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import attrs
 import pytest
@@ -144,6 +146,25 @@ def test_a_run_that_blows_up_is_named_and_the_others_stay(tmp_path):
     assert (work.folder / nodes[0].name / "result.json").exists()
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_whose_process_dies_is_named(tmp_path, jobs):
+    task = tmp_path / "dying.py"
+    task.write_text(
+        "import attrs, os\n"
+        "from prunekit.testing import ToyTask\n"
+        "@attrs.frozen\n"
+        "class Dying(ToyTask):\n"
+        "    name = 'dying'\n"
+        "    def loss(self, model, batch):\n"
+        "        os._exit(1)\n"
+    )
+    _, nodes = plan({**RECIPE, "task": {"name": f"{task}:Dying"}}, seeds=range(jobs))
+    with pytest.raises(TrainingError, match=r"seed0-dense-\w+( or seed1-dense-\w+)? died, .*fewer --jobs") as raised:
+        carry_out(nodes, Work(tmp_path / "runs", jobs, 1, ("cpu",) * jobs))
+    assert str(raised.value).count("seed") == jobs
+    assert not multiprocessing.active_children()
+
+
 def test_work_shares_out_the_cores_of_this_machine(tmp_path, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
@@ -169,26 +190,35 @@ def test_an_interrupted_sweep_leaves_no_process_behind_and_is_taken_up(tmp_path,
     assert len(carry_out(nodes, work)) == 3
 
 
-def is_gone(session):
-    """Say whether within half a minute no process of a session is left."""
-    for _ in range(300):
-        try:
-            os.killpg(session, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.1)
-    return False
-
-
-def test_a_sweep_that_is_killed_ends_its_workers(tmp_path):
+@pytest.fixture
+def two_at_work(tmp_path):
+    """Start a sweep as a command that has two long runs under way, in a session of its own."""
     recipe = tmp_path / "small.toml"
-    recipe.write_text('[task]\nname = "prunekit.testing:ToyTask"\n[training]\nbudget = "100000 steps"\n[sweep]\n')
-    command = [sys.executable, "-m", "prunekit", "sweep", str(recipe), "--seeds", "1", "--out", str(tmp_path / "out")]
+    recipe.write_text('[task]\nname = "prunekit.testing:ToyTask"\n[training]\nbudget = "1000000 steps"\n[sweep]\n')
+    options = ["--seeds", "2", "--jobs", "2", "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "prunekit", "sweep", str(recipe), *options]
     # The command is the one above.
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as sweep:  # noqa: S603
-        while not list((tmp_path / "runs").glob("seed*/config.toml")):
-            assert sweep.poll() is None
-            time.sleep(0.1)
-        sweep.terminate()
-        assert sweep.wait(60) == 128 + 15
-        assert is_gone(sweep.pid)
+        try:
+            while len(list((tmp_path / "runs").glob("seed*/config.toml"))) < 2:
+                assert sweep.poll() is None
+                time.sleep(0.1)
+            yield sweep
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(sweep.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("to", "number"), [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT), (os.kill, signal.SIGKILL)]
+)
+def test_a_sweep_that_is_stopped_ends_its_runs_and_says_how_to_go_on(two_at_work, to, number):
+    to(two_at_work.pid, number)
+    _, errors = two_at_work.communicate(timeout=60)  # all who could write are gone then
+    if number == signal.SIGKILL:
+        assert two_at_work.returncode == -number
+        return
+    assert two_at_work.returncode == 128 + number
+    assert errors.decode() == (
+        f"stopped by {number.name}; what is complete stays; the same command goes on from there\n"
+    )
