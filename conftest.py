@@ -1,4 +1,4 @@
-"""Real data for tests: where it is, and at the end of a test run, whether it was used."""
+"""What all test folders share: examples that repeat; real data: where it is, and whether it was used."""
 
 import os
 from collections.abc import Iterator
@@ -6,6 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same code gets the same verdict, however busy the machine. New examples: pytest --hypothesis-profile=default
+settings.register_profile(
+    "repeatable", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("repeatable")
 
 ROOT = Path(__file__).parent
 DATA = Path(os.environ.get("PRUNEKIT_DATA") or ROOT.parent / "shared" / "data")

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from multiprocessing.connection import Listener
+from multiprocessing import Pipe
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when it is first imported; no test downloads anything
@@ -172,6 +172,29 @@ def cross_entropy(model, batch):
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
+class Clock:
+    """Seconds that pass only where a test lets them; ``clock(module)`` is the clock of that module from then on."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        self._monkeypatch = monkeypatch
+
+    def __call__(self, module):
+        self._monkeypatch.setattr(module, "time", self)
+
+    def perf_counter(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Return seconds that do not depend on what else the machine does; see ``Clock``."""
+    return Clock(monkeypatch)
+
+
 class Ranks:
     """Processes with gloo between them; ``run(function, *arguments)`` calls a test module's function on all.
 
@@ -192,24 +215,28 @@ class Ranks:
             line.send_bytes(pack((function.__code__.co_filename, function.__name__, arguments)))
         results = []
         for rank, line in enumerate(self._lines):
-            answered = line.poll(self.patience)
-            worked, result = unpack(line.recv_bytes()) if answered else (False, "no answer")
+            worked, result = self._answer(line)
             results.append(result if worked else f"rank {rank}: {result}")
             if not worked:
                 self.stop()
                 raise AssertionError("\n".join(map(str, results)))
         return results
 
+    def _answer(self, line):
+        try:
+            return unpack(line.recv_bytes()) if line.poll(self.patience) else (False, "no answer")
+        except EOFError:
+            return False, "it has ended"
+
     def _start(self):
-        folder = self._folders.mktemp("ranks")
+        meeting = self._folders.mktemp("ranks") / "meeting"
         program = [sys.executable, str(Path(__file__).with_name("rank.py"))]
-        listeners = [Listener(str(folder / f"rank{rank}")) for rank in range(self._count)]
         for rank in range(self._count):
-            command = [*program, str(rank), str(self._count), str(folder)]
-            self._processes.append(subprocess.Popen(command))  # noqa: S603 - our own program
-        for listener in listeners:
-            self._lines.append(listener.accept())
-            listener.close()
+            line, its_end = Pipe()
+            command = [*program, str(rank), str(self._count), str(meeting), str(its_end.fileno())]
+            self._processes.append(subprocess.Popen(command, pass_fds=[its_end.fileno()]))  # noqa: S603 - our own program
+            its_end.close()
+            self._lines.append(line)
 
     def stop(self):
         for line in self._lines:

@@ -1,4 +1,7 @@
-"""One of several processes that wait for work; see the fixture ``two_ranks``. Usage: rank.py RANK COUNT FOLDER."""
+"""One of several processes that wait for work; see the fixture ``two_ranks``. Usage: rank.py RANK COUNT MEETING LINE.
+
+They meet at the file MEETING; LINE is the number of the open pipe over which work comes.
+"""
 
 import importlib.util
 import io
@@ -6,7 +9,7 @@ import sys
 import traceback
 import warnings
 from functools import cache
-from multiprocessing.connection import Client
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -36,13 +39,13 @@ def load(path):
     return module
 
 
-def serve(rank, count, folder):
+def serve(rank, count, meeting, number):
     torch.set_num_threads(1)
     warnings.simplefilter("error")
     # torch's word of caution about changing in place what a sharded module returns; nothing here does.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count)
-    with Client(f"{folder}/rank{rank}") as line:
+    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=count)
+    with Connection(number) as line:
         while True:
             path, name, arguments = unpack(line.recv_bytes())
             try:
@@ -55,6 +58,6 @@ def serve(rank, count, folder):
 
 if __name__ == "__main__":
     try:
-        serve(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+        serve(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
     except (EOFError, ConnectionError):  # the tests are over
         distributed.destroy_process_group()

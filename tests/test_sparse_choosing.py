@@ -1,48 +1,61 @@
-import time
 from functools import partial
 
+import pytest
+
+from prunekit.sparse import choosing
 from prunekit.sparse.choosing import measure
 
 
-def calls(**milliseconds):
-    counts = dict.fromkeys(milliseconds, 0)
+@pytest.fixture
+def calls(clock):
+    """Return a function that gives counts, and forms that take so many milliseconds each."""
+    clock(choosing)
 
-    def call(form):
-        counts[form] += 1
-        time.sleep(milliseconds[form] / 1e3)
+    def make(**milliseconds):
+        counts = dict.fromkeys(milliseconds, 0)
 
-    return counts, {form: partial(call, form) for form in milliseconds}
+        def call(form):
+            counts[form] += 1
+            clock.sleep(milliseconds[form] / 1e3)
+
+        return counts, {form: partial(call, form) for form in milliseconds}
+
+    return make
 
 
-def test_the_fastest_form_is_chosen_and_what_is_hopeless_is_timed_twice():
+def test_the_fastest_form_is_chosen_and_what_is_hopeless_is_timed_twice(calls):
     counts, forms = calls(dense=10, vectors=4, columns=100)
     timing = measure(forms, 8, 16)
     assert (timing.batch_size, timing.size, timing.form) == (8, 16, "vectors")
-    assert 0.3 < timing.ratio < 0.7
-    assert timing.ratios["columns"] > 5
-    assert 9 < timing.milliseconds["dense"] < 20
+    assert timing.ratio == pytest.approx(0.4)
+    assert timing.ratios["columns"] == pytest.approx(10)
+    assert timing.milliseconds == pytest.approx({"dense": 10, "vectors": 4, "columns": 100})
     assert counts["columns"] == 5  # once to warm up, and once before each
-    assert counts["dense"] >= 6
+    assert counts["dense"] == counts["vectors"] >= 11
 
 
-def test_a_form_that_hardly_wins_is_not_taken():
-    timing = measure(calls(dense=10, columns=9.9)[1], 1, 1)
-    assert timing.form == "dense"
-    assert timing.ratio == 1
+@pytest.mark.parametrize(("columns", "chosen"), [(9.6, "dense"), (9.4, "columns")])
+def test_a_form_that_hardly_wins_is_not_taken(calls, columns, chosen):
+    timing = measure(calls(dense=10, columns=columns)[1], 1, 1)
+    assert timing.form == chosen
+    assert timing.ratio == pytest.approx(1 if chosen == "dense" else 0.94)
 
 
-def test_the_worse_of_median_and_shortest_time_counts():
-    _, forms = calls(dense=10, columns=2)
+def test_the_worse_of_median_and_shortest_time_counts(calls, clock):
+    _, forms = calls(dense=10)
     slow = iter([0, 0, 0, 0, 1] * 100)
 
     def sometimes():
-        time.sleep(0.002 if next(slow) else 0.02)
+        clock.sleep(0.002 if next(slow) else 0.02)
 
     # It is slower nearly always, but its shortest time is short.
-    assert measure(forms | {"columns": sometimes}, 1, 1).form == "dense"
+    timing = measure(forms | {"columns": sometimes}, 1, 1)
+    assert timing.form == "dense"
+    assert timing.ratios["columns"] == pytest.approx(2)
 
 
-def test_measuring_takes_little_time():
-    began = time.perf_counter()
-    measure(calls(dense=1, vectors=1)[1], 1, 1)
-    assert time.perf_counter() - began < 2
+@pytest.mark.parametrize(("milliseconds", "turns"), [(1, 25), (10, 7), (1000, 5)])
+def test_measuring_takes_a_quarter_of_a_second_or_25_turns_but_at_least_five(calls, milliseconds, turns):
+    counts, forms = calls(dense=milliseconds, vectors=milliseconds)
+    measure(forms, 1, 1)
+    assert counts == {"dense": 1 + 2 * turns, "vectors": 1 + 2 * turns}

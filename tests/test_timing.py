@@ -2,6 +2,7 @@ import time
 
 import pytest
 
+from prunekit import timing
 from prunekit.timing import Latency, interleaved, take_turns
 
 
@@ -24,20 +25,30 @@ def test_a_ratio_is_taken_within_turns():
     assert ours.ratio(theirs) == 0.5
 
 
-def test_short_calls_are_timed_more_often_and_each_at_least_five_times():
-    times = interleaved({"short": lambda: None, "long": lambda: time.sleep(0.01)}, seconds=0.0)
+def test_short_calls_are_timed_more_often_and_each_at_least_five_times(clock):
+    clock(timing)
+    times = interleaved({"short": lambda: clock.sleep(1e-4), "long": lambda: clock.sleep(0.01)}, seconds=0.0)
     assert times["long"].calls == 5
-    assert times["short"].calls > 100
-    assert times["long"].median >= 0.01
-    for timing in times.values():
-        assert 0 <= timing.lower <= timing.median <= timing.upper
+    assert times["short"].calls == pytest.approx(5 * 5e-3 / 1e-4, abs=5)
+    for latency, took in ((times["long"], 0.01), (times["short"], 1e-4)):
+        assert (latency.lower, latency.median, latency.upper) == pytest.approx((took, took, took))
 
 
-def test_the_time_given_bounds_the_turns():
-    began = time.perf_counter()
-    times = interleaved({"sleep": lambda: time.sleep(0.005)}, seconds=0.1)
-    assert time.perf_counter() - began < 5
-    assert 5 <= times["sleep"].calls <= 40
+def test_calls_that_take_no_time_that_a_clock_can_tell_are_timed_often(clock):
+    clock(timing)
+    assert interleaved({"none": lambda: None}, seconds=0.0)["none"].calls == pytest.approx(5 * 5e-3 / 1e-6, abs=5)
+
+
+def test_the_time_given_bounds_the_turns(clock):
+    clock(timing)
+    times = interleaved({"sleep": lambda: clock.sleep(0.00501)}, seconds=0.1)
+    assert times["sleep"].calls == 19
+    assert clock.now == pytest.approx(0.00501 * (3 + 19))
+
+
+def test_calls_are_timed_by_the_clock_on_the_wall():
+    times = interleaved({"sleep": lambda: time.sleep(0.01)}, seconds=0.0)
+    assert times["sleep"].lower >= 0.01
 
 
 def test_a_call_that_fails_is_not_timed():

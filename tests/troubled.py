@@ -130,8 +130,11 @@ def _end_all():
 
 def _end_launcher():
     """Send SIGTERM to the process that started this one, and wait until it has passed it on."""
+    told, handler = [], signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda *arguments: (told.append(True), handler(*arguments)))
     os.kill(os.getppid(), signal.SIGTERM)
-    time.sleep(3)
+    while not told:
+        time.sleep(0.01)
 
 
 _ACTS = {
