@@ -9,9 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # The same code gets the same verdict, however busy the machine. New examples: pytest --hypothesis-profile=default
-settings.register_profile(
-    "repeatable", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True
-)
+settings.register_profile("repeatable", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repeatable")
 
 ROOT = Path(__file__).parent

@@ -202,7 +202,7 @@ class Ranks:
     them gave; an error of one is an ``AssertionError`` with its traceback, and the processes start anew.
     """
 
-    patience = 100  # seconds; a rank that waits for ever for another one is what tests like these find
+    patience = 400  # seconds, on a machine however busy; a rank that waits for ever is what tests like these find
 
     def __init__(self, count, folders):
         self._count, self._folders = count, folders

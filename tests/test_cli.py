@@ -174,6 +174,16 @@ def test_a_flag_of_one_kind_replaces_the_other_kind_in_a_recipe(
     assert "compression ratio 0.25" in lines(capsys)[-1]
 
 
+@pytest.mark.parametrize("arguments", [[], ["masks"]])
+def test_a_command_that_lacks_its_next_word_shows_its_help(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert main(arguments) == 2
+    shown = capsys.readouterr().err
+    assert main([*arguments, "--help"]) == 0
+    assert capsys.readouterr().out == shown
+
+
 def test_an_interrupt_ends_with_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(**_: object) -> None:
         raise KeyboardInterrupt

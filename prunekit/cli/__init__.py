@@ -71,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":
             click.echo(_with_notes(stopped), err=True)
         return stopped.code
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return USER_ERROR
     except click.UsageError as error:
         place = f"; see '{error.ctx.command_path} --help'" if error.ctx else ""
         return _fail(f"{error.format_message().rstrip('.')}{place}", USER_ERROR)
