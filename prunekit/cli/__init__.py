@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return stopped.code
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        return USER_ERROR
+        code = USER_ERROR
     except click.UsageError as error:
         place = f"; see '{error.ctx.command_path} --help'" if error.ctx else ""
         return _fail(f"{error.format_message().rstrip('.')}{place}", USER_ERROR)
