@@ -81,8 +81,8 @@ class Work:
 
     @classmethod
     def here(cls, folder: Path, device: str, jobs: int | None, *, kept_correlation: bool) -> "Work":
-        """Share out what this machine has: a GPU each, or one core each."""
-        cores = os.cpu_count() or 1
+        """Share out what this process may use of the machine: a GPU each, or one core each."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
         devices = gpus if device in {"auto", "cuda"} and gpus else [device]
         jobs = jobs or (len(gpus) if devices == gpus else max(1, cores if device in {"auto", "cpu"} else 1))

@@ -166,7 +166,8 @@ def test_a_run_whose_process_dies_is_named(tmp_path, jobs):
 
 
 def test_work_shares_out_the_cores_of_this_machine(tmp_path, monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)  # of a batch job
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     here = Work.here(tmp_path, "auto", None, kept_correlation=False)
     assert (here.jobs, here.threads, here.devices) == (8, 1, ("auto",) * 8)
