@@ -1,9 +1,10 @@
 """Checkpoints: everything a run needs to go on exactly where it stopped, in one safetensors file.
 
-Tensors are tensors; all else is JSON in the file's header. A file is complete or absent. It must not know
-what a stage or a plan is; positions are two numbers.
+Tensors are tensors; all else is JSON in the file's header. A file is complete or absent, and a digest tells one that
+was damaged later. It must not know what a stage or a plan is; positions are two numbers.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -19,7 +21,7 @@ from prunekit.files import remove_whole, write_atomically
 from prunekit.tensor_files import open_tensors, read_header
 
 _HEADER = "prunekit"
-_VERSION = 1
+_VERSION = 2
 # A folder holds a checkpoint that several processes wrote together, see ``prunekit.sharded_checkpoints``.
 _NAME = re.compile(r"stage-(\d+)-step-(\d+)\.(safetensors|sharded)")
 
@@ -53,6 +55,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path
     """
     flat, header = flatten(checkpoint)
     tensors = {key: tensor.cpu().contiguous().clone() for key, tensor in flat.items()}
+    header["digest"] = _digest(tensors, header)
     path = checkpoint_path(folder, checkpoint.stage, checkpoint.step)
     # One metadata key: safetensors writes several in no stable order.
     write_atomically(path, save(tensors, metadata={_HEADER: json.dumps(header, sort_keys=True)}))
@@ -61,7 +64,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path
 
 
 def flatten(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors of a checkpoint, "<group>/<name>" each, and all else as JSON."""
+    """Return the tensors of a checkpoint, "<group>/<name>" each, and all else as JSON gives it back.
+
+    Raises:
+        CheckpointError: when the optimiser keeps what is neither.
+    """
     tensors = {
         f"{group}/{name}": tensor.detach()
         for group, members in checkpoint.tensors.items()
@@ -80,7 +87,13 @@ def flatten(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "optimizer": optimizer,
         "facts": checkpoint.facts,
     }
-    return tensors, header
+    try:
+        return tensors, json.loads(json.dumps(header))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the optimiser keeps what no checkpoint can hold ({error}); of its state and its groups, let each entry be "
+            "a number, text or a list of such, and in the state also a tensor"
+        ) from error
 
 
 def checkpoint_path(folder: Path, stage: int, step: int, kind: str = "safetensors") -> Path:
@@ -128,7 +141,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read one checkpoint.
 
     Raises:
-        CheckpointError: when the file is missing, cut short or not a checkpoint.
+        CheckpointError: when the file is missing, cut short, damaged or not a checkpoint.
     """
     try:
         with open_tensors(path, CheckpointError) as file:
@@ -136,9 +149,21 @@ def load_checkpoint(path: Path) -> Checkpoint:
             if header is None:
                 raise CheckpointError(f"checkpoint {path} cannot be read: it has no entry {_HEADER!r}; is it one?")
             flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
+        digest = header.pop("digest", None)
+        if header["version"] == _VERSION and digest != _digest(flat, header):
+            raise CheckpointError(f"checkpoint {path} cannot be read: its content was changed after it was written")
         return restored(header, flat, path)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of contiguous tensors and of all else."""
+    hashed = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for key in sorted(tensors):
+        hashed.update(key.encode())
+        hashed.update(tensors[key].reshape(-1).view(torch.uint8).numpy())
+    return hashed.hexdigest()
 
 
 def restored(header: Mapping[str, Any], flat: Mapping[str, Tensor], path: Path) -> Checkpoint:

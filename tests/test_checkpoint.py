@@ -80,6 +80,22 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_it_used(tmp_path):
     assert path.name in broken[0]
 
 
+def saved_in(folder):
+    tensors = {"model": {"w": torch.arange(4.0), "n": torch.tensor(3), "none": torch.empty(0, dtype=torch.bfloat16)}}
+    optimizer = {"state": {0: {"step": 3}}, "param_groups": [{"lr": 0.25, "betas": (0.5, 0.75), "params": [0]}]}
+    return save_checkpoint(folder, Checkpoint(0, 1, tensors, optimizer, {"loss": [0.125, float("nan")]}))
+
+
+def test_no_bit_of_a_checkpoint_changes_unnoticed(tmp_path):
+    path = saved_in(tmp_path)
+    whole = path.read_bytes()
+    load_checkpoint(path)
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(CheckpointError, match=path.name):
+            load_checkpoint(path)
+
+
 def test_nothing_but_broken_checkpoints_is_an_error_and_an_empty_folder_is_none(tmp_path):
     assert newest_checkpoint(tmp_path) == (None, [])
     (tmp_path / "stage-000-step-00000001.safetensors").write_bytes(b"")
