@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,17 @@ def test_a_signal_ends_the_step_and_leaves_a_checkpoint_and_the_way_on(capfd, si
         "go on with: prunekit run --resume run"
     )
     ends_alike()
+
+
+def test_a_signal_that_ends_the_reader_of_the_messages_too_costs_no_step():
+    Path("trouble").write_text("loss 7 SIGINT")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as pipe:  # noqa: PTH123 - it has no path
+        command = [sys.executable, "-m", "prunekit", *COMMAND, "--out", "run"]
+        stopped = subprocess.run(command, stdout=pipe, stderr=pipe, check=False)  # noqa: S603 - the command is the one above
+    assert stopped.returncode == 130
+    assert checkpoints() == ["stage-000-step-00000007.safetensors"]
 
 
 @pytest.mark.parametrize("option", ["task.norm=true", "task.draws=true"])
