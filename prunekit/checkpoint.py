@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from prunekit.errors import CheckpointError
+from prunekit.errors import CheckpointError, ResumeError
 from prunekit.files import remove_whole, write_atomically
 from prunekit.tensor_files import open_tensors, read_header
 
@@ -203,6 +203,9 @@ def newest_checkpoint(
     """Return the newest checkpoint that can be read, and what was wrong with newer ones; ``load`` reads one.
 
     A folder without any gives ``None``: the run starts at the beginning.
+
+    Raises:
+        ResumeError: when there are some, and none can be read.
     """
     broken: list[str] = []
     for path in reversed(_checkpoints(folder)):
@@ -211,7 +214,7 @@ def newest_checkpoint(
         except CheckpointError as error:
             broken.append(str(error))
     if broken:
-        raise CheckpointError(f"no checkpoint in {folder} can be read: {'; '.join(broken)}")
+        raise ResumeError(f"no checkpoint in {folder} can be read: {'; '.join(broken)}")
     return None, broken
 
 

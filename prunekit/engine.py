@@ -110,6 +110,7 @@ def _run(
     if own_rank() > 0:
         pass
     elif resume:
+        folder.check_plan(attrs.asdict(prepared.plan))
         folder.tidy()
     else:
         folder.create(force=force)

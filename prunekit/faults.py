@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import dataloader
 
 from prunekit.checkpoint import newest_path
-from prunekit.errors import Interrupted, NotFiniteError, PrunekitError, TrainingError
+from prunekit.errors import Interrupted, NotFiniteError, PrunekitError, ResumeError, TrainingError
 from prunekit.ranks import rank_count
 from prunekit.run_folder import RunFolder
 from prunekit.state import RunState
@@ -49,7 +49,7 @@ def in_words(error: BaseException, state: RunState, loop: Loop | None = None) ->
 
 def add_way_on(error: BaseException, folder: RunFolder) -> None:
     """Note on an error how to go on with the run, where that makes sense."""
-    if isinstance(error, NotFiniteError):  # the same steps would come to the same
+    if isinstance(error, NotFiniteError | ResumeError):  # the same again would come to the same
         return
     try:
         resumable = folder.config.is_file()
@@ -75,7 +75,8 @@ def _explained(error: BaseException, state: RunState, loop: Loop | None) -> Prun
     if workers and _is_of_dead_worker(error):
         how = " ".join(text.split()).rstrip(". ") or "it is gone"
         return TrainingError(
-            f"a data worker died ({how}), perhaps for lack of memory; try fewer (-o training.workers={workers // 2})"
+            f"a data worker died ({how}), perhaps for lack of memory; try fewer (workers = {workers // 2} in "
+            f"{state.folder.config})"
         )
     return None
 

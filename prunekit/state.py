@@ -19,7 +19,7 @@ from torch import Tensor
 
 from prunekit.checkpoint import Checkpoint, newest_checkpoint, remove_older, save_checkpoint
 from prunekit.config import RunConfig
-from prunekit.errors import CheckpointError, NotFiniteError
+from prunekit.errors import CheckpointError, NotFiniteError, ResumeError
 from prunekit.events import StageFinished
 from prunekit.finding import parameter_name
 from prunekit.fully_sharded import is_fully_sharded
@@ -106,7 +106,7 @@ class RunState:
     def _check_nothing_was_given(self) -> None:
         """Refuse to begin a resumed run anew without what it was given: a copy of that is its first checkpoint."""
         if self.config.masks is not None or self.config.weights is not None:
-            raise CheckpointError(
+            raise ResumeError(
                 f"there is no checkpoint in {self.folder.checkpoints}, so the masks and weights that the run was given "
                 "are lost; start it again"
             )
@@ -203,7 +203,7 @@ class RunState:
             The checkpoint (``None`` when the run had not got so far), and what was wrong with newer ones.
 
         Raises:
-            CheckpointError: when none can be read, or it is of another network.
+            ResumeError: when none can be read, or it is of another network.
         """
         checkpoint, broken = newest_checkpoint(self.folder.checkpoints, partial(load_any, model=self.prepared.model))
         places = gather_numbers([-1, -1] if checkpoint is None else [checkpoint.stage, checkpoint.step])
@@ -230,7 +230,7 @@ class RunState:
             self.began = time.perf_counter() - checkpoint.facts["seconds"]
             self.stage_began = checkpoint.facts["stage_began"]
         except (RuntimeError, KeyError, cattrs.BaseValidationError) as error:
-            raise CheckpointError(
+            raise ResumeError(
                 f"the checkpoint in {self.folder.checkpoints} does not fit the run: {error}"
             ) from error
         if own_rank() == 0:
@@ -248,7 +248,7 @@ class RunState:
             if not restore_random_states(checkpoint.tensors["random"]):  # the run had fewer ranks
                 torch.manual_seed(self.seeds.derive("training", checkpoint.stage, own_rank(), checkpoint.step))
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"the checkpoint does not fit the optimiser of the task: {error}") from error
+            raise ResumeError(f"the checkpoint does not fit the optimiser of the task: {error}") from error
 
     def keep_weights(self, start: Start) -> None:
         """Write the weights that a later stage is to start from; the first rank does."""

@@ -141,9 +141,11 @@ def test_a_dead_data_worker_is_named_and_costs_no_step(capfd):
     workers = ["-o", "training.workers=1"]
     assert run(*workers, trouble="batch 6 SIGKILL") == 2
     error = message(capfd)
-    assert re.search(r"error: a data worker died \(.+\), .*try fewer \(-o training.workers=0\); ", error)
+    assert re.search(r"error: a data worker died \(.+\), .*try fewer \(workers = 0 in run/config.toml\); ", error)
     assert re.search(r"the newest checkpoint is \S+/stage-000-step-0000000\d\.safetensors; go on with: ", error)
-    ends_alike(*workers)
+    recipe = Path("run/config.toml")
+    recipe.write_text(recipe.read_text().replace("workers = 1", "workers = 0"))
+    ends_alike("-o", "training.workers=0")
 
 
 def test_too_little_memory_says_what_fills_it(capfd):
@@ -245,6 +247,26 @@ def test_without_leave_the_first_bad_step_ends_the_run(capfd):
     assert "the loss is nan at step 7 of 13" in error
     assert "go on with" not in error  # which would end in the same way
     assert checkpoints() == ["stage-000-step-00000004.safetensors"]
+
+
+def test_other_stages_than_those_it_began_with_are_refused_and_no_way_on_is_named(capfd):
+    assert run() == 0
+    recipe = Path("run/config.toml")
+    recipe.write_text(recipe.read_text().replace("hidden=1/4", "hidden=1/8"))
+    assert main(["run", "--resume", "run"]) == 2
+    error = message(capfd)
+    assert "run/config.toml now gives other stages than run/plan.json" in error
+    assert "go on with" not in error
+
+
+def test_where_no_checkpoint_can_be_read_no_way_on_is_named(capfd):
+    assert run() == 0
+    for name in checkpoints():
+        Path("run/checkpoints", name).write_bytes(b"")
+    assert main(["run", "--resume", "run"]) == 2
+    error = message(capfd)
+    assert "no checkpoint in run/checkpoints can be read" in error
+    assert "go on with" not in error
 
 
 def test_a_run_that_is_at_work_is_not_resumed_by_a_second_process(workplace, capfd):
