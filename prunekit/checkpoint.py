@@ -53,14 +53,23 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path
     Raises:
         CheckpointError: when it cannot be written; what was there stays.
     """
+    path = checkpoint_path(folder, checkpoint.stage, checkpoint.step)
+    write_checkpoint(path, checkpoint)
+    keep_newest(path, keep)
+    return path
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint where others do not count or remove it.
+
+    Raises:
+        CheckpointError: when it cannot be written; what was there stays.
+    """
     flat, header = flatten(checkpoint)
     tensors = {key: tensor.cpu().contiguous().clone() for key, tensor in flat.items()}
     header["digest"] = _digest(tensors, header)
-    path = checkpoint_path(folder, checkpoint.stage, checkpoint.step)
     # One metadata key: safetensors writes several in no stable order.
     write_atomically(path, save(tensors, metadata={_HEADER: json.dumps(header, sort_keys=True)}))
-    keep_newest(path, keep)
-    return path
 
 
 def flatten(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -91,8 +100,8 @@ def flatten(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return tensors, json.loads(json.dumps(header))
     except (TypeError, ValueError) as error:
         raise CheckpointError(
-            f"the optimiser keeps what no checkpoint can hold ({error}); of its state and its groups, let each entry be "
-            "a number, text or a list of such, and in the state also a tensor"
+            f"the optimiser cannot be saved ({error}); let its groups hold numbers, text and lists of them, its state "
+            "tensors too, each under its own name"
         ) from error
 
 
@@ -162,7 +171,7 @@ def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
     hashed = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for key in sorted(tensors):
         hashed.update(key.encode())
-        hashed.update(tensors[key].reshape(-1).view(torch.uint8).numpy())
+        hashed.update(tensors[key].reshape(-1).view(torch.uint8).numpy().data)
     return hashed.hexdigest()
 
 

@@ -13,11 +13,16 @@ from typing import Any
 import attrs
 import cattrs
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from prunekit.checkpoint import Checkpoint, newest_checkpoint, remove_older, save_checkpoint
+from prunekit.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    newest_checkpoint,
+    remove_older,
+    save_checkpoint,
+    write_checkpoint,
+)
 from prunekit.config import RunConfig
 from prunekit.errors import CheckpointError, NotFiniteError, ResumeError
 from prunekit.events import StageFinished
@@ -230,9 +235,7 @@ class RunState:
             self.began = time.perf_counter() - checkpoint.facts["seconds"]
             self.stage_began = checkpoint.facts["stage_began"]
         except (RuntimeError, KeyError, cattrs.BaseValidationError) as error:
-            raise ResumeError(
-                f"the checkpoint in {self.folder.checkpoints} does not fit the run: {error}"
-            ) from error
+            raise ResumeError(f"the checkpoint in {self.folder.checkpoints} does not fit the run: {error}") from error
         if own_rank() == 0:
             remove_older(self.folder.checkpoints, checkpoint, self.prepared.training.keep_checkpoints)
         return checkpoint, notes
@@ -254,7 +257,7 @@ class RunState:
         """Write the weights that a later stage is to start from; the first rank does."""
         weights = whole_state(self.prepared.model)
         if own_rank() == 0:
-            save_weights(self._weights_file(start), weights)
+            write_checkpoint(self._weights_file(start), Checkpoint(0, start.step, {"model": weights}, None, {}))
 
     def start_weights(self, start: Start, stage: int) -> None:
         """Give the model the weights that a stage starts from."""
@@ -267,12 +270,11 @@ class RunState:
             return
         load_whole_state(model, source)
 
-    def _kept_weights(self, start: Start) -> dict[str, Tensor]:
-        path = self._weights_file(start)
+    def _kept_weights(self, start: Start) -> Mapping[str, Tensor]:
         try:
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"the weights to start from, {path}, cannot be read: {error}") from error
+            return load_checkpoint(self._weights_file(start)).tensors["model"]
+        except CheckpointError as error:
+            raise ResumeError(f"the weights to start from are lost: {error}; start another run") from error
 
     def _weights_file(self, start: Start) -> Path:
         return self.folder.checkpoints / f"weights-{start.kind}-{start.step:08d}.safetensors"

@@ -15,7 +15,14 @@ def test_files_and_options_that_are_paths_become_absolute_and_nothing_else(tmp_p
         "    many: tuple[Path, ...] | None = None\n    named: dict[str, Path] = attrs.field(factory=dict)\n"
     )
     recipe = {
-        "task": {"name": "mine.py:Mine", "there": "a/b", "text": "a/b", "other": "none", "many": ["a", "/b"], "named": {"c": "d"}},
+        "task": {
+            "name": "mine.py:Mine",
+            "there": "a/b",
+            "text": "a/b",
+            "other": "none",
+            "many": ["a", "/b"],
+            "named": {"c": "d"},
+        },
         "masks": "m",
         "weights": "/w",
         "out": "../runs",

@@ -47,6 +47,16 @@ def test_training_goes_on_from_a_checkpoint_to_the_last_bit(tmp_path, make_optim
     assert loaded.tensors["masks"] == {}
 
 
+@pytest.mark.parametrize(
+    ("state", "group"), [({"history": [torch.ones(1)]}, {}), ({}, {"lr": torch.tensor(0.1)}), ({}, {"lr": {0.1}})]
+)
+def test_an_optimiser_that_cannot_be_saved_is_told(tmp_path, state, group):
+    optimizer = {"state": {0: state}, "param_groups": [{"params": [0], **group}]}
+    with pytest.raises(CheckpointError, match=r"the optimiser cannot be saved \(Object of type (Tensor|set)"):
+        save_checkpoint(tmp_path, Checkpoint(0, 1, {"model": {"w": torch.ones(1)}}, optimizer, {}))
+    assert not list(tmp_path.iterdir())
+
+
 def test_only_the_newest_checkpoints_are_kept_and_the_newest_is_found(tmp_path):
     for stage, step in [(0, 5), (0, 10), (1, 0), (1, 100000)]:
         save_checkpoint(tmp_path, Checkpoint(stage, step, {"model": {"w": torch.ones(2)}}, None, {}))

@@ -259,6 +259,17 @@ def test_other_stages_than_those_it_began_with_are_refused_and_no_way_on_is_name
     assert "go on with" not in error
 
 
+def test_weights_to_go_back_to_that_were_damaged_are_named(capfd):
+    assert run("--schedule", "iterative", trouble="loss 7 SIGTERM") == 143
+    path = Path("run/checkpoints/weights-initial-00000000.safetensors")
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert main(["run", "--resume", "run"]) == 2
+    error = message(capfd)
+    assert f"the weights to start from are lost: checkpoint {path} cannot be read: its content was changed" in error
+    assert "go on with" not in error
+
+
 def test_where_no_checkpoint_can_be_read_no_way_on_is_named(capfd):
     assert run() == 0
     for name in checkpoints():
