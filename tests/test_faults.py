@@ -88,7 +88,7 @@ def test_a_signal_that_ends_the_reader_of_the_messages_too_costs_no_step():
     assert checkpoints() == ["stage-000-step-00000007.safetensors"]
 
 
-@pytest.mark.parametrize("option", ["task.norm=true", "task.draws=true"])
+@pytest.mark.parametrize("option", ["task.norm=true", "task.draws=true", "task.counts=true"])
 def test_a_signal_counts_at_the_end_of_the_step_whatever_the_task(option):
     options = ["-o", option, "-o", "training.accumulate=2"]
     assert run(*options, trouble="loss 19 SIGTERM") == 143  # the first batch of the tenth step
@@ -166,6 +166,20 @@ def test_after_running_statistics_have_moved_on_the_checkpoint_before_stays(capf
     assert run(*options, trouble="loss 12 memory") == 2
     assert "the newest checkpoint is run/checkpoints/stage-000-step-00000004.safetensors" in message(capfd)
     ends_alike(*options)
+
+
+@pytest.mark.parametrize("option", ["task.norm=true", "task.draws=true", "task.counts=true"])
+def test_what_a_failed_step_has_moved_is_not_saved(option):
+    options = ["-o", option, *OFTEN]
+    assert run(*options, trouble="forward 7 memory") == 2
+    assert checkpoints() == ["stage-000-step-00000004.safetensors"]
+    ends_alike(*options)
+
+
+def test_an_error_before_the_first_step_of_a_stage_costs_its_first_mask_update_and_no_line_of_the_log():
+    assert run(trouble="loss 14 memory") == 2
+    assert checkpoints() == ["stage-001-step-00000000.safetensors"]
+    ends_alike()
 
 
 def test_a_bug_keeps_its_traceback_and_is_told_the_way_on():
