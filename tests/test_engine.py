@@ -40,6 +40,14 @@ class Stopper:
             raise KeyboardInterrupt
 
 
+class Hopeless:
+    """Fails when it is told that the run has stopped."""
+
+    @hookimpl
+    def prunekit_run_stopped(self, event):
+        raise ZeroDivisionError("a bug")
+
+
 class Dropout(ToyNetwork):
     """Draws from torch's global generator in training, as dropout does."""
 
@@ -138,6 +146,12 @@ def test_every_schedule_goes_on_from_the_middle_to_the_same_bytes(toy_run, sched
 def test_sums_over_training_steps_are_resumed_to_the_same_bytes(toy_run, schedule, stop):
     recipe = {**RECIPE, "task": {"name": "dropout"}, "criterion": {"name": "movement"}, "schedule": {"name": schedule}}
     ends_alike(toy_run, recipe, stop)
+
+
+def test_what_stops_a_run_is_told_also_where_a_plugin_fails_to_hear_of_it(toy_run):
+    with pytest.raises(KeyboardInterrupt) as raised:
+        toy_run(RECIPE, [Stopper(0, 5), Hopeless()])
+    assert raised.value.__notes__[-1] == "a plugin that was told of it failed: ZeroDivisionError: a bug"
 
 
 def test_resuming_a_finished_run_trains_nothing_and_gives_its_table(toy_run, capsys):

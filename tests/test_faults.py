@@ -121,6 +121,13 @@ def test_a_signal_in_statistics_between_steps_keeps_the_steps_before_them():
     ends_alike(*options, beside=checkpoints()[-1])
 
 
+def test_a_run_without_a_checkpoint_begins_anew_and_says_so(capfd):
+    assert run(trouble="loss 7 twice") == 130
+    assert "there is no checkpoint yet" in message(capfd)
+    ends_alike()
+    assert "note: there is no checkpoint; the run begins anew" in capfd.readouterr().err
+
+
 def test_a_second_interrupt_stops_at_once_with_the_checkpoint_there_was(capfd):
     assert run(*OFTEN, trouble="loss 7 twice") == 130
     assert "stopped at once by SIGINT; the newest checkpoint is run/checkpoints/stage-000-step-00000004" in message(
