@@ -90,8 +90,8 @@ class Rescue:
         except CheckpointError as failure:
             if not isinstance(error, CheckpointError):  # of a disk that is full once is enough
                 error.add_note(f"no checkpoint of step {step} could be written: {failure}")
-        except (PrunekitError, RuntimeError):  # weights that are no numbers, a device that is gone
-            self.lose()
+        except (PrunekitError, RuntimeError, MemoryError):
+            pass  # weights that are no numbers, a device that is gone, no room for a copy: what ends the stage is told
 
     def _is_whole(self) -> bool:
         """Say whether nothing has moved on since the last mark that could not be taken back."""

@@ -189,6 +189,15 @@ def test_an_error_before_the_first_step_of_a_stage_costs_its_first_mask_update_a
     ends_alike()
 
 
+def test_too_little_memory_for_any_batch_is_told_without_the_figures_of_one(capfd):
+    assert run(*OFTEN, trouble="batch 7 always-memory") == 2
+    error = message(capfd)
+    assert "error: out of memory on cpu: accumulate 1, fp32; weights" in error
+    assert "the newest checkpoint is run/checkpoints/stage-000-step-00000006.safetensors" in error
+    Path("trouble").unlink()
+    ends_alike(*OFTEN)
+
+
 def test_a_bug_keeps_its_traceback_and_is_told_the_way_on():
     with pytest.raises(ZeroDivisionError) as raised:
         run(trouble="loss 7 bug")

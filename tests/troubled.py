@@ -107,10 +107,9 @@ def happen(where):
     if int(left) > 1:
         write_atomically(path, f"{place} {int(left) - 1} {what}".encode())  # several processes read it
         return None
-    if what == "always-nan":
-        return float("nan")
-    path.unlink()
-    return _ACTS[what]()
+    if not what.startswith("always-"):
+        path.unlink()
+    return _ACTS[what.removeprefix("always-")]()
 
 
 def _make_read_only():
