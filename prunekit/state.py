@@ -30,6 +30,7 @@ from prunekit.finding import parameter_name
 from prunekit.fully_sharded import is_fully_sharded
 from prunekit.hardware import Hardware
 from prunekit.interruption import Interruption
+from prunekit.masking import Keeper, match
 from prunekit.masks import Masks
 from prunekit.optimizers import in_weights_order
 from prunekit.preparation import Prepared
@@ -41,6 +42,7 @@ from prunekit.seeds import Seeds
 from prunekit.sharded_checkpoints import load_any, save_sharded
 from prunekit.sharding import load_whole_state, own_part, spread_like, spread_states, whole_state
 from prunekit.sparse_checkpoints import save_sparse, save_weights
+from prunekit.square_roots import lift
 from prunekit.tracing import no_traces, tracing
 from prunekit.training import Loop
 
@@ -190,6 +192,8 @@ class RunState:
             "stage_began": self.stage_began if step else self.seconds,
             "scaler": loop.scaler.state_dict() if loop else {},
         }
+        if loop is not None:
+            self._lift_dropped(loop)
         states = random_states(random)
         tensors = {"model": self.prepared.model.state_dict(), "masks": self.masks, "random": states}
         tensors |= {"traces": self.traces} if self.traces else {}
@@ -200,6 +204,11 @@ class RunState:
             save_sharded(self.folder.checkpoints, checkpoint, self.prepared.training.keep_checkpoints)
         elif own_rank() == 0:
             save_checkpoint(self.folder.checkpoints, checkpoint, self.prepared.training.keep_checkpoints)
+
+    def _lift_dropped(self, loop: Loop) -> None:
+        """Give what plays no part one value; else it would tell when masks were last held anew, so where a run went on."""
+        for parameter, mask in match(self.as_masks().tensors, self.prepared.network).values():
+            lift(loop.optimizer, parameter, Keeper(mask).part_for(parameter))
 
     def restore(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
         """Bring back model, masks and results from the newest good checkpoint.

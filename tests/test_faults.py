@@ -96,6 +96,12 @@ def test_a_signal_counts_at_the_end_of_the_step_whatever_the_task(option):
     ends_alike(*options)
 
 
+def test_checkpoints_of_pruned_layers_too_do_not_tell_that_the_run_was_stopped():
+    assert run(*OFTEN, trouble="loss 18 SIGTERM") == 143
+    assert checkpoints()[-1] == "stage-001-step-00000005.safetensors"
+    ends_alike(*OFTEN)
+
+
 def test_a_signal_at_the_last_step_of_a_stage_does_not_cost_the_stage():
     assert run(trouble="loss 13 SIGTERM") == 143
     assert checkpoints() == ["stage-000-step-00000013.safetensors"]
