@@ -4,6 +4,7 @@ It must not know what lies there.
 """
 
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,14 @@ def _choice(kind: Kind, choice: Choice, registry: Registry) -> Choice:
 
 
 def _absolute(value: Any) -> Any:
-    """Return an absolute path as text; what is none, and the word for none, stay."""
+    """Return an absolute path as text, or several; what is none, and the word for none, stay."""
+    if isinstance(value, list | tuple):
+        return [_absolute(part) for part in value]
+    if isinstance(value, Mapping):
+        return {key: _absolute(part) for key, part in value.items()}
     return value if value in (None, "none", "") or not isinstance(value, str | Path) else str(Path(value).absolute())
 
 
 def _is_path(kind: Any) -> bool:
-    return kind is Path or Path in typing.get_args(kind)
+    """Say whether an option is a path, or may be, or several."""
+    return kind is Path or any(map(_is_path, typing.get_args(kind)))

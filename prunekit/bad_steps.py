@@ -18,16 +18,16 @@ class BadSteps:
     """Finds bad steps and undoes them. To ask whether a step is bad waits for the device."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._buffers = list(model.buffers())
-        self._before = [buffer.clone() for buffer in self._buffers]
+        self._model = model  # whose forward pass may put others in the place of its buffers
+        self._before = [buffer.clone() for buffer in model.buffers()]
 
     def begin(self) -> None:
         """Note what a bad step is to be taken back to."""
-        _copy(self._buffers, self._before)
+        _copy(self._model.buffers(), self._before)
 
     def undo(self) -> None:
         """Bring the model's buffers back to where they were when the step began."""
-        _copy(self._before, self._buffers)
+        _copy(self._before, self._model.buffers())
 
     @staticmethod
     def is_bad(losses: Sequence[Tensor], parameters: Iterable[nn.Parameter], *, scaled: bool) -> bool:
@@ -46,6 +46,6 @@ class BadSteps:
         return bool(sum_over_ranks((~total.isfinite()).float()) > 0)
 
 
-def _copy(source: list[Tensor], target: list[Tensor]) -> None:
+def _copy(source: Iterable[Tensor], target: Iterable[Tensor]) -> None:
     for value, place in zip(source, target, strict=True):
         place.copy_(value)

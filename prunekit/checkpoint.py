@@ -1,9 +1,10 @@
 """Checkpoints: everything a run needs to go on exactly where it stopped, in one safetensors file.
 
-Tensors are tensors; all else is JSON in the file's header. A file is complete or absent. It must not know
-what a stage or a plan is; positions are two numbers.
+Tensors are tensors; all else is JSON in the file's header. A file is complete or absent, and a digest tells one that
+was damaged later. It must not know what a stage or a plan is; positions are two numbers.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -11,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from prunekit.errors import CheckpointError
+from prunekit.errors import CheckpointError, ResumeError
 from prunekit.files import remove_whole, write_atomically
 from prunekit.tensor_files import open_tensors, read_header
 
 _HEADER = "prunekit"
-_VERSION = 1
+_VERSION = 2
 # A folder holds a checkpoint that several processes wrote together, see ``prunekit.sharded_checkpoints``.
 _NAME = re.compile(r"stage-(\d+)-step-(\d+)\.(safetensors|sharded)")
 
@@ -51,17 +53,31 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path
     Raises:
         CheckpointError: when it cannot be written; what was there stays.
     """
-    flat, header = flatten(checkpoint)
-    tensors = {key: tensor.cpu().contiguous().clone() for key, tensor in flat.items()}
     path = checkpoint_path(folder, checkpoint.stage, checkpoint.step)
-    # One metadata key: safetensors writes several in no stable order.
-    write_atomically(path, save(tensors, metadata={_HEADER: json.dumps(header, sort_keys=True)}))
+    write_checkpoint(path, checkpoint)
     keep_newest(path, keep)
     return path
 
 
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint where others do not count or remove it.
+
+    Raises:
+        CheckpointError: when it cannot be written; what was there stays.
+    """
+    flat, header = flatten(checkpoint)
+    tensors = {key: tensor.cpu().contiguous().clone() for key, tensor in flat.items()}
+    header["digest"] = _digest(tensors, header)
+    # One metadata key: safetensors writes several in no stable order.
+    write_atomically(path, save(tensors, metadata={_HEADER: json.dumps(header, sort_keys=True)}))
+
+
 def flatten(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors of a checkpoint, "<group>/<name>" each, and all else as JSON."""
+    """Return the tensors of a checkpoint, "<group>/<name>" each, and all else as JSON gives it back.
+
+    Raises:
+        CheckpointError: when the optimiser keeps what is neither.
+    """
     tensors = {
         f"{group}/{name}": tensor.detach()
         for group, members in checkpoint.tensors.items()
@@ -80,7 +96,13 @@ def flatten(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "optimizer": optimizer,
         "facts": checkpoint.facts,
     }
-    return tensors, header
+    try:
+        return tensors, json.loads(json.dumps(header))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the optimiser cannot be saved ({error}); let its groups hold numbers, text and lists of them, its state "
+            "tensors too, each under its own name"
+        ) from error
 
 
 def checkpoint_path(folder: Path, stage: int, step: int, kind: str = "safetensors") -> Path:
@@ -128,7 +150,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read one checkpoint.
 
     Raises:
-        CheckpointError: when the file is missing, cut short or not a checkpoint.
+        CheckpointError: when the file is missing, cut short, damaged or not a checkpoint.
     """
     try:
         with open_tensors(path, CheckpointError) as file:
@@ -136,9 +158,21 @@ def load_checkpoint(path: Path) -> Checkpoint:
             if header is None:
                 raise CheckpointError(f"checkpoint {path} cannot be read: it has no entry {_HEADER!r}; is it one?")
             flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
+        digest = header.pop("digest", None)
+        if header["version"] == _VERSION and digest != _digest(flat, header):
+            raise CheckpointError(f"checkpoint {path} cannot be read: its content was changed after it was written")
         return restored(header, flat, path)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of contiguous tensors and of all else."""
+    hashed = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for key in sorted(tensors):
+        hashed.update(key.encode())
+        hashed.update(tensors[key].reshape(-1).view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
 
 
 def restored(header: Mapping[str, Any], flat: Mapping[str, Tensor], path: Path) -> Checkpoint:
@@ -178,6 +212,9 @@ def newest_checkpoint(
     """Return the newest checkpoint that can be read, and what was wrong with newer ones; ``load`` reads one.
 
     A folder without any gives ``None``: the run starts at the beginning.
+
+    Raises:
+        ResumeError: when there are some, and none can be read.
     """
     broken: list[str] = []
     for path in reversed(_checkpoints(folder)):
@@ -186,7 +223,7 @@ def newest_checkpoint(
         except CheckpointError as error:
             broken.append(str(error))
     if broken:
-        raise CheckpointError(f"no checkpoint in {folder} can be read: {'; '.join(broken)}")
+        raise ResumeError(f"no checkpoint in {folder} can be read: {'; '.join(broken)}")
     return None, broken
 
 

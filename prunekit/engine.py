@@ -79,7 +79,10 @@ def run(
     except BaseException as error:
         told = in_words(error, state)
         add_way_on(told, folder)
-        hook.prunekit_run_stopped(event=events.RunStopped(folder.path, f"{type(told).__name__}: {told}"))
+        try:
+            hook.prunekit_run_stopped(event=events.RunStopped(folder.path, f"{type(told).__name__}: {told}"))
+        except Exception as failure:  # noqa: BLE001 - any plugin's; the user is to see what ended the run
+            told.add_note(f"a plugin that was told of it failed: {type(failure).__name__}: {failure}")
         if told is error:
             raise
         raise told from error
@@ -110,6 +113,7 @@ def _run(
     if own_rank() > 0:
         pass
     elif resume:
+        folder.check_plan(attrs.asdict(prepared.plan))
         folder.tidy()
     else:
         folder.create(force=force)
@@ -118,6 +122,7 @@ def _run(
     wait_for_all()
     checkpoint, notes = state.restore() if resume or source is not None else (None, ())
     if checkpoint is None:
+        notes = ("there is no checkpoint; the run begins anew",) if resume else ()
         _begin(state)
     elif not resume:
         _describe(state)

@@ -27,6 +27,10 @@ class CheckpointError(PrunekitError):
     """A checkpoint or a run folder cannot be read, written or continued."""
 
 
+class ResumeError(CheckpointError):
+    """A run cannot go on from what is in its folder; to try again would end the same way."""
+
+
 class ExportError(PrunekitError):
     """A network cannot be written in some format, or what was written gives other outputs."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import dataloader
 
 from prunekit.checkpoint import newest_path
-from prunekit.errors import Interrupted, NotFiniteError, PrunekitError, TrainingError
+from prunekit.errors import Interrupted, NotFiniteError, PrunekitError, ResumeError, TrainingError
 from prunekit.ranks import rank_count
 from prunekit.run_folder import RunFolder
 from prunekit.state import RunState
@@ -49,7 +49,7 @@ def in_words(error: BaseException, state: RunState, loop: Loop | None = None) ->
 
 def add_way_on(error: BaseException, folder: RunFolder) -> None:
     """Note on an error how to go on with the run, where that makes sense."""
-    if isinstance(error, NotFiniteError):  # the same steps would come to the same
+    if isinstance(error, NotFiniteError | ResumeError):  # the same again would come to the same
         return
     try:
         resumable = folder.config.is_file()
@@ -75,7 +75,8 @@ def _explained(error: BaseException, state: RunState, loop: Loop | None) -> Prun
     if workers and _is_of_dead_worker(error):
         how = " ".join(text.split()).rstrip(". ") or "it is gone"
         return TrainingError(
-            f"a data worker died ({how}), perhaps for lack of memory; try fewer (-o training.workers={workers // 2})"
+            f"a data worker died ({how}), perhaps for lack of memory; try fewer (workers = {workers // 2} in "
+            f"{state.folder.config})"
         )
     return None
 
@@ -97,19 +98,27 @@ def _out_of_memory(state: RunState, loop: Loop | None) -> str:
         gradients = [parameter for parameter in state.prepared.model.parameters() if parameter.requires_grad]
         moments = [value for entry in loop.optimizer.state.values() for value in entry.values()]
         figures += [f"gradients {_mib(gradients)}", f"optimiser {_mib(moments)}"]
-    batch = state.prepared.task.batches("train", 0, state.seeds)[0]
+    batch = _batch(state)
     activations = _activations(state, batch)
     if activations is not None:
         figures.append(f"activations about {activations / _MIB:.1f} MiB in fp32")
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         figures.append(f"{free / _MIB:.0f} of {total / _MIB:.0f} MiB free")
-    size = next((len(tensor) for tensor in tensors_in(batch) if tensor.dim()), 1)
+    size = next((f"batches of {len(tensor)}, " for tensor in tensors_in(batch) if tensor.dim()), "")
     return (
-        f"out of memory on {device}: batches of {size}, accumulate {training.accumulate}, {training.precision}; "
+        f"out of memory on {device}: {size}accumulate {training.accumulate}, {training.precision}; "
         f"{', '.join(figures)}; take smaller batches and make up for them (-o training.accumulate="
         f"{2 * training.accumulate}), or less precision (-o training.precision=bf16)"
     )
+
+
+def _batch(state: RunState) -> Any:
+    """Return a batch like those of the run, or nothing where there is no memory for one either."""
+    try:
+        return state.prepared.task.batches("train", 0, state.seeds)[0]
+    except Exception:  # noqa: BLE001 - the task's own; the figures are a courtesy
+        return ()
 
 
 def _activations(state: RunState, batch: Any) -> int | None:

@@ -43,15 +43,18 @@ class Rescue:
     _versions: int = attrs.field(default=0, init=False)
     _handle: RemovableHandle = attrs.field(init=False)
 
-    def mark(self, step: int, *, every_generator: bool = False) -> None:
+    def mark(self, step: int, *, thoroughly: bool = False) -> None:
         """Say that so many steps are done, and nothing of the next one.
 
         Args:
             step: their number.
-            every_generator: note the states of NumPy's and Python's, too, which takes too long for every step.
+            thoroughly: whatever the step has done; to look for new buffers, and at the states of NumPy's and Python's
+                generators, takes too long for every step.
         """
         self._step = step
-        self._random |= random_state() if every_generator else torch_state()
+        self._random |= random_state() if thoroughly else torch_state()
+        if thoroughly:
+            self._buffers = self._find_buffers()
         self._versions = self._count_versions()
         self._stepping = False  # last: an interruption may come between any two lines
 
@@ -60,7 +63,7 @@ class Rescue:
         self._step = None
 
     def __enter__(self) -> Self:
-        self._buffers = list(self.state.prepared.model.buffers())
+        self._buffers = self._find_buffers()
         self._handle = self.loop.optimizer.register_step_pre_hook(self._begin_step)
         return self
 
@@ -76,8 +79,9 @@ class Rescue:
 
     def _save(self, error: BaseException) -> None:
         step = self._step
-        # Of several ranks all must save, and only a request to stop is known to all.
-        if step is None or not self._is_whole() or (rank_count() > 1 and not isinstance(error, KeyboardInterrupt)):
+        # Before the first step, what is there is the end of the stage before, from which its first updates are chosen
+        # again. Of several ranks all must save, and only a request to stop is known to all.
+        if not step or not self._is_whole() or (rank_count() > 1 and not isinstance(error, KeyboardInterrupt)):
             return
         try:
             self.read_losses(step)
@@ -86,18 +90,23 @@ class Rescue:
         except CheckpointError as failure:
             if not isinstance(error, CheckpointError):  # of a disk that is full once is enough
                 error.add_note(f"no checkpoint of step {step} could be written: {failure}")
-        except (PrunekitError, RuntimeError):  # weights that are no numbers, a device that is gone
-            self.lose()
+        except (PrunekitError, RuntimeError, MemoryError):
+            pass  # weights that are no numbers, a device that is gone, no room for a copy: what ends the stage is told
 
     def _is_whole(self) -> bool:
         """Say whether nothing has moved on since the last mark that could not be taken back."""
         if self._stepping or self._count_versions() != self._versions:
+            return False
+        if [*map(id, self._find_buffers())] != [*map(id, self._buffers)]:
             return False
         now = random_state()
         return all(torch.equal(now[name], kept) for name, kept in self._random.items() if name not in torch_state())
 
     def _begin_step(self, *_: object) -> None:
         self._stepping = True
+
+    def _find_buffers(self) -> list[Tensor]:
+        return list(self.state.prepared.model.buffers())
 
     def _count_versions(self) -> int:
         return sum(buffer._version for buffer in self._buffers)  # noqa: SLF001 - torch counts writes, and says so nowhere else

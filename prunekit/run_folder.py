@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from prunekit.errors import CheckpointError
+from prunekit.errors import CheckpointError, ResumeError
 from prunekit.files import make_writable_folder, refusal, remove_temporaries, sync_file, write_atomically
 
 
@@ -135,6 +135,22 @@ class RunFolder:
             raise CheckpointError(f"{self.path} holds no run to resume ({wrong if self._is_cut_off() else absent})")
         make_writable_folder(self.checkpoints)
 
+    def check_plan(self, plan: object) -> None:
+        """See that the stages are those that the run began with.
+
+        Raises:
+            ResumeError: when they are not; the recipe in the folder was changed, or a plugin.
+        """
+        try:
+            began = json.loads(self.plan.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return  # lost or damaged, and nothing else depends on it
+        if began != json.loads(_json(plan)):
+            raise ResumeError(
+                f"{self.config} now gives other stages than {self.plan}, with which the run began; undo what was "
+                "changed in it or in a plugin, or start another run"
+            )
+
     def tidy(self) -> None:
         """Remove what a run that was killed left half written; nobody else may be at work in the folder.
 
@@ -178,7 +194,11 @@ class RunFolder:
 
     def write_json(self, path: Path, content: object) -> None:
         """Write JSON that a person can read."""
-        write_atomically(path, (json.dumps(content, indent=2, default=str) + "\n").encode())
+        write_atomically(path, _json(content).encode())
+
+
+def _json(content: object) -> str:
+    return json.dumps(content, indent=2, default=str) + "\n"
 
 
 def free_folder(parent: Path, name: str) -> Path:

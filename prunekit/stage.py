@@ -101,7 +101,7 @@ class StageTraining:
         """Raise ``KeyboardInterrupt`` after a step where the user has asked to stop."""
         agreed = rank_count() == 1 or not self._unread  # at a look at the loss, all ranks have heard of it
         if agreed and self.state.stop.request is not None:
-            rescue.mark(step, every_generator=True)
+            rescue.mark(step, thoroughly=True)
             self.state.stop.obey()
 
     @property

@@ -13,18 +13,24 @@ from typing import Any
 import attrs
 import cattrs
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from prunekit.checkpoint import Checkpoint, newest_checkpoint, remove_older, save_checkpoint
+from prunekit.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    newest_checkpoint,
+    remove_older,
+    save_checkpoint,
+    write_checkpoint,
+)
 from prunekit.config import RunConfig
-from prunekit.errors import CheckpointError, NotFiniteError
+from prunekit.errors import CheckpointError, NotFiniteError, ResumeError
 from prunekit.events import StageFinished
 from prunekit.finding import parameter_name
 from prunekit.fully_sharded import is_fully_sharded
 from prunekit.hardware import Hardware
 from prunekit.interruption import Interruption
+from prunekit.masking import Keeper, match
 from prunekit.masks import Masks
 from prunekit.optimizers import in_weights_order
 from prunekit.preparation import Prepared
@@ -36,6 +42,7 @@ from prunekit.seeds import Seeds
 from prunekit.sharded_checkpoints import load_any, save_sharded
 from prunekit.sharding import load_whole_state, own_part, spread_like, spread_states, whole_state
 from prunekit.sparse_checkpoints import save_sparse, save_weights
+from prunekit.square_roots import lift
 from prunekit.tracing import no_traces, tracing
 from prunekit.training import Loop
 
@@ -106,7 +113,7 @@ class RunState:
     def _check_nothing_was_given(self) -> None:
         """Refuse to begin a resumed run anew without what it was given: a copy of that is its first checkpoint."""
         if self.config.masks is not None or self.config.weights is not None:
-            raise CheckpointError(
+            raise ResumeError(
                 f"there is no checkpoint in {self.folder.checkpoints}, so the masks and weights that the run was given "
                 "are lost; start it again"
             )
@@ -185,6 +192,8 @@ class RunState:
             "stage_began": self.stage_began if step else self.seconds,
             "scaler": loop.scaler.state_dict() if loop else {},
         }
+        if loop is not None:
+            self._lift_dropped(loop)
         states = random_states(random)
         tensors = {"model": self.prepared.model.state_dict(), "masks": self.masks, "random": states}
         tensors |= {"traces": self.traces} if self.traces else {}
@@ -196,6 +205,11 @@ class RunState:
         elif own_rank() == 0:
             save_checkpoint(self.folder.checkpoints, checkpoint, self.prepared.training.keep_checkpoints)
 
+    def _lift_dropped(self, loop: Loop) -> None:
+        """Give what plays no part one value; else it would tell when masks were last held anew, so where a run went on."""
+        for parameter, mask in match(self.as_masks().tensors, self.prepared.network).values():
+            lift(loop.optimizer, parameter, Keeper(mask).part_for(parameter))
+
     def restore(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
         """Bring back model, masks and results from the newest good checkpoint.
 
@@ -203,7 +217,7 @@ class RunState:
             The checkpoint (``None`` when the run had not got so far), and what was wrong with newer ones.
 
         Raises:
-            CheckpointError: when none can be read, or it is of another network.
+            ResumeError: when none can be read, or it is of another network.
         """
         checkpoint, broken = newest_checkpoint(self.folder.checkpoints, partial(load_any, model=self.prepared.model))
         places = gather_numbers([-1, -1] if checkpoint is None else [checkpoint.stage, checkpoint.step])
@@ -230,9 +244,7 @@ class RunState:
             self.began = time.perf_counter() - checkpoint.facts["seconds"]
             self.stage_began = checkpoint.facts["stage_began"]
         except (RuntimeError, KeyError, cattrs.BaseValidationError) as error:
-            raise CheckpointError(
-                f"the checkpoint in {self.folder.checkpoints} does not fit the run: {error}"
-            ) from error
+            raise ResumeError(f"the checkpoint in {self.folder.checkpoints} does not fit the run: {error}") from error
         if own_rank() == 0:
             remove_older(self.folder.checkpoints, checkpoint, self.prepared.training.keep_checkpoints)
         return checkpoint, notes
@@ -248,13 +260,13 @@ class RunState:
             if not restore_random_states(checkpoint.tensors["random"]):  # the run had fewer ranks
                 torch.manual_seed(self.seeds.derive("training", checkpoint.stage, own_rank(), checkpoint.step))
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"the checkpoint does not fit the optimiser of the task: {error}") from error
+            raise ResumeError(f"the checkpoint does not fit the optimiser of the task: {error}") from error
 
     def keep_weights(self, start: Start) -> None:
         """Write the weights that a later stage is to start from; the first rank does."""
         weights = whole_state(self.prepared.model)
         if own_rank() == 0:
-            save_weights(self._weights_file(start), weights)
+            write_checkpoint(self._weights_file(start), Checkpoint(0, start.step, {"model": weights}, None, {}))
 
     def start_weights(self, start: Start, stage: int) -> None:
         """Give the model the weights that a stage starts from."""
@@ -267,12 +279,11 @@ class RunState:
             return
         load_whole_state(model, source)
 
-    def _kept_weights(self, start: Start) -> dict[str, Tensor]:
-        path = self._weights_file(start)
+    def _kept_weights(self, start: Start) -> Mapping[str, Tensor]:
         try:
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"the weights to start from, {path}, cannot be read: {error}") from error
+            return load_checkpoint(self._weights_file(start)).tensors["model"]
+        except CheckpointError as error:
+            raise ResumeError(f"the weights to start from are lost: {error}; start another run") from error
 
     def _weights_file(self, start: Start) -> Path:
         return self.folder.checkpoints / f"weights-{start.kind}-{start.step:08d}.safetensors"

@@ -22,6 +22,11 @@ from prunekit.seeds import Seeds
 Split = Literal["train", "calibration"]
 
 
+def _floats(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return plain numbers: a forgotten ``.item()`` would fail where they are written."""
+    return {name: float(value) for name, value in values.items()}
+
+
 @attrs.frozen
 class Evaluation:
     """Named figures of a trained network.
@@ -33,8 +38,8 @@ class Evaluation:
     """
 
     primary: str
-    metrics: Mapping[str, float]
-    standard_errors: Mapping[str, float] = attrs.field(factory=dict)
+    metrics: Mapping[str, float] = attrs.field(converter=_floats)
+    standard_errors: Mapping[str, float] = attrs.field(factory=dict, converter=_floats)
 
 
 @attrs.frozen

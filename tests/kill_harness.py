@@ -40,8 +40,8 @@ from prunekit.run_folder import RunFolder
 from prunekit.state import RunState
 from prunekit.training import Loop
 
-TIMES = {"seconds", "stage_began"}
-"""Fields of the metric log and of checkpoints that hold wall time."""
+TIMES = {"seconds", "stage_began", "digest"}
+"""Fields of the metric log and of checkpoints that hold wall time, and a checkpoint's digest, which covers them."""
 
 PHASES: dict[Any, str] = {
     prepare.__code__: "preparing",

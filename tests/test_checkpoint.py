@@ -47,6 +47,16 @@ def test_training_goes_on_from_a_checkpoint_to_the_last_bit(tmp_path, make_optim
     assert loaded.tensors["masks"] == {}
 
 
+@pytest.mark.parametrize(
+    ("state", "group"), [({"history": [torch.ones(1)]}, {}), ({}, {"lr": torch.tensor(0.1)}), ({}, {"lr": {0.1}})]
+)
+def test_an_optimiser_that_cannot_be_saved_is_told(tmp_path, state, group):
+    optimizer = {"state": {0: state}, "param_groups": [{"params": [0], **group}]}
+    with pytest.raises(CheckpointError, match=r"the optimiser cannot be saved \(Object of type (Tensor|set)"):
+        save_checkpoint(tmp_path, Checkpoint(0, 1, {"model": {"w": torch.ones(1)}}, optimizer, {}))
+    assert not list(tmp_path.iterdir())
+
+
 def test_only_the_newest_checkpoints_are_kept_and_the_newest_is_found(tmp_path):
     for stage, step in [(0, 5), (0, 10), (1, 0), (1, 100000)]:
         save_checkpoint(tmp_path, Checkpoint(stage, step, {"model": {"w": torch.ones(2)}}, None, {}))
@@ -78,6 +88,22 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_it_used(tmp_path):
     assert newest.step == 1
     assert len(broken) == 1
     assert path.name in broken[0]
+
+
+def saved_in(folder):
+    tensors = {"model": {"w": torch.arange(4.0), "n": torch.tensor(3), "none": torch.empty(0, dtype=torch.bfloat16)}}
+    optimizer = {"state": {0: {"step": 3}}, "param_groups": [{"lr": 0.25, "betas": (0.5, 0.75), "params": [0]}]}
+    return save_checkpoint(folder, Checkpoint(0, 1, tensors, optimizer, {"loss": [0.125, float("nan")]}))
+
+
+def test_no_bit_of_a_checkpoint_changes_unnoticed(tmp_path):
+    path = saved_in(tmp_path)
+    whole = path.read_bytes()
+    load_checkpoint(path)
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(CheckpointError, match=path.name):
+            load_checkpoint(path)
 
 
 def test_nothing_but_broken_checkpoints_is_an_error_and_an_empty_folder_is_none(tmp_path):

@@ -1,6 +1,7 @@
 import json
 
 import attrs
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,6 +18,7 @@ from prunekit.recipes import build_config
 from prunekit.registry import collect
 from prunekit.run_folder import RunFolder
 from prunekit.stage import StageTraining
+from prunekit.tasks import Evaluation
 from prunekit.testing import ToyNetwork, ToyTask
 
 RECIPE = {
@@ -36,6 +38,14 @@ class Stopper:
     def prunekit_step_finished(self, event):
         if (event.stage, event.step) == self.at:
             raise KeyboardInterrupt
+
+
+class Hopeless:
+    """Fails when it is told that the run has stopped."""
+
+    @hookimpl
+    def prunekit_run_stopped(self, event):
+        raise ZeroDivisionError("a bug")
 
 
 class Dropout(ToyNetwork):
@@ -136,6 +146,12 @@ def test_every_schedule_goes_on_from_the_middle_to_the_same_bytes(toy_run, sched
 def test_sums_over_training_steps_are_resumed_to_the_same_bytes(toy_run, schedule, stop):
     recipe = {**RECIPE, "task": {"name": "dropout"}, "criterion": {"name": "movement"}, "schedule": {"name": schedule}}
     ends_alike(toy_run, recipe, stop)
+
+
+def test_what_stops_a_run_is_told_also_where_a_plugin_fails_to_hear_of_it(toy_run):
+    with pytest.raises(KeyboardInterrupt) as raised:
+        toy_run(RECIPE, [Stopper(0, 5), Hopeless()])
+    assert raised.value.__notes__[-1] == "a plugin that was told of it failed: ZeroDivisionError: a bug"
 
 
 def test_resuming_a_finished_run_trains_nothing_and_gives_its_table(toy_run, capsys):
@@ -259,10 +275,28 @@ class WildTask(ToyTask):
         return torch.optim.SGD(model.parameters(), lr=1e38, momentum=0.9, weight_decay=1e-2)
 
 
+@attrs.frozen
+class RoughTask(ToyTask):
+    """The toy task with figures that are not yet numbers of Python."""
+
+    name = "rough"
+
+    def evaluate(self, model, device):
+        return Evaluation("accuracy", {"accuracy": np.float32(0.5), "loss": torch.tensor(0.25)})
+
+
 class MoreTasks:
     @hookimpl
     def prunekit_tasks(self):
-        return [TiedTask, WildTask]
+        return [TiedTask, WildTask, RoughTask]
+
+
+def test_figures_may_be_scalars_of_numpy_and_torch(toy_run):
+    recipe = {**RECIPE, "task": {"name": "rough"}}
+    toy_run(recipe, [MoreTasks()])
+    finished, _, folder = toy_run(recipe, [MoreTasks()], resume=True)
+    assert finished.stages[-1].evaluation == Evaluation("accuracy", {"accuracy": 0.5, "loss": 0.25})
+    assert metrics_of(folder)[-1]["evaluation"]["metrics"] == {"accuracy": 0.5, "loss": 0.25}
 
 
 def test_tied_weights_are_one_weight_in_run_masks_model_and_resume(toy_run):

@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,12 +77,29 @@ def test_a_signal_ends_the_step_and_leaves_a_checkpoint_and_the_way_on(capfd, si
     ends_alike()
 
 
-@pytest.mark.parametrize("option", ["task.norm=true", "task.draws=true"])
+def test_a_signal_that_ends_the_reader_of_the_messages_too_costs_no_step():
+    Path("trouble").write_text("loss 7 SIGINT")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as pipe:  # noqa: PTH123 - it has no path
+        command = [sys.executable, "-m", "prunekit", *COMMAND, "--out", "run"]
+        stopped = subprocess.run(command, stdout=pipe, stderr=pipe, check=False)  # noqa: S603 - the command is the one above
+    assert stopped.returncode == 130
+    assert checkpoints() == ["stage-000-step-00000007.safetensors"]
+
+
+@pytest.mark.parametrize("option", ["task.norm=true", "task.draws=true", "task.counts=true"])
 def test_a_signal_counts_at_the_end_of_the_step_whatever_the_task(option):
     options = ["-o", option, "-o", "training.accumulate=2"]
     assert run(*options, trouble="loss 19 SIGTERM") == 143  # the first batch of the tenth step
     assert checkpoints() == ["stage-000-step-00000010.safetensors"]
     ends_alike(*options)
+
+
+def test_checkpoints_of_pruned_layers_too_do_not_tell_that_the_run_was_stopped():
+    assert run(*OFTEN, trouble="loss 18 SIGTERM") == 143
+    assert checkpoints()[-1] == "stage-001-step-00000005.safetensors"
+    ends_alike(*OFTEN)
 
 
 def test_a_signal_at_the_last_step_of_a_stage_does_not_cost_the_stage():
@@ -109,6 +127,13 @@ def test_a_signal_in_statistics_between_steps_keeps_the_steps_before_them():
     ends_alike(*options, beside=checkpoints()[-1])
 
 
+def test_a_run_without_a_checkpoint_begins_anew_and_says_so(capfd):
+    assert run(trouble="loss 7 twice") == 130
+    assert "there is no checkpoint yet" in message(capfd)
+    ends_alike()
+    assert "note: there is no checkpoint; the run begins anew" in capfd.readouterr().err
+
+
 def test_a_second_interrupt_stops_at_once_with_the_checkpoint_there_was(capfd):
     assert run(*OFTEN, trouble="loss 7 twice") == 130
     assert "stopped at once by SIGINT; the newest checkpoint is run/checkpoints/stage-000-step-00000004" in message(
@@ -129,9 +154,11 @@ def test_a_dead_data_worker_is_named_and_costs_no_step(capfd):
     workers = ["-o", "training.workers=1"]
     assert run(*workers, trouble="batch 6 SIGKILL") == 2
     error = message(capfd)
-    assert re.search(r"error: a data worker died \(.+\), .*try fewer \(-o training.workers=0\); ", error)
+    assert re.search(r"error: a data worker died \(.+\), .*try fewer \(workers = 0 in run/config.toml\); ", error)
     assert re.search(r"the newest checkpoint is \S+/stage-000-step-0000000\d\.safetensors; go on with: ", error)
-    ends_alike(*workers)
+    recipe = Path("run/config.toml")
+    recipe.write_text(recipe.read_text().replace("workers = 1", "workers = 0"))
+    ends_alike("-o", "training.workers=0")
 
 
 def test_too_little_memory_says_what_fills_it(capfd):
@@ -152,6 +179,29 @@ def test_after_running_statistics_have_moved_on_the_checkpoint_before_stays(capf
     assert run(*options, trouble="loss 12 memory") == 2
     assert "the newest checkpoint is run/checkpoints/stage-000-step-00000004.safetensors" in message(capfd)
     ends_alike(*options)
+
+
+@pytest.mark.parametrize("option", ["task.norm=true", "task.draws=true", "task.counts=true"])
+def test_what_a_failed_step_has_moved_is_not_saved(option):
+    options = ["-o", option, *OFTEN]
+    assert run(*options, trouble="forward 7 memory") == 2
+    assert checkpoints() == ["stage-000-step-00000004.safetensors"]
+    ends_alike(*options)
+
+
+def test_an_error_before_the_first_step_of_a_stage_costs_its_first_mask_update_and_no_line_of_the_log():
+    assert run(trouble="loss 14 memory") == 2
+    assert checkpoints() == ["stage-001-step-00000000.safetensors"]
+    ends_alike()
+
+
+def test_too_little_memory_for_any_batch_is_told_without_the_figures_of_one(capfd):
+    assert run(*OFTEN, trouble="batch 7 always-memory") == 2
+    error = message(capfd)
+    assert "error: out of memory on cpu: accumulate 1, fp32; weights" in error
+    assert "the newest checkpoint is run/checkpoints/stage-000-step-00000006.safetensors" in error
+    Path("trouble").unlink()
+    ends_alike(*OFTEN)
 
 
 def test_a_bug_keeps_its_traceback_and_is_told_the_way_on():
@@ -233,6 +283,37 @@ def test_without_leave_the_first_bad_step_ends_the_run(capfd):
     assert "the loss is nan at step 7 of 13" in error
     assert "go on with" not in error  # which would end in the same way
     assert checkpoints() == ["stage-000-step-00000004.safetensors"]
+
+
+def test_other_stages_than_those_it_began_with_are_refused_and_no_way_on_is_named(capfd):
+    assert run() == 0
+    recipe = Path("run/config.toml")
+    recipe.write_text(recipe.read_text().replace("hidden=1/4", "hidden=1/8"))
+    assert main(["run", "--resume", "run"]) == 2
+    error = message(capfd)
+    assert "run/config.toml now gives other stages than run/plan.json" in error
+    assert "go on with" not in error
+
+
+def test_weights_to_go_back_to_that_were_damaged_are_named(capfd):
+    assert run("--schedule", "iterative", trouble="loss 7 SIGTERM") == 143
+    path = Path("run/checkpoints/weights-initial-00000000.safetensors")
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert main(["run", "--resume", "run"]) == 2
+    error = message(capfd)
+    assert f"the weights to start from are lost: checkpoint {path} cannot be read: its content was changed" in error
+    assert "go on with" not in error
+
+
+def test_where_no_checkpoint_can_be_read_no_way_on_is_named(capfd):
+    assert run() == 0
+    for name in checkpoints():
+        Path("run/checkpoints", name).write_bytes(b"")
+    assert main(["run", "--resume", "run"]) == 2
+    error = message(capfd)
+    assert "no checkpoint in run/checkpoints can be read" in error
+    assert "go on with" not in error
 
 
 def test_a_run_that_is_at_work_is_not_resumed_by_a_second_process(workplace, capfd):

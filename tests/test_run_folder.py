@@ -49,6 +49,15 @@ def test_force_removes_the_files_of_the_run_and_no_others(tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
+def test_a_lost_plan_is_no_reason_not_to_go_on(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.check_plan({"stages": ()})
+    folder.write_json(folder.plan, {"stages": ()})
+    folder.check_plan({"stages": ()})
+    with pytest.raises(CheckpointError, match="other stages"):
+        folder.check_plan({"stages": (1,)})
+
+
 def test_a_path_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot write"):

@@ -35,6 +35,18 @@ class NormNetwork(DropoutNetwork):
         self.relu_a = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU())
 
 
+class CountingNetwork(DropoutNetwork):
+    """Has a buffer that a new one takes the place of whenever it trains."""
+
+    def __init__(self, classes=4):
+        super().__init__(classes)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, images):
+        self.calls = self.calls + float(self.training)
+        return super().forward(images) + 1e-3 * self.calls
+
+
 @attrs.frozen
 class Images(ToyImages):
     """Batches, to which something happens."""
@@ -50,11 +62,13 @@ class Troubled(ToyTask):
 
     name = "troubled"
     norm: bool = False
+    counts: bool = False
     draws: bool = False
     """Whether the loss draws from NumPy's global generator."""
 
     def build_model(self):
-        return (NormNetwork if self.norm else DropoutNetwork)(self.classes)
+        network = NormNetwork if self.norm else CountingNetwork if self.counts else DropoutNetwork
+        return network(self.classes)
 
     def batches(self, split, epoch, seeds):
         return Images(split, epoch, seeds, self.classes, self.noise)
@@ -67,6 +81,9 @@ class Troubled(ToyTask):
         if batch[0].device.type != "meta":
             batch = (batch[0] * (happen("loss") or 1), batch[1])
             batch[0].add_(np.random.standard_normal() if self.draws else 0.0)  # noqa: NPY002
+            loss = super().loss(model, batch)
+            happen("forward")
+            return loss
         return super().loss(model, batch)
 
     def optimizer(self, model):
@@ -90,10 +107,9 @@ def happen(where):
     if int(left) > 1:
         write_atomically(path, f"{place} {int(left) - 1} {what}".encode())  # several processes read it
         return None
-    if what == "always-nan":
-        return float("nan")
-    path.unlink()
-    return _ACTS[what]()
+    if not what.startswith("always-"):
+        path.unlink()
+    return _ACTS[what.removeprefix("always-")]()
 
 
 def _make_read_only():

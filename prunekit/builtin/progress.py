@@ -4,6 +4,7 @@ It knows a run from its notifications and nothing else.
 """
 
 import math
+import os
 import time
 from datetime import timedelta
 
@@ -20,7 +21,7 @@ _FEW_UPDATES = 3
 
 def make_plugin() -> object:
     """Return the display that suits standard error."""
-    console = Console(stderr=True, highlight=False)
+    console = _Unheard(stderr=True, highlight=False)
     return LiveProgress(console) if console.is_terminal else PlainProgress(console)
 
 
@@ -145,6 +146,14 @@ class LiveProgress(PlainProgress):
         """Show the line behind the bar."""
         if self.bar is not None:
             self.bar.update(self.task, description=line.strip())
+
+
+class _Unheard(Console):
+    """A console that may lose its reader: the run goes on, where rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        """Let what is said from now on go nowhere."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 @attrs.define

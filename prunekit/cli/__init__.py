@@ -6,6 +6,7 @@ wait for torch.
 """
 
 import os
+import sys
 import time
 from collections.abc import Sequence
 from importlib import import_module
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int | None = cli.main(arguments, prog_name="prunekit", standalone_mode=False)
     except Interrupted as stopped:
         if os.environ.get("RANK", "0") == "0":
-            click.echo(_with_notes(stopped), err=True)
+            _say(_with_notes(stopped))
         return stopped.code
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
@@ -95,5 +96,14 @@ def _with_notes(error: Exception) -> str:
 def _fail(message: str, code: int) -> int:
     if os.environ.get("RANK", "0") != "0":
         time.sleep(PRECEDENCE)
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    _say(f"error: {' '.join(message.split())}")
     return code
+
+
+def _say(text: str) -> None:
+    """Write to standard error, where somebody still reads it."""
+    try:
+        click.echo(text, err=True)
+    except OSError:
+        # What could not be written would be tried once more at Python's end, and change the exit code.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())

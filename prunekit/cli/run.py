@@ -2,7 +2,7 @@
 
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +77,8 @@ def _run(config: "RunConfig", resume: str | None, *, force: bool) -> None:
 def _tell(request: "Signals") -> None:
     """Say that a request to stop was heard; the program may be in the middle of printing, so past its buffers."""
     text = f"\n{request.name}: stopping after this step, with a checkpoint; Ctrl-C (once more) stops at once\n"
-    os.write(sys.stderr.fileno(), text.encode())
+    with suppress(OSError):  # a pipe whose reader the same Ctrl-C has ended
+        os.write(sys.stderr.fileno(), text.encode())
 
 
 def _say_nothing(_: "Signals") -> None:
