@@ -4,14 +4,17 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from kill_harness import differences
+from kill_ranks import end_all
 
 pytestmark = pytest.mark.slow
 
 TORCHRUN = str(Path(sys.executable).parent / "torchrun")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 TASK = f"{Path(__file__).with_name('troubled.py')}:Troubled"
 RUN = [
     "run",
@@ -30,14 +33,17 @@ RUN += ["-o", "training.budget=26 steps", "-o", "training.retraining=8 steps", "
 RUN += ["-o", "training.check_every=3", "-o", "training.keep_checkpoints=1", "-o", "task.norm=true"]
 
 
+def command(*arguments, ranks=2):
+    return [TORCHRUN, "--standalone", "--nproc-per-node", str(ranks), "-m", "prunekit", *arguments]
+
+
 def launch(*arguments, ranks=2, **trouble):
     """Run prunekit as several ranks; something happens to "rank_1". Return exit code and standard error."""
     for name, what in trouble.items():
         Path(f"trouble-{name.removeprefix('rank_')}").write_text(what)
-    command = [TORCHRUN, "--standalone", "--nproc-per-node", str(ranks), "-m", "prunekit", *arguments]
     # Our own programs.
     done = subprocess.run(  # noqa: S603
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False
+        command(*arguments, ranks=ranks), env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
     )
     assert not list(Path().glob("trouble-*")), "nothing has happened"
     return done.returncode, done.stderr
@@ -99,6 +105,16 @@ def test_ranks_that_fail_alike_save_the_steps_before_and_go_on_to_the_same_bytes
     assert code != 0
     assert "ZeroDivisionError: a bug" in errors
     assert newest() == "stage-000-step-00000014.safetensors"
+    ends_alike(left_alone)
+
+
+def test_a_whole_job_that_is_killed_goes_on_to_the_same_bytes(left_alone):
+    with subprocess.Popen(command(*RUN), env=ENVIRONMENT, stderr=subprocess.PIPE) as launcher:  # noqa: S603 - our own
+        while not Path("run/checkpoints/stage-000-step-00000010.safetensors").exists():
+            assert launcher.poll() is None
+            time.sleep(0.01)
+        end_all(launcher.pid)
+    assert Path("run/metrics.jsonl").read_text().count("stage_finished") < 2, "it was done"
     ends_alike(left_alone)
 
 

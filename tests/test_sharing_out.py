@@ -160,6 +160,19 @@ def test_what_one_process_left_two_take_up(two_ranks, tmp_path, recipe):
     assert_same(tmp_path / "whole", tmp_path / "two")
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_what_three_processes_share_unevenly_two_take_up_and_it_is_what_one_gives(
+    three_ranks, two_ranks, tmp_path, recipe, parallel
+):
+    recipe = {"criterion": {"name": "correlation"}, "training": {"parallel": parallel}}
+    go(tmp_path / "alone", recipe)
+    three_ranks.run(go, str(tmp_path / "three"), recipe)
+    assert_same(tmp_path / "alone", tmp_path / "three")
+    stopped_in_the_middle(tmp_path / "three")
+    two_ranks.run(go, str(tmp_path / "three"), recipe, True)
+    assert_same(tmp_path / "alone", tmp_path / "three")
+
+
 def test_sums_over_training_steps_survive_another_number_of_processes(two_ranks, tmp_path):
     recipe = {"criterion": {"name": "movement"}, "schedule": {"name": "gradual", "updates": 4}}
     recipe["training"] = {"budget": "8 steps"}
