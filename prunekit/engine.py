@@ -233,14 +233,28 @@ def _measure(state: RunState, index: int, stage: Stage) -> events.StageFinished:
 
 
 def _evaluate(state: RunState) -> Evaluation:
-    """Let the first rank evaluate, and all know what it found: the task's own code, so the figure of one process."""
+    """Let the first rank evaluate, and all know what it found: the task's own code, so the figure of one process.
+
+    Raises:
+        KeyboardInterrupt: on all ranks, when the first one was asked to stop meanwhile.
+    """
     model, hardware = state.prepared.model, state.hardware
     model.eval()
+    together = is_fully_sharded(model)  # it computes only where all ranks do
     text = ""
-    if own_rank() == 0 or is_fully_sharded(model):  # which computes only where all ranks do
-        with state.abandonable(), torch.inference_mode(), hardware.autocast():
-            found = state.prepared.task.evaluate(model, hardware.device)
-        if rank_count() == 1:
-            return found
-        text = json.dumps(cattrs.unstructure(found))
-    return cattrs.structure(json.loads(text_from_first(text)), Evaluation)
+    if own_rank() == 0 or together:
+        try:
+            ended = state.ended_between_batches() if together else state.stop.abandonable()
+            with ended, torch.inference_mode(), hardware.autocast():
+                found = state.prepared.task.evaluate(model, hardware.device)
+            if rank_count() == 1:
+                return found
+            text = json.dumps(cattrs.unstructure(found))
+        except KeyboardInterrupt:  # the others wait to be told
+            if rank_count() == 1:
+                raise
+    text = text_from_first(text)
+    if not text:
+        state.stop.join()
+        state.stop.obey()
+    return cattrs.structure(json.loads(text), Evaluation)

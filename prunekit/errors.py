@@ -56,7 +56,15 @@ class Interrupted(PrunekitError):  # noqa: N818 - nothing is wrong
 
 
 class RankError(PrunekitError):
-    """The other processes of a distributed run cannot be reached any more."""
+    """The other processes of a distributed run cannot be reached any more.
+
+    Attributes:
+        explained: another process has told the user why, so this one has nothing to add.
+    """
+
+    def __init__(self, message: str, *, explained: bool) -> None:
+        super().__init__(message)
+        self.explained = explained
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

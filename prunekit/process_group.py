@@ -14,8 +14,9 @@ from importlib import import_module
 import torch
 from torch import distributed
 
-from prunekit.errors import ConfigError, RankError
+from prunekit.errors import ConfigError, Interrupted, RankError
 from prunekit.hardware import pick_device
+from prunekit.last_words import is_first_to_speak
 from prunekit.launched import launched
 
 # The first rank evaluates and writes while the others wait. One that dies ends the others at once, by the launcher.
@@ -60,13 +61,17 @@ def process_group(device: str) -> Iterator[None]:
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)
         if not is_loss(error):
+            if not isinstance(error, Interrupted):
+                is_first_to_speak()  # the others are not to speak of a loss
             raise
-        # The launcher ends all ranks now, and gives them time to say why.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         lost = RankError(
-            f"rank {here.rank} of {here.ranks} has lost another one, which has ended or cannot be reached; "
-            "what that one said is the cause"
+            f"rank {here.rank} of {here.ranks} has lost another one, which did not say why: it was killed, perhaps for "
+            "lack of memory, or its machine cannot be reached",
+            explained=not is_first_to_speak(),
         )
+        if not lost.explained:
+            # The launcher ends all ranks now, and gives them time to say why.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         for note in getattr(error, "__notes__", ["go on with --resume"]):
             lost.add_note(note)
         raise lost from error

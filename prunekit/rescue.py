@@ -15,8 +15,10 @@ from torch.utils.hooks import RemovableHandle
 
 from prunekit.errors import CheckpointError, PrunekitError
 from prunekit.faults import in_words
+from prunekit.last_words import fails_alike
+from prunekit.process_group import is_loss
 from prunekit.random_state import random_state, torch_state
-from prunekit.ranks import rank_count
+from prunekit.ranks import gather_numbers
 from prunekit.state import RunState
 from prunekit.training import Loop
 
@@ -79,11 +81,15 @@ class Rescue:
 
     def _save(self, error: BaseException) -> None:
         step = self._step
-        # Before the first step, what is there is the end of the stage before, from which its first updates are chosen
-        # again. Of several ranks all must save, and only a request to stop is known to all.
-        if not step or not self._is_whole() or (rank_count() > 1 and not isinstance(error, KeyboardInterrupt)):
+        # Of several ranks all must save. A request to stop is known to all.
+        if is_loss(error) or not (isinstance(error, KeyboardInterrupt) or fails_alike(self._place)):
             return
         try:
+            whole = [kept for (kept,) in gather_numbers([self._is_whole()])]
+            # Before the first step, what is there is the end of the stage before, from which its first updates are
+            # chosen again.
+            if not step or not all(whole):
+                return
             self.read_losses(step)
             self.state.check_finite(f"after step {step}")
             self.state.save_checkpoint(self.stage, step, self.loop, self._random)
@@ -93,9 +99,13 @@ class Rescue:
         except (PrunekitError, RuntimeError, MemoryError):
             pass  # weights that are no numbers, a device that is gone, no room for a copy: what ends the stage is told
 
+    @property
+    def _place(self) -> str:
+        return f"{self.state.folder.path} {self.stage} {self._step}"
+
     def _is_whole(self) -> bool:
         """Say whether nothing has moved on since the last mark that could not be taken back."""
-        if self._stepping or self._count_versions() != self._versions:
+        if self._step is None or self._stepping or self._count_versions() != self._versions:
             return False
         if [*map(id, self._find_buffers())] != [*map(id, self._buffers)]:
             return False

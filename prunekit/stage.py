@@ -188,9 +188,8 @@ class StageTraining:
         """Choose new masks and hold them from now on."""
         began = time.perf_counter()
         state, prepared = self.state, self.state.prepared
-        shower = Shower(
-            prepared.task, prepared.model, state.hardware, self._data_seeds, prepared.training.calibration_batches
-        )
+        limit = prepared.training.calibration_batches
+        shower = Shower(prepared.task, prepared.model, state.hardware, self._data_seeds, limit, state.obey)
         whole = held.paused() if held is not None else nullcontext()
         with state.abandonable(), whole, state.hardware.products(exact=True):
             chosen = choose_masks(

@@ -5,7 +5,7 @@ not know stages, masks or checkpoints.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -160,6 +160,14 @@ class Shower:
     Of several processes each shows its part of every batch; with ``gradients`` of the loss of the whole batch.
 
     The model is in evaluation mode; mixed precision is off, so that statistics are those of fp32.
+
+    Attributes:
+        task: gives batches and loss.
+        model: what to run.
+        hardware: where.
+        seeds: of the data's order.
+        limit: most batches to show; 0: all.
+        look: called before each batch, on all ranks; whoever asked to stop is heard there.
     """
 
     task: Task
@@ -167,6 +175,7 @@ class Shower:
     hardware: Hardware
     seeds: Seeds
     limit: int
+    look: Callable[[], object] | None = None
 
     def activations(self) -> Iterator[float]:
         """Show the calibration set, forward only."""
@@ -221,4 +230,6 @@ class Shower:
 
     def _read(self, source: Sequence[Any], limit: int) -> Iterator[Any]:
         for index in range(min(limit, len(source)) if limit else len(source)):
+            if self.look is not None:
+                self.look()
             yield self.hardware.move(source[index])

@@ -253,3 +253,11 @@ def two_ranks(tmp_path_factory):
     ranks = Ranks(2, tmp_path_factory)
     yield ranks
     ranks.stop()
+
+
+@pytest.fixture(scope="module")
+def three_ranks(tmp_path_factory):
+    """Return three of them."""
+    ranks = Ranks(3, tmp_path_factory)
+    yield ranks
+    ranks.stop()

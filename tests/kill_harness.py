@@ -232,12 +232,16 @@ def content(path: Path) -> Any:
     if path.is_dir():
         return None
     if path.name == "environment.json":
-        return {key: value for key, value in json.loads(path.read_text()).items() if key != "resumed"}
+        # A run that is resumed before its first checkpoint begins anew, by another command.
+        return {key: value for key, value in json.loads(path.read_text()).items() if key not in {"resumed", "command"}}
+    if path.name == "checkpoint.json":  # in the folder that several ranks wrote
+        return without_times(json.loads(path.read_text()))
     if path.name == "metrics.jsonl":
         return [without_times(json.loads(line)) for line in path.read_text().splitlines()]
-    if path.name.startswith("stage-"):
-        with safe_open(path, "pt") as file:
-            header = without_times(json.loads(file.metadata()["prunekit"]))
+    if path.name.startswith(("stage-", "shard-")):
+        with safe_open(path, "pt") as file:  # torch's shards have several entries in their headers, in no stable order
+            header = {key: without_times(json.loads(text)) if key == "prunekit" else text
+                      for key, text in file.metadata().items()}  # fmt: skip
             return header, {key: file.get_tensor(key).contiguous().view(-1).view(torch.uint8).numpy().tobytes()
                             for key in sorted(file.keys())}  # fmt: skip
     return path.read_bytes()

@@ -32,6 +32,7 @@ ORDER = [
     "selection",
     "distributions",
     "ranks",
+    "last_words",
     "fully_sharded",
     "random_state",
     "trees",

@@ -4,13 +4,16 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
+from contextlib import chdir
 from pathlib import Path
 
 import attrs
 import pytest
 import torch
+from kill_harness import differences
 from safetensors.torch import load_file
-from torch import nn
+from torch import distributed, nn
 
 from prunekit import cli
 from prunekit.engine import run
@@ -157,6 +160,19 @@ def test_what_one_process_left_two_take_up(two_ranks, tmp_path, recipe):
     assert_same(tmp_path / "whole", tmp_path / "two")
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_what_three_processes_share_unevenly_two_take_up_and_it_is_what_one_gives(
+    three_ranks, two_ranks, tmp_path, recipe, parallel
+):
+    recipe = {"criterion": {"name": "correlation"}, "training": {"parallel": parallel}}
+    go(tmp_path / "alone", recipe)
+    three_ranks.run(go, str(tmp_path / "three"), recipe)
+    assert_same(tmp_path / "alone", tmp_path / "three")
+    stopped_in_the_middle(tmp_path / "three")
+    two_ranks.run(go, str(tmp_path / "three"), recipe, True)
+    assert_same(tmp_path / "alone", tmp_path / "three")
+
+
 def test_sums_over_training_steps_survive_another_number_of_processes(two_ranks, tmp_path):
     recipe = {"criterion": {"name": "movement"}, "schedule": {"name": "gradual", "updates": 4}}
     recipe["training"] = {"budget": "8 steps"}
@@ -228,6 +244,64 @@ def save_into_a_file(folder):
     (Path(folder) / "file").touch()
     with pytest.raises(CheckpointError, match=r"cannot write .*stage-000-step-00000001\.sharded"):
         save_sharded(Path(folder) / "file", Checkpoint(0, 1, {"model": {"a": torch.ones(2)}}, None, {}))
+
+
+def compile_it(folder, recipe):
+    """Run, compiled; return how many graphs were made."""
+    from torch import _dynamo as dynamo
+
+    dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")  # the compiler's own
+        go(folder, {**recipe, "training": {**recipe["training"], "compile": True}})
+    return dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.slow
+def test_a_model_shared_out_is_compiled_once_for_all_stages_and_masks(two_ranks, tmp_path, recipe):
+    recipe["training"] = {"budget": "6 steps", "retraining": "3 steps"}
+    two_ranks.run(go, str(tmp_path / "plain"), recipe)
+    assert two_ranks.run(compile_it, str(tmp_path / "compiled"), recipe) == [1, 1]
+    assert_same(tmp_path / "plain", tmp_path / "compiled")
+
+
+def main_in_trouble(place, arguments):
+    """Run a command line in a folder with trouble for some ranks, and return its exit code."""
+    with chdir(place), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RANK", str(distributed.get_rank()))
+        return cli.main(arguments)
+
+
+TROUBLED = ["run", "--task", f"{Path(__file__).with_name('troubled.py')}:Troubled", "--criterion", "correlation"]
+TROUBLED += ["--structure", "hidden=1/4", "-o", "training.parallel=fsdp", "--out", "run", "-o", "task.norm=true"]
+TROUBLED += ["-o", "training.budget=12 steps", "-o", "training.retraining=8 steps", "-o", "training.check_every=3"]
+TROUBLED += ["-o", "training.keep_checkpoints=1"]
+REQUESTS = {
+    "loss 8 SIGTERM": "stage-000-step-00000009",  # the next look at the loss
+    "evaluation 2 SIGTERM": "stage-001-step-00000008",
+    "statistics 2 SIGTERM": "stage-001-step-00000000",
+}
+
+
+@pytest.fixture(scope="module")
+def left_alone(two_ranks, tmp_path_factory):
+    """Return the folder of a run to which nothing happened; all runs are in the same place."""
+    place = tmp_path_factory.mktemp("alone")
+    assert two_ranks.run(main_in_trouble, str(place), TROUBLED) == [0, 0]
+    return (place / "run").rename(place / "alone")
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_a_request_to_one_process_stops_both_at_once_and_they_go_on_to_the_same_bytes(two_ranks, left_alone, request_):
+    place = left_alone.parent
+    shutil.rmtree(place / "run", ignore_errors=True)
+    (place / "trouble-1").write_text(request_)
+    assert two_ranks.run(main_in_trouble, str(place), TROUBLED) == [143, 143]
+    assert not (place / "trouble-1").exists(), "nothing has happened"
+    (checkpoint,) = (place / "run" / "checkpoints").glob("stage-*")
+    assert checkpoint.name == f"{REQUESTS[request_]}.sharded"
+    assert two_ranks.run(main_in_trouble, str(place), ["run", "--resume", "run"]) == [0, 0]
+    assert differences(place / "run", left_alone) == []
 
 
 VIT = ["--task", "images", "-o", "task.network=vit", "-o", "task.width=16", "-o", "task.blocks=2"]

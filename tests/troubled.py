@@ -1,6 +1,7 @@
 """A task to which something happens, once: what the file "trouble" in the working folder says.
 
-"loss 7 SIGTERM": at the seventh loss from now, SIGTERM. The count is kept in the file, so data workers share it.
+"loss 7 SIGTERM": at the seventh loss from now, SIGTERM. The count is kept in the file, so data workers share it. Of
+several ranks each has a file of its own: "trouble-1".
 """
 
 import multiprocessing
@@ -95,9 +96,7 @@ class Troubled(ToyTask):
 
 
 def happen(where):
-    path = Path("trouble")
-    if os.environ.get("RANK") == "0":  # of two ranks it is the other one
-        return None
+    path = Path("-".join(["trouble", *filter(None, [os.environ.get("RANK")])]))
     try:
         place, left, what = path.read_text().split()
     except FileNotFoundError:  # it has happened, perhaps this very moment in another process

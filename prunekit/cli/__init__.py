@@ -79,8 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place = f"; see '{error.ctx.command_path} --help'" if error.ctx else ""
         return _fail(f"{error.format_message().rstrip('.')}{place}", USER_ERROR)
     except RankError as error:
-        time.sleep(2 * PRECEDENCE)
-        return _fail(_with_notes(error), USER_ERROR)
+        time.sleep(2 * PRECEDENCE)  # the launcher is to see the other one end first
+        return USER_ERROR if error.explained else _fail(_with_notes(error), USER_ERROR)
     except (PrunekitError, click.ClickException) as error:
         return _fail(_with_notes(error), USER_ERROR)
     except click.Abort:
