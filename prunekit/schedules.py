@@ -15,7 +15,7 @@ import attrs
 
 from prunekit.errors import ConfigError, nearest
 from prunekit.layers import LayerShape
-from prunekit.selection import NofM, Pattern, Scope, Units, asked_count, kept_count, pattern_problem
+from prunekit.selection import Channels, NofM, Pattern, Scope, Units, asked_count, kept_count, pattern_problem
 
 
 @attrs.frozen
@@ -75,7 +75,7 @@ class MaskUpdate:
         targets: layer name -> density after the update, in (0, 1].
         scope: what competes: the connections of a unit, of a layer, or of all targets together
             ("global": the total is exact, the layers share it by score). ``None``: as the criterion prefers.
-        pattern: N:M, blocks or whole units; ``None``: unstructured.
+        pattern: N:M, blocks, whole units or channels; ``None``: unstructured.
         grow: ``None``: a dropped connection never comes back.
         by: who ranks the connections: the criterion, or a random draw, each with the same chance (the first masks
             of dynamic sparse training). What competes in a random draw are the layers' connections, where
@@ -102,7 +102,7 @@ class MaskUpdate:
         """
         if self.scope is not None or self.pattern is None:
             return self.scope or preferred
-        return "layer" if preferred == "global" or isinstance(self.pattern, Units) else preferred
+        return "layer" if preferred == "global" or isinstance(self.pattern, Units | Channels) else preferred
 
 
 @attrs.frozen
@@ -261,6 +261,8 @@ def check_target(update: MaskUpdate, layer: LayerShape) -> None:
 
 def _scope_problem(update: MaskUpdate) -> str:
     """Say why what competes has no meaning with the pattern; "" if it has."""
+    if isinstance(update.pattern, Channels) and update.scope in {"unit", "global"}:
+        return f"channels compete with those of the same layers, so not with scope {update.scope!r}; take 'layer'"
     if isinstance(update.pattern, Units) and update.scope == "unit":
         return "whole units compete with each other, so not with scope 'unit'; take 'layer'"
     if isinstance(update.pattern, Units) and update.scope == "global":
@@ -271,6 +273,11 @@ def _scope_problem(update: MaskUpdate) -> str:
 
 
 def _check_growth(update: MaskUpdate, stage: str) -> None:
+    if update.reopens and isinstance(update.pattern, Channels):
+        raise ConfigError(
+            f"stage {stage!r}: all connections come back, but of channels that are gone the normalisation is 0, too, "
+            "and they would never learn; take pattern 'units', or another schedule"
+        )
     if update.grow is None or update.reopens:
         return
     if update.scope == "global" or update.pattern is not None:
