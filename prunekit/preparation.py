@@ -4,7 +4,7 @@
 It must not train, and reads no data beyond what the task checks in its ``setup``.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import attrs
@@ -28,6 +28,7 @@ from prunekit.shrinking.coupling import find_streams
 from prunekit.streams import Streams
 from prunekit.structure import check_fit, distribute, join_streams, resolve_structure
 from prunekit.tasks import Task, Training, budget_of
+from prunekit.tensor_files import some
 
 _SAMPLES = 2  # where channels flow depends on no batch size, but code may treat a batch of one in its own way
 
@@ -128,8 +129,7 @@ def prepare(
         f"schedule {config.schedule.name}",
     )
     if streams is not None and not config.freeze_masks:
-        staying = [name for name in views if name not in streams.free]
-        parts += tuple(f"all channels of {name} stay ({streams.why(name)})" for name in staying)
+        parts += tuple(_staying(streams, views))
     files = (f"{name} {path}" for name, path in (("masks", config.masks), ("weights", config.weights)) if path)
     headline = "; ".join(filter(None, (*parts, *files)))
     return Prepared(
@@ -164,6 +164,15 @@ def build_model(task: Task, seeds: Seeds, *use: str | int, device: str = "cpu") 
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.default_generator.manual_seed(seeds.derive(*use))
         return task.build_model()
+
+
+def _staying(streams: Streams, layers: Iterable[str]) -> Iterator[str]:
+    """Yield the layers of which no channel can go, by reason."""
+    reasons: dict[str, list[str]] = {}
+    for name in layers:
+        if name not in streams.free:
+            reasons.setdefault(streams.why(name), []).append(name)
+    yield from (f"all channels of {some(names)} stay ({reason})" for reason, names in reasons.items())
 
 
 def _structure(

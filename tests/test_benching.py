@@ -222,7 +222,7 @@ def test_where_nothing_gains_the_density_that_would_is_said():
             "fc (linear, 20 x 50) has density 0.5; as measured here it gains below density 0.13 at batch 1 and at no "
             "density down to 1/256 at batch 8"
         ),
-        "whole channels gain without any sparse kernel: prune with --pattern channels, then prunekit export --to shrunk",
+        "whole channels gain without any sparse kernel: take --pattern channels, then prunekit export --to shrunk",
     )
 
 

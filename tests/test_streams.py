@@ -85,12 +85,12 @@ def test_a_channel_that_is_not_whole_cannot_be_kept_and_units_outside_stay_as_th
     chosen = streams().choose({"a": 0.5, "b": 0.5, "c": 1.0}, layers, scores, before)
     assert chosen["a"].any(2).flatten().tolist() == [True] * 4 + [False] * 4
     assert torch.equal(chosen["c"], before["c"])
-    with pytest.raises(MaskError, match="density 0.75 asks for 3 channels of a, b, but only 2 are whole"):
+    with pytest.raises(MaskError, match=r"density 0\.75 asks for 3 channels of a, b, but only 2 are whole"):
         streams().choose({"a": 0.75, "b": 0.75}, layers, scores, before)
 
 
 def test_what_follows_a_channel_goes_when_none_of_its_connections_is_left():
-    model, layers = network()
+    _, layers = network()
     masks = {name: torch.ones(layer.weight.shape, dtype=torch.bool) for name, layer in layers.items()}
     assert by_parameter(layers, masks, streams()).keys() == {"a.weight", "b.weight", "c.weight"}
     masks["a"][:4] = False
@@ -211,7 +211,7 @@ def test_a_compiled_network_has_the_channels_of_the_plain_one():
     [
         ({"batches": None}, "needs a batch to see where channels flow: give batches="),
         ({"batches": []}, "needs a batch"),
-        ({"forward": lambda model, batch: None}, "forward\\(model, batch\\) does not"),
+        ({"forward": lambda *_: None}, "forward\\(model, batch\\) does not"),
         ({"density": {"4": 0.5}}, "no channel of the layers asked for can go \\(4: it is an output of the network\\)"),
         ({"density": {"0": 0.5}}, "asked is 0=0.5 1.first.0=1 1.second=1"),
         ({"keep_dense": ["0"]}, "asked is 0=1 1.first.0="),
