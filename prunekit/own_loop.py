@@ -62,7 +62,7 @@ def select(
             ``None``: what the criterion prefers.
         pattern: "2:4", "4x4", "units", "channels", or ``NofM(2, 4)``, ``Blocks(4, 4)``, ``Units()``, ``Channels()``;
             ``None``: unstructured. Of "channels" the masks are of more than weights: biases and batch normalisation of
-            channels that are gone go with them.
+            channels that are gone go with them. Layers of which no channel can go get none.
         batches: what a criterion with needs observes, a list or a loader; read once for each pass. For "channels" the
             first one is run to see where they flow.
         forward: runs the model on a batch; ``None``: ``model(batch)``, or its first entry if it is a tuple.
