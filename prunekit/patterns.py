@@ -1,6 +1,6 @@
 """Patterns of masks: what stays or goes together. N:M, blocks, units, channels; as records, as text, where they fit.
 
-This module knows sizes alone; it must not know scores or masks.
+This module knows sizes and scopes by name; it must not know scores or masks.
 """
 
 import math
@@ -99,6 +99,19 @@ def pattern_problem(pattern: Pattern | None, density: float, outputs: int, fan_s
         fan = math.prod(fan_shape)
         if min(pattern.rows, pattern.columns) < 1 or outputs % pattern.rows or fan % pattern.columns:
             return f"blocks of {pattern.rows} x {pattern.columns} do not divide a layer of {outputs} x {fan}"
+    return ""
+
+
+def scope_problem(pattern: Pattern | None, scope: str | None) -> str:
+    """Say why what competes has no meaning with the pattern; "" if it has."""
+    if isinstance(pattern, Channels) and scope in {"unit", "global"}:
+        return f"channels compete with those of the same layers, so not with scope {scope!r}; take 'layer'"
+    if isinstance(pattern, Units) and scope == "unit":
+        return "whole units compete with each other, so not with scope 'unit'; take 'layer'"
+    if isinstance(pattern, Units) and scope == "global":
+        return "units of different layers have different sizes, so their scores cannot be compared; take scope 'layer'"
+    if isinstance(pattern, NofM) and scope == "global":
+        return f"pattern {pattern} keeps as many in every group, so layers have nothing to compete for"
     return ""
 
 
