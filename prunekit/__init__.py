@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from prunekit.schedules import Start as Start
     from prunekit.seeds import Seeds as Seeds
     from prunekit.selection import Blocks as Blocks
+    from prunekit.selection import Channels as Channels
     from prunekit.selection import NofM as NofM
     from prunekit.selection import Quota as Quota
     from prunekit.selection import Units as Units
@@ -73,7 +74,7 @@ _MODULES = {
     "pruned": ("open_pruned",),
     "schedules": ("Budget", "Grow", "MaskUpdate", "Plan", "PlanRequest", "Schedule", "Stage", "Start"),
     "seeds": ("Seeds",),
-    "selection": ("Blocks", "NofM", "Quota", "Units"),
+    "selection": ("Blocks", "Channels", "NofM", "Quota", "Units"),
     "semi_structured": ("load_semi_structured",),
     "shrinking": ("load_shrunk", "save_shrunk", "shrink"),
     "sparse": ("load_csr", "run_sparse", "save_csr"),

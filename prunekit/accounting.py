@@ -49,7 +49,7 @@ class Account:
     """A network and one forward pass through it.
 
     Attributes:
-        layers: in the order of the network; then masked parameters that are in none.
+        layers: in the order of the network; then masked parameters that are in none, but biases and normalisation.
         other: multiply-adds outside of layers, which masks do not change.
     """
 
@@ -128,7 +128,7 @@ def account(
 def _kept(
     layers: Mapping[str, LayerView], matched: Mapping[str, tuple[nn.Parameter, Tensor]]
 ) -> tuple[dict[str, list[int]], list[LayerCount]]:
-    """Return how many weights of each group masks keep, by layer; and the masked parameters that are in no layer."""
+    """Return how many weights of each group masks keep, by layer; and the masked weights that are in no layer."""
     by_parameter = {id(parameter): name for name, (parameter, _) in matched.items()}
     kept, found = {}, set()
     for layer, view in layers.items():
@@ -142,7 +142,7 @@ def _kept(
     strangers = [
         LayerCount(name, "parameter", mask.numel(), int(mask.count_nonzero()))
         for name, (_, mask) in matched.items()
-        if name not in found
+        if name not in found and mask.dim() > 1  # biases and normalisation are not counted
     ]
     return kept, strangers
 

@@ -152,8 +152,8 @@ class Criterion(abc.ABC):
     def select(self, scores: Tensor, quota: Quota, generator: torch.Generator) -> Tensor:
         """Return the mask, bool ``[G, out, fan]``, True = keep: exactly as many as the quota asks.
 
-        Override it where a score alone cannot say what to keep. It is not called when layers compete
-        with each other (scope "global"): then the engine ranks the scores of all of them.
+        Override it where a score alone cannot say what to keep. It is not called when layers are selected
+        together (scope "global", pattern "channels"): then the engine ranks the scores of all of them.
         """
         return keep_best(scores, quota)
 

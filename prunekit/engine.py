@@ -7,7 +7,6 @@ Whatever could be known to be wrong was refused before this module takes its fir
 import json
 from typing import Any
 
-import attrs
 import cattrs
 import pluggy
 import torch
@@ -30,7 +29,7 @@ from prunekit.random_state import seed_all
 from prunekit.ranks import own_rank, rank_count, text_from_first, wait_for_all
 from prunekit.recipes import to_toml
 from prunekit.run_folder import RunFolder
-from prunekit.schedules import Stage, Start
+from prunekit.schedules import Stage, Start, to_json
 from prunekit.sharing_out import share_out
 from prunekit.stage import StageTraining
 from prunekit.state import RunState
@@ -173,7 +172,7 @@ def _describe(state: RunState) -> None:
         return
     folder = state.folder
     folder.write_json(folder.environment, _environment(state))
-    folder.write_json(folder.plan, attrs.asdict(state.prepared.plan))
+    folder.write_json(folder.plan, to_json(state.prepared.plan))
     write_atomically(folder.config, to_toml(state.config).encode())
     folder.begun()
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from prunekit.config import RunConfig
 from prunekit.errors import CheckpointError, MaskError
 from prunekit.layers import LayerView
-from prunekit.masking import match
+from prunekit.masking import match, same_mask
 from prunekit.masks import load_masks
 from prunekit.sparse_checkpoints import load_weights
+from prunekit.streams import Streams
 from prunekit.tensor_files import some
 
 
@@ -38,35 +39,49 @@ class Given:
         return {name: int(mask.sum()) / mask.numel() for name, mask in self.masks.items()}
 
 
-def read_given(config: RunConfig, network: nn.Module, views: Mapping[str, LayerView]) -> Given:
+def read_given(
+    config: RunConfig, network: nn.Module, views: Mapping[str, LayerView], streams: Streams | None = None
+) -> Given:
     """Read the files that a run is to start from.
 
     Args:
         config: names them, or none.
         network: the deployed network; it may be on the device "meta".
         views: its prunable layers.
+        streams: where the pattern is channels, those of the network: masks may be of what goes with them, too.
 
     Raises:
         CheckpointError: weights that cannot be read, or are not those of the network: all differences.
         MaskError: masks that cannot be read, or fit no prunable layer: all of them.
     """
-    masks = {} if config.masks is None else _masks(config.masks, network, views)
+    masks = {} if config.masks is None else _masks(config.masks, network, views, streams)
     weights = None if config.weights is None else load_weights(config.weights)
     if weights is not None:
         check_weights(weights, network, config.weights, "give the model.safetensors of a run of this task")
     return Given(masks, weights)
 
 
-def _masks(path: str, network: nn.Module, views: Mapping[str, LayerView]) -> dict[str, Tensor]:
+def _masks(path: str, network: nn.Module, views: Mapping[str, LayerView], streams: Streams | None) -> dict[str, Tensor]:
     masks = load_masks(path).tensors
     try:
         matched = match(masks, network)
     except MaskError as error:
         raise MaskError(f"{path}: {error}") from error
     layers = {id(view.weight): name for name, view in views.items()}
-    if strange := [name for name, (parameter, _) in matched.items() if id(parameter) not in layers]:
-        raise MaskError(f"{path}: {some(strange)} are weights of no prunable layer; leave their masks out")
-    return {layers[id(parameter)]: mask for parameter, mask in matched.values()}
+    others = {name: mask for name, (parameter, mask) in matched.items() if id(parameter) not in layers}
+    known = {} if streams is None else dict.fromkeys(streams.followers)
+    if strange := [name for name in others if name not in known]:
+        hint = "" if known else ", or take --pattern channels if they go with channels that are gone"
+        raise MaskError(f"{path}: {some(strange)} are weights of no prunable layer; leave their masks out{hint}")
+    found = {layers[id(parameter)]: mask for parameter, mask in matched.values() if id(parameter) in layers}
+    follow = {} if streams is None else streams.follow(views, found)
+    if wrong := [name for name, mask in others.items() if not bool(mask.all()) and not _same(mask, follow.get(name))]:
+        raise MaskError(f"{path}: masks of {some(wrong)} are not those of channels that are gone; leave them out")
+    return found
+
+
+def _same(mask: Tensor, other: Tensor | None) -> bool:
+    return other is not None and same_mask(mask, other)
 
 
 def check_weights(weights: Mapping[str, Tensor], network: nn.Module, path: str | Path | None, advice: str) -> None:

@@ -23,7 +23,7 @@ from prunekit.plugins import PluginManager
 from prunekit.preparation import Prepared, prepare
 from prunekit.recipes import build_config, to_choice
 from prunekit.registry import Registry
-from prunekit.schedules import Plan, Stage
+from prunekit.schedules import Plan, Stage, to_json
 
 _AXES = {"criteria": "criterion", "schedules": "schedule"}
 _NAMED = {"structures": "structures or densities", "allocations": "distributions or patterns"}  # what users write
@@ -308,7 +308,7 @@ def _name(config: RunConfig, stages: Sequence[Stage], wanted_later: list[Any]) -
         "given": [config.masks, config.weights],
         "seed": config.seed,
         "device": pick_device(config.device).type,
-        "stages": [cattrs.unstructure(attrs.evolve(stage, name="")) for stage in stages],
+        "stages": [to_json(attrs.evolve(stage, name="")) for stage in stages],
         "rewinds": wanted_later,
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

@@ -16,12 +16,14 @@ def find_pattern(mask: Tensor) -> str | None:
 
     Looked for are, in this order: "rows" and "columns" (each kept or dropped whole), "N:M" (exactly N kept of each M
     consecutive input channels, the smallest such M), "blocks RxC" (each kept or dropped whole, the largest powers of
-    two).
+    two). A mask of biases or of normalisation has none.
 
     Args:
         mask: bool, any shape.
     """
     matrix = _matrix(mask)
+    if mask.dim() < 2:  # noqa: PLR2004 - outputs, inputs
+        return None
     if bool(matrix.all()) or not bool(matrix.any()):
         return None
     if bool((matrix == matrix[:, :1]).all()) and len(matrix) > 1:

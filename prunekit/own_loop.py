@@ -5,6 +5,7 @@ It must not know the engine.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, SupportsFloat
 
 import torch
@@ -14,18 +15,21 @@ from prunekit.criteria import Criterion, observes
 from prunekit.distributions import RULES, Rule
 from prunekit.errors import ConfigError
 from prunekit.finding import check_layers, find_layers, parameter_name
-from prunekit.layers import LayerView
+from prunekit.layers import LayerView, ViewOf
 from prunekit.masks import Masks
 from prunekit.observing import Evidence, Whole
-from prunekit.patterns import NofM, Pattern, parse_pattern
+from prunekit.patterns import Channels, NofM, Pattern, parse_pattern
 from prunekit.plugins import make_manager, view_of
 from prunekit.pruning import choose_masks
 from prunekit.registry import collect
+from prunekit.sample_inputs import called_with
 from prunekit.schedules import Entry, MaskUpdate, check_density
 from prunekit.seeds import Seeds
 from prunekit.selection import Scope
 from prunekit.sharding import is_spread, reshard
-from prunekit.structure import distribute, resolve_densities
+from prunekit.shrinking.coupling import find_streams
+from prunekit.streams import Streams, by_parameter
+from prunekit.structure import distribute, join_streams, resolve_densities
 
 
 def select(
@@ -56,8 +60,11 @@ def select(
             density is met.
         scope: what competes: the connections of a "unit", of a "layer", or of all layers ("global");
             ``None``: what the criterion prefers.
-        pattern: "2:4", "4x4", "units", or ``NofM(2, 4)``, ``Blocks(4, 4)``, ``Units()``; ``None``: unstructured.
-        batches: what a criterion with needs observes, a list or a loader; read once for each pass.
+        pattern: "2:4", "4x4", "units", "channels", or ``NofM(2, 4)``, ``Blocks(4, 4)``, ``Units()``, ``Channels()``;
+            ``None``: unstructured. Of "channels" the masks are of more than weights: biases and batch normalisation of
+            channels that are gone go with them. Layers of which no channel can go get none.
+        batches: what a criterion with needs observes, a list or a loader; read once for each pass. For "channels" the
+            first one is run to see where they flow.
         forward: runs the model on a batch; ``None``: ``model(batch)``, or its first entry if it is a tuple.
         loss: for criteria that need gradients.
         activations: layer -> module whose output is the layer's activation; a layer that is not
@@ -79,19 +86,24 @@ def select(
     if not layers:
         raise ConfigError(f"{type(model).__name__} has no layer that can be pruned")
     pattern = parse_pattern(pattern) if isinstance(pattern, str) else pattern
-    entries = _entries(model, layers, density, distribution, keep_dense, pattern)
+    forward, streams = forward or _forward, None
+    if isinstance(pattern, Channels):
+        batches, first = _with_first(batches)
+        streams = _streams(model, layers, view_of(manager), partial(forward, model, first))
+    entries = _entries(model, layers, density, distribution, keep_dense, pattern, streams)
     targets = {layer: value for entry in entries for layer, value in entry.targets.items()}
     if not targets:
         raise ConfigError("density names no layer; give one number for all, or for example {'conv*': 0.5}")
     reshard(model)
     _check(make(), {name: layers[name] for name in targets})
 
-    evidence = _evidence(model, batches, forward or _forward, loss, activations or {})
+    evidence = _evidence(model, batches, forward, loss, activations or {})
+    update = MaskUpdate(0.0, targets, scope, pattern)
     training = {module: module.training for module in model.modules()}
     gradients = {parameter: parameter.grad for parameter in model.parameters()} if loss else {}
     model.eval()
     try:
-        chosen = choose_masks(model, layers, MaskUpdate(0.0, targets, scope, pattern), {}, make, evidence, Seeds(seed))
+        chosen = choose_masks(model, layers, update, {}, make, evidence, Seeds(seed), streams)
     finally:
         for module, mode in training.items():
             module.training = mode
@@ -99,7 +111,27 @@ def select(
             parameter.grad = gradient
     keys = {name: parameter_name(name, layers[name]) for name in targets}
     info = {"criterion": make().name, "seed": seed, "asked": {keys[name]: targets[name] for name in targets}}
-    return Masks({keys[name]: mask for name, mask in chosen.masks.items()}, info)
+    return Masks(by_parameter(layers, chosen.masks, streams), info)
+
+
+def _with_first(batches: Iterable[Any] | None) -> tuple[Iterable[Any], Any]:
+    """Return batches and the first of them, which is among them still if they can be read only once."""
+    left = iter(batches or ())
+    for first in left:
+        return (chain([first], left) if left is batches else batches or ()), first
+    raise ConfigError("pattern 'channels' needs a batch to see where channels flow: give batches=[...]")
+
+
+def _streams(model: nn.Module, layers: Mapping[str, LayerView], views: ViewOf, run: Callable[[], Any]) -> Streams:
+    if any(is_spread(view.weight) for view in layers.values()):
+        raise ConfigError(
+            "pattern 'channels' runs a copy of the whole network, but its weights are spread over processes; choose "
+            "the masks before fully_shard"
+        )
+    samples = called_with(model, run)
+    if samples is None:
+        raise ConfigError("pattern 'channels' needs to see how the model is called, but forward(model, batch) does not")
+    return find_streams(model, samples, view_of=views)
 
 
 def _evidence(
@@ -142,6 +174,7 @@ def _entries(
     distribution: Rule | None,
     keep_dense: Sequence[str],
     pattern: Pattern | None,
+    streams: Streams | None,
 ) -> tuple[Entry, ...]:
     shared = distribution is not None or len(keep_dense) > 0
     if isinstance(pattern, NofM):
@@ -157,11 +190,15 @@ def _entries(
         if rule not in RULES:
             raise ConfigError(f"distribution is {rule!r}, expected one of {', '.join(RULES)}")
         shapes = [view.shape(name) for name, view in layers.items()]
-        return distribute(_number(density, "*"), shapes, rule, keep_dense, {}, pattern)
+        dense = (*keep_dense, *(name for name in layers if streams is not None and name not in streams.free))
+        spread = distribute(_number(density, "*"), shapes, rule, dense, {}, pattern)
+        weights = {shape.name: shape.weights for shape in shapes}
+        return spread if streams is None else join_streams(spread, streams, weights)
     wanted = density if isinstance(density, Mapping) else {"*": density}
     others = dict(model.named_modules()).keys() - layers.keys()
     densities = [(name, _number(value, name)) for name, value in wanted.items()]
-    return resolve_densities(densities, list(layers), {}, others)
+    entries = resolve_densities(densities, list(layers), {}, others)
+    return entries if streams is None else join_streams(entries, streams)
 
 
 def _number(density: SupportsFloat, name: str) -> float:

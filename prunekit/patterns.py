@@ -1,6 +1,6 @@
-"""Patterns of masks: what stays or goes together. N:M, blocks, whole units; as records, as text, and where they fit.
+"""Patterns of masks: what stays or goes together. N:M, blocks, units, channels; as records, as text, where they fit.
 
-This module knows sizes alone; it must not know scores or masks.
+This module knows sizes and scopes by name; it must not know scores or masks.
 """
 
 import math
@@ -42,11 +42,22 @@ class Units:
         return "units"
 
 
-Pattern = NofM | Blocks | Units
+@attrs.frozen
+class Channels:
+    """Keep or drop whole channels: the units that make one in all layers; ranked by the sum of their scores.
+
+    Which units those are depends on the network: see ``prunekit.streams``.
+    """
+
+    def __str__(self) -> str:
+        return "channels"
+
+
+Pattern = NofM | Blocks | Units | Channels
 
 
 def parse_pattern(text: str) -> Pattern:
-    """Read "2:4" (two of every four input channels), "4x1" (rows x columns) or "units".
+    """Read "2:4" (two of every four input channels), "4x1" (rows x columns), "units" or "channels".
 
     >>> parse_pattern("2:4"), parse_pattern("16x1"), parse_pattern("units")
     (NofM(n=2, m=4), Blocks(rows=16, columns=1), Units())
@@ -55,10 +66,13 @@ def parse_pattern(text: str) -> Pattern:
         ConfigError: for anything else, and for sizes of 0 or more kept than there are.
     """
     sizes = re.fullmatch(r"\s*(\d+)\s*([:xX])\s*(\d+)\s*", text)
-    if text.strip() == "units":
-        return Units()
+    for whole in (Units(), Channels()):
+        if text.strip() == str(whole):
+            return whole
     if sizes is None:
-        raise ConfigError(f"pattern {text!r} is not understood, expected for example '2:4', '4x1' or 'units'")
+        raise ConfigError(
+            f"pattern {text!r} is not understood, expected for example '2:4', '4x1', 'units' or 'channels'"
+        )
     first, second = int(sizes[1]), int(sizes[3])
     if min(first, second) < 1:
         raise ConfigError(f"pattern {text!r} has a size of 0, expected at least 1")
@@ -88,9 +102,22 @@ def pattern_problem(pattern: Pattern | None, density: float, outputs: int, fan_s
     return ""
 
 
+def scope_problem(pattern: Pattern | None, scope: str | None) -> str:
+    """Say why what competes has no meaning with the pattern; "" if it has."""
+    if isinstance(pattern, Channels) and scope in {"unit", "global"}:
+        return f"channels compete with those of the same layers, so not with scope {scope!r}; take 'layer'"
+    if isinstance(pattern, Units) and scope == "unit":
+        return "whole units compete with each other, so not with scope 'unit'; take 'layer'"
+    if isinstance(pattern, Units) and scope == "global":
+        return "units of different layers have different sizes, so their scores cannot be compared; take scope 'layer'"
+    if isinstance(pattern, NofM) and scope == "global":
+        return f"pattern {pattern} keeps as many in every group, so layers have nothing to compete for"
+    return ""
+
+
 def piece_size(pattern: Pattern | None, fan: int) -> int:
     """Return how many connections stay or go as one, in a layer whose units have ``fan`` connections."""
-    if isinstance(pattern, Units):
+    if isinstance(pattern, Units | Channels):
         return fan
     return pattern.rows * pattern.columns if isinstance(pattern, Blocks) else 1
 

@@ -4,7 +4,7 @@
 It must not train, and reads no data beyond what the task checks in its ``setup``.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import attrs
@@ -17,13 +17,20 @@ from prunekit.errors import ConfigError
 from prunekit.finding import check_layers, find_layers
 from prunekit.given import Given, read_given
 from prunekit.hardware import pick_device
-from prunekit.layers import LayerShape, LayerView
+from prunekit.layers import LayerShape, LayerView, ViewOf
 from prunekit.plugins import PluginManager, view_of
 from prunekit.registry import Registry
+from prunekit.sample_inputs import task_samples
 from prunekit.schedules import Entry, Plan, PlanRequest, Schedule, Stage, check_plan
 from prunekit.seeds import Seeds
-from prunekit.structure import check_fit, distribute, resolve_structure
+from prunekit.selection import Channels
+from prunekit.shrinking.coupling import find_streams
+from prunekit.streams import Streams
+from prunekit.structure import check_fit, distribute, join_streams, resolve_structure
 from prunekit.tasks import Task, Training, budget_of
+from prunekit.tensor_files import some
+
+_SAMPLES = 2  # where channels flow depends on no batch size, but code may treat a batch of one in its own way
 
 
 @attrs.frozen
@@ -43,6 +50,7 @@ class Prepared:
         make_criterion: returns a fresh criterion.
         build_model: returns a new model on the CPU; its weights depend on the root seed and the named use.
         given: masks and weights to start from.
+        streams: where the pattern is channels, those of the network.
     """
 
     task: Task
@@ -57,6 +65,7 @@ class Prepared:
     make_criterion: Callable[[], Criterion]
     build_model: Callable[..., nn.Module]
     given: Given
+    streams: Streams | None = None
 
     @property
     def layers(self) -> tuple[LayerShape, ...]:
@@ -102,20 +111,41 @@ def prepare(
     model = build("initial weights", device=device)
     network = task.deployed(model)
     views = find_layers(network, view_of(manager))
-    structure = _structure(config, task, network, views)
-    given = Given() if resumed else read_given(config, network, views)
+    streams = _streams(config, task, build, seeds, view_of(manager))
+    structure = _structure(config, task, network, views, streams)
+    given = Given() if resumed else read_given(config, network, views, streams)
     plan = _plan(config, schedule, views, structure, training, given)
     _check_traces(make_criterion(), plan)
     for update in (update for stage in plan.stages for update in stage.updates):
         criterion = make_criterion()
         check_layers({name: views[name] for name in update.targets}, observed=observes(criterion))
         criterion.check(update.competition(criterion.scope), update.pattern)
-    parts = (f"task {config.task.name}", data, f"criterion {config.criterion.name}", f"schedule {config.schedule.name}")
+        if streams is not None and isinstance(update.pattern, Channels):
+            streams.check(update.targets)
+    parts: tuple[str, ...] = (
+        f"task {config.task.name}",
+        data,
+        f"criterion {config.criterion.name}",
+        f"schedule {config.schedule.name}",
+    )
+    if streams is not None and not config.freeze_masks:
+        parts += tuple(_staying(streams, views))
     files = (f"{name} {path}" for name, path in (("masks", config.masks), ("weights", config.weights)) if path)
     headline = "; ".join(filter(None, (*parts, *files)))
     return Prepared(
-        task, data, headline, model, network, views, structure, training, plan, make_criterion, build, given
+        task, data, headline, model, network, views, structure, training, plan, make_criterion, build, given, streams
     )
+
+
+def _streams(
+    config: RunConfig, task: Task, build: Callable[..., nn.Module], seeds: Seeds, views: ViewOf
+) -> Streams | None:
+    """Run a copy of the network to see where its channels flow, if they are to be pruned."""
+    if not isinstance(config.parsed_pattern, Channels):
+        return None
+    model = build("initial weights").eval()
+    samples = task_samples(task, model, seeds).take(_SAMPLES)
+    return find_streams(task.deployed(model), samples, view_of=views)
 
 
 def _check_traces(criterion: Criterion, plan: Plan) -> None:
@@ -136,23 +166,45 @@ def build_model(task: Task, seeds: Seeds, *use: str | int, device: str = "cpu") 
         return task.build_model()
 
 
-def _structure(config: RunConfig, task: Task, network: nn.Module, views: Mapping[str, LayerView]) -> tuple[Entry, ...]:
+def _staying(streams: Streams, layers: Iterable[str]) -> Iterator[str]:
+    """Yield the layers of which no channel can go, by reason."""
+    reasons: dict[str, list[str]] = {}
+    for name in layers:
+        if name not in streams.free:
+            reasons.setdefault(streams.why(name), []).append(name)
+    yield from (f"all channels of {some(names)} stay ({reason})" for reason, names in reasons.items())
+
+
+def _structure(
+    config: RunConfig, task: Task, network: nn.Module, views: Mapping[str, LayerView], streams: Streams | None
+) -> tuple[Entry, ...]:
     if not views:
         raise ConfigError(f"task {config.task.name!r}: its network {type(network).__name__} has no prunable layer")
     if config.freeze_masks:
         return ()
     shapes = [view.shape(name) for name, view in views.items()]
     pattern = config.parsed_pattern
-    entries = _entries(config, task, network, shapes)
+    staying = [shape.name for shape in shapes if streams is not None and shape.name not in streams.free]
+    entries = _entries(config, task, network, shapes, staying)
     if pattern is not None:
         check_fit(entries, shapes, pattern)
-    return entries
+    if streams is None:
+        return entries
+    weights = {shape.name: shape.weights for shape in shapes} if _shares(config) else None
+    return join_streams(entries, streams, weights)
 
 
-def _entries(config: RunConfig, task: Task, network: nn.Module, layers: Sequence[LayerShape]) -> tuple[Entry, ...]:
-    if config.asked_density is not None and (config.distribution or config.keep_dense):
-        rule = config.distribution or "uniform"
-        return distribute(config.asked_density, layers, rule, config.keep_dense, task.aliases, config.parsed_pattern)
+def _shares(config: RunConfig) -> bool:
+    """Whether layers share one density, so that those that stay dense make the others sparser."""
+    return config.asked_density is not None and bool(config.distribution or config.keep_dense)
+
+
+def _entries(
+    config: RunConfig, task: Task, network: nn.Module, layers: Sequence[LayerShape], staying: Sequence[str]
+) -> tuple[Entry, ...]:
+    if config.asked_density is not None and _shares(config):
+        rule, dense = config.distribution or "uniform", (*config.keep_dense, *staying)
+        return distribute(config.asked_density, layers, rule, dense, task.aliases, config.parsed_pattern)
     text = task.structure if config.asked_structure is None else config.asked_structure
     if not text:
         raise ConfigError(f"task {config.task.name!r} has no structure of its own; give --structure or --density")

@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.criteria import Criterion, NetworkCriterion, observes
-from prunekit.errors import ConfigError, MaskError, PluginError
+from prunekit.errors import ConfigError, PluginError
 from prunekit.events import LayerUpdate
 from prunekit.layers import LayerView
 from prunekit.observing import Evidence, observe, summed_gradients, survey
 from prunekit.schedules import MaskUpdate, check_target
 from prunekit.seeds import Seeds
-from prunekit.selection import Blocks, Pattern, Quota, among, asked_count, keep_best, keep_best_global, kept_count
+from prunekit.selection import Channels, Quota, keep_best, kept_count
 from prunekit.sharding import reshard, spread_like, whole
+from prunekit.streams import Streams
+from prunekit.together import count_left, select_together
 
 
 @attrs.frozen
@@ -48,11 +50,12 @@ def choose_masks(
     make_criterion: Callable[[], Criterion],
     evidence: Evidence,
     seeds: Seeds,
+    streams: Streams | None = None,
 ) -> Chosen:
     """Work out one mask update for the weights as they are. Changes nothing.
 
     Layers are scored one after another, so that of weights that are spread over processes one whole layer is there
-    at a time, and the scores of one; only where layers compete with each other, the scores of all are kept.
+    at a time, and the scores of one; only where layers are selected together, the scores of all are kept.
 
     Args:
         network: the network that the layers are in.
@@ -62,9 +65,11 @@ def choose_masks(
         make_criterion: returns a fresh criterion.
         evidence: where criteria get activations and gradients.
         seeds: the seeds of this update; every layer draws from a generator of its own.
+        streams: the channels of the network, for an update with the pattern "channels".
 
     Raises:
-        ConfigError: when a criterion needs data that ``evidence`` does not have.
+        ConfigError: when a criterion needs data that ``evidence`` does not have; densities that whole channels cannot
+            have.
         MaskError: when the count cannot be met.
         PluginError: when a criterion returns scores or masks that are none.
     """
@@ -73,6 +78,7 @@ def choose_masks(
         return _reopen(targets, current)
     for name, view in targets.items():
         check_target(update, view.shape(name))
+    streams = _streams(update, streams)
     criteria = {name: _Draw() if update.by == "random" else make_criterion() for name in targets}
     for criterion in criteria.values():
         criterion.check(update.competition(criterion.scope), update.pattern)
@@ -82,11 +88,11 @@ def choose_masks(
     gradients = _gradients_to_grow_by(update, targets, evidence)
     reshard(network)  # of a network that has computed something, some parameters are whole ones
     generators = {name: seeds.generator("selection", name) for name in targets}
-    together = update.competition(next(iter(criteria.values())).scope) == "global"
+    together = streams is not None or update.competition(next(iter(criteria.values())).scope) == "global"
     all_scores, all_masks = dict[str, Tensor](), dict[str, Tensor]()
     if together:
         all_scores = {name: _scores(criteria[name], name, view, generators[name]) for name, view in targets.items()}
-        all_masks = _select_together(update, targets, all_scores, before)
+        all_masks = select_together(update, targets, all_scores, before, streams)
     chosen = Chosen({}, {}, {}, {})
     for name, view in targets.items():
         criterion, generator = criteria.pop(name), generators[name]
@@ -100,6 +106,16 @@ def choose_masks(
         chosen.layers[name] = _describe(update.targets[name], mask, scores)
         del scores, repaired  # before there are those of the next layer
     return chosen
+
+
+def _streams(update: MaskUpdate, streams: Streams | None) -> Streams | None:
+    """Return the channels that an update chooses from; ``None`` where it does not."""
+    if not isinstance(update.pattern, Channels):
+        return None
+    if streams is None:
+        raise ConfigError("pattern 'channels' needs to know where channels flow; run the network on samples before")
+    streams.check(update.targets)
+    return streams
 
 
 @attrs.frozen
@@ -192,24 +208,6 @@ def _scores(criterion: Criterion, name: str, view: LayerView, generator: torch.G
     return scores
 
 
-def _count_left(update: MaskUpdate, name: str, view: LayerView) -> int:
-    """Return how many connections of a layer selection is to keep, before growth fills it up."""
-    exchanged = update.grow.fraction if update.grow is not None else 0.0
-    return asked_count(update.targets[name] * (1 - exchanged), view.shape(name).weights, update.pattern, view.fan)
-
-
-def _select_together(
-    update: MaskUpdate,
-    layers: Mapping[str, LayerView],
-    scores: Mapping[str, Tensor],
-    before: Mapping[str, Tensor | None],
-) -> dict[str, Tensor]:
-    """Select from all layers at once."""
-    ranked = {name: among(score, before[name]) for name, score in scores.items()}
-    count = sum(_count_left(update, name, view) for name, view in layers.items())
-    return _keep_best_global(ranked, count, before, update.pattern)
-
-
 def _select(
     update: MaskUpdate,
     name: str,
@@ -222,7 +220,7 @@ def _select(
     """Select from one layer."""
     there = scores.numel() if before is None else int(before.sum())
     # A layer that is to grow keeps what it has; growth fills it up.
-    count = min(_count_left(update, name, view), there)
+    count = min(count_left(update, name, view), there)
     scope = update.competition(criterion.scope)
     assert scope != "global", "layers that compete with each other are selected together"
     quota = Quota(count / scores.numel(), view.fan_shape, scope, update.pattern, before)
@@ -236,19 +234,6 @@ def _select(
             f"expected exactly {count} as bool {tuple(scores.shape)}"
         )
     return mask
-
-
-def _keep_best_global(
-    scores: Mapping[str, Tensor], count: int, before: Mapping[str, Tensor | None], pattern: Pattern | None
-) -> dict[str, Tensor]:
-    if not isinstance(pattern, Blocks):  # no other pattern competes over layers, see ``check_target``
-        there = sum(scores[name].numel() if mask is None else int(mask.sum()) for name, mask in before.items())
-        return keep_best_global(scores, min(count, there))
-    masks = keep_best_global(scores, count, pattern)
-    for name, mask in before.items():
-        if mask is not None and bool((masks[name] & ~mask).any()):
-            raise MaskError(f"{count} connections are asked for, but fewer are left in whole blocks of {pattern}")
-    return masks
 
 
 def _repair(criterion: Criterion, view: LayerView, mask: Tensor) -> Tensor | None:

@@ -4,7 +4,7 @@ This module must not know masks, files or how a network was pruned.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -39,26 +39,37 @@ def task_samples(task: Task, model: nn.Module, seeds: Seeds) -> Samples:
     batches = task.batches("calibration", 0, seeds)
     if not len(batches):
         raise ConfigError(f"task {task.name!r} has no calibration batch to take sample inputs from")
+    samples = called_with(task.deployed(model), lambda: task.forward(model, batches[0]))
+    if samples is None:
+        raise ConfigError(
+            f"the forward of task {task.name!r} does not call its deployed network, so its inputs are not known; "
+            "let it call that module, or export the network as file.py:function with --input"
+        )
+    return samples
+
+
+def called_with(network: nn.Module, run: Callable[[], Any]) -> Samples | None:
+    """Return what a network is called with first when something is run, up to ``MOST`` samples.
+
+    Args:
+        network: any module; nothing is computed in it.
+        run: is ended by the call. Without one, it runs to its end, and the result is ``None``.
+    """
     called: list[Samples] = []
 
     def note(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         called.append(Samples(arguments, keywords))
         raise _CalledError
 
-    hook = task.deployed(model).register_forward_pre_hook(note, with_kwargs=True)
+    hook = network.register_forward_pre_hook(note, with_kwargs=True)
     try:
         with torch.no_grad():
-            task.forward(model, batches[0])
+            run()
     except _CalledError:
         pass
     finally:
         hook.remove()
-    if not called:
-        raise ConfigError(
-            f"the forward of task {task.name!r} does not call its deployed network, so its inputs are not known; "
-            "let it call that module, or export the network as file.py:function with --input"
-        )
-    return called[0].take(min(called[0].count, MOST))
+    return called[0].take(min(called[0].count, MOST)) if called else None
 
 
 def random_samples(shapes: Sequence[str], dtype: torch.dtype) -> Samples:

@@ -9,13 +9,14 @@ import abc
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import attrs
 
 from prunekit.errors import ConfigError, nearest
 from prunekit.layers import LayerShape
-from prunekit.selection import NofM, Pattern, Scope, Units, asked_count, kept_count, pattern_problem
+from prunekit.patterns import scope_problem
+from prunekit.selection import Channels, Pattern, Scope, Units, asked_count, kept_count, pattern_problem
 
 
 @attrs.frozen
@@ -75,7 +76,7 @@ class MaskUpdate:
         targets: layer name -> density after the update, in (0, 1].
         scope: what competes: the connections of a unit, of a layer, or of all targets together
             ("global": the total is exact, the layers share it by score). ``None``: as the criterion prefers.
-        pattern: N:M, blocks or whole units; ``None``: unstructured.
+        pattern: N:M, blocks, whole units or channels; ``None``: unstructured.
         grow: ``None``: a dropped connection never comes back.
         by: who ranks the connections: the criterion, or a random draw, each with the same chance (the first masks
             of dynamic sparse training). What competes in a random draw are the layers' connections, where
@@ -102,7 +103,7 @@ class MaskUpdate:
         """
         if self.scope is not None or self.pattern is None:
             return self.scope or preferred
-        return "layer" if preferred == "global" or isinstance(self.pattern, Units) else preferred
+        return "layer" if preferred == "global" or isinstance(self.pattern, Units | Channels) else preferred
 
 
 @attrs.frozen
@@ -202,6 +203,14 @@ class Schedule(abc.ABC):
         """Return the stages. Pure: the same request gives the same plan."""
 
 
+def to_json(record: Plan | Stage) -> dict[str, Any]:
+    """Return a plan or a stage as plain data; patterns are text, since some have nothing but their name."""
+    plain: dict[str, Any] = attrs.asdict(
+        record, value_serializer=lambda _, __, value: str(value) if isinstance(value, Pattern) else value
+    )
+    return plain
+
+
 def check_plan(plan: Plan, layers: Sequence[LayerShape], given: Mapping[str, float] | None = None) -> None:
     """Refuse a plan that cannot be carried out.
 
@@ -252,25 +261,19 @@ def check_target(update: MaskUpdate, layer: LayerShape) -> None:
         return
     density = update.targets[layer.name]
     problem = pattern_problem(update.pattern, density, layer.outputs, layer.fan_shape)
-    problem = problem or _scope_problem(update)
+    problem = problem or scope_problem(update.pattern, update.scope)
     if not problem and asked_count(density, layer.weights, update.pattern, layer.fan) == 0:
         problem = f"density {density:g} keeps none of its {layer.weights:,} weights"
     if problem:
         raise ConfigError(f"layer {layer.name!r}: {problem}")
 
 
-def _scope_problem(update: MaskUpdate) -> str:
-    """Say why what competes has no meaning with the pattern; "" if it has."""
-    if isinstance(update.pattern, Units) and update.scope == "unit":
-        return "whole units compete with each other, so not with scope 'unit'; take 'layer'"
-    if isinstance(update.pattern, Units) and update.scope == "global":
-        return "units of different layers have different sizes, so their scores cannot be compared; take scope 'layer'"
-    if isinstance(update.pattern, NofM) and update.scope == "global":
-        return f"pattern {update.pattern} keeps as many in every group, so layers have nothing to compete for"
-    return ""
-
-
 def _check_growth(update: MaskUpdate, stage: str) -> None:
+    if update.reopens and isinstance(update.pattern, Channels):
+        raise ConfigError(
+            f"stage {stage!r}: all connections come back, but of channels that are gone the normalisation is 0, too, "
+            "and they would never learn; take pattern 'units', or another schedule"
+        )
     if update.grow is None or update.reopens:
         return
     if update.scope == "global" or update.pattern is not None:

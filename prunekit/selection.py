@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import MaskError
-from prunekit.patterns import Blocks, NofM, Pattern, Units, asked_count, kept_count, pattern_problem
+from prunekit.patterns import Blocks, Channels, NofM, Pattern, Units, asked_count, kept_count, pattern_problem
 from prunekit.ranking import as_array, first_best, kth_largest, mark_best
 
 # Whoever selects needs patterns as well, and finds them here.
 __all__ = [
     "Blocks",
+    "Channels",
     "NofM",
     "Pattern",
     "Quota",
@@ -140,6 +141,8 @@ def keep_best(scores: Tensor, quota: Quota) -> Tensor:
             are left than are to be kept.
     """
     problem = pattern_problem(quota.pattern, quota.density, scores.shape[1], quota.fan_shape)
+    if isinstance(quota.pattern, Channels):
+        problem = "channels run through several layers, so that one layer alone cannot choose them"
     if problem:
         raise MaskError(problem)
     scores = among(scores, quota.candidates)

@@ -200,6 +200,7 @@ class StageTraining:
                 prepared.make_criterion,
                 shower.evidence(prepared.network, state.traces),
                 Seeds(state.seeds.derive("update", self.index, number)),
+                prepared.streams,
             )
         check_agreement(chosen)
         if rescue is not None:

@@ -43,6 +43,7 @@ from prunekit.sharded_checkpoints import load_any, save_sharded
 from prunekit.sharding import load_whole_state, own_part, reshard, spread_like, spread_states, whole_state
 from prunekit.sparse_checkpoints import save_sparse, save_weights
 from prunekit.square_roots import lift
+from prunekit.streams import by_parameter
 from prunekit.tracing import no_traces, tracing
 from prunekit.training import Loop
 
@@ -142,7 +143,7 @@ class RunState:
         return tracing(self.prepared.make_criterion(), self.prepared.views, self.traces, optimizer)
 
     def as_masks(self) -> Masks:
-        """Return the masks by parameter name, with the facts that go into their file."""
+        """Return the masks by parameter name, what goes with channels too, with the facts that go into their file."""
         views = self.prepared.views
         asked = {name: density for stage in self.finished for name, density in stage.asked.items()}
         info = {
@@ -151,7 +152,7 @@ class RunState:
             "seed": self.config.seed,
             "asked": {parameter_name(name, views[name]): density for name, density in sorted(asked.items())},
         }
-        return Masks({parameter_name(name, views[name]): mask for name, mask in self.masks.items()}, info)
+        return Masks(by_parameter(views, self.masks, self.prepared.streams), info)
 
     def check_finite(self, when: str) -> None:
         """Refuse to go on, or to save, with weights that are no numbers.

@@ -12,6 +12,7 @@ from prunekit.finding import resolve
 from prunekit.layers import LayerShape
 from prunekit.patterns import NofM, Pattern, pattern_problem
 from prunekit.schedules import Entry, check_density
+from prunekit.streams import Streams
 
 _EXAMPLE = "expected for example 'f=1/256 5b=1/128' or 'conv*=0.5'"
 
@@ -155,6 +156,57 @@ def distribute(
     else:
         densities = spread(layers, density, rule, tuple(dense), pattern)
     return tuple(Entry(name, {name: densities[name]}) for name in names if name not in dense)
+
+
+def join_streams(
+    entries: Iterable[Entry], streams: Streams, weights: Mapping[str, int] | None = None
+) -> tuple[Entry, ...]:
+    """Make one entry of those whose layers make the same channels, and leave out layers that keep all of theirs.
+
+    A joined entry stands in the place of the first, and is named after it and the number of others.
+
+    Args:
+        entries: what is asked.
+        streams: the channels of the network.
+        weights: layer -> weights, where densities were shared out: layers of a joined entry then have one density, that
+            of their sum. ``None``: they have to be asked for one.
+
+    Raises:
+        ConfigError: no layer is left; layers that make the same channels, not all of them named or with several
+            densities.
+    """
+    asked = list(entries)
+    left = [
+        Entry(entry.name, {name: density for name, density in entry.targets.items() if name in streams.free})
+        for entry in asked
+        if streams.free & entry.targets.keys()
+    ]
+    if not left:
+        told = "; ".join(f"{name}: {streams.why(name)}" for entry in asked for name in entry.targets)
+        raise ConfigError(f"no channel of the layers asked for can go ({told}); take pattern 'units'")
+    joined = []
+    while left:
+        group = _together(left, streams)
+        left = [entry for entry in left if entry not in group]
+        targets = {name: density for entry in group for name, density in entry.targets.items()}
+        if weights is not None:
+            kept = sum(density * weights[name] for name, density in targets.items())
+            targets = dict.fromkeys(targets, kept / sum(weights[name] for name in targets))
+        streams.check(targets)
+        joined.append(Entry(group[0].name + (f"+{len(group) - 1}" if len(group) > 1 else ""), targets))
+    return tuple(joined)
+
+
+def _together(entries: Sequence[Entry], streams: Streams) -> list[Entry]:
+    """Return the first entry and all that share channels with it, directly or through others."""
+    names = {*entries[0].targets}
+    while True:
+        group = [entry for entry in entries if names & entry.targets.keys()]
+        found = {name for entry in group for name in entry.targets}
+        found = found.union(*(stream.units for stream in streams.streams if stream.units.keys() & found))
+        if found <= names:
+            return group
+        names |= found
 
 
 def check_fit(entries: Iterable[Entry], layers: Iterable[LayerShape], pattern: Pattern) -> None:

@@ -63,6 +63,11 @@ RECIPES = {
         **toy("taylor", task="images"),
         "task": {"name": "images", "network": "resnet", "width": 4, "learning_rate": 0.01},
     },
+    "channels": {
+        **toy("taylor", "gradual", task="images", density=0.5),
+        "task": {"name": "images", "network": "resnet", "width": 4, "learning_rate": 0.01},
+        "pattern": "channels",
+    },
     "faces": {
         "task": {"name": "exact-faces"},
         "criterion": {"name": "correlation"},

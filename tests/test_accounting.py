@@ -220,6 +220,14 @@ def test_a_masked_parameter_of_no_layer_counts_as_weights():
     assert (found.weights, found.multiply_adds) == (32, 16)
 
 
+def test_masks_of_biases_and_normalisation_count_nothing():
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval()
+    kept = torch.tensor([True, False, True, True])
+    masks = {"0.weight": kept.unsqueeze(1).expand(4, 3), "0.bias": kept, "1.weight": kept, "1.bias": kept}
+    found = account(network, lambda: network(torch.ones(1, 3)), masks)
+    assert [(layer.name, layer.weights, layer.kept) for layer in found.layers] == [("0", 12, 9)]
+
+
 def test_what_a_view_does_not_know_is_counted_with_the_others():
     class Hidden(LayerView):
         kind, observable = "hidden", False

@@ -222,7 +222,7 @@ def test_where_nothing_gains_the_density_that_would_is_said():
             "fc (linear, 20 x 50) has density 0.5; as measured here it gains below density 0.13 at batch 1 and at no "
             "density down to 1/256 at batch 8"
         ),
-        "whole units gain without any sparse kernel: prune with --pattern units, then prunekit export --to shrunk",
+        "whole channels gain without any sparse kernel: take --pattern channels, then prunekit export --to shrunk",
     )
 
 
@@ -248,7 +248,7 @@ def test_without_any_form_and_with_attention_that_is_said():
         "nothing is gained at batch 1: no sparse form is possible",
         "75% of the multiply-adds are products of activations (attention), which no mask changes",
     )
-    assert "--pattern units" in lines[2]
+    assert "--pattern channels" in lines[2]
 
 
 def test_times_that_spread_widely_are_doubted():

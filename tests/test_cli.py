@@ -107,6 +107,10 @@ def test_plan_counts_whole_pieces_and_shares_one_density_out(capsys: pytest.Capt
     printed = "\n".join(lines(capsys))
     assert "classifier=0.6 as units" in printed
     assert "977 weights left" in printed  # 5 of 8 units of 9, 5 of 8 of 36, 10 of 16 of 72, 2 of 4 of 16
+    assert main(["plan", *magnitude, "--pattern", "channels", "--density", "0.6"]) == 0
+    printed = "\n".join(lines(capsys))
+    assert "conv_a=0.6 conv_b=0.6 hidden=0.6 as channels" in printed
+    assert "964 weights left" in printed  # 1 of 2 groups of conv_b, with the 4 units of 9 it reads, 10 of 16 of 72, 64
     assert main(["plan", *magnitude, "--density", "0.2", "--distribution", "erdos-renyi", "--keep-dense", "first"]) == 0
     assert "(315 weights left" in "\n".join(lines(capsys))  # of 1,576
     assert main(["plan", *magnitude, "--pattern", "2:4", "--keep-dense", "conv_a", "--scope", "layer"]) == 0

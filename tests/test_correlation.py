@@ -11,7 +11,7 @@ from prunekit.errors import ConfigError, DataError, MaskError
 from prunekit.finding import find_layers
 from prunekit.layers import LayerView
 from prunekit.observing import Evidence, observe
-from prunekit.selection import Blocks, NofM, Quota, unit_counts
+from prunekit.selection import Blocks, Channels, NofM, Quota, unit_counts
 
 MODES = ["halves", "highest", "random"]
 
@@ -275,6 +275,7 @@ def test_highest_and_random_take_patterns_and_scopes(mode, pattern):
         ("halves", "global", None, "scope='unit'"),
         ("halves", "unit", NofM(2, 4), "mode='highest'"),
         ("random", "global", None, "criterion 'random'"),
+        ("random", "layer", Channels(), "not with pattern 'channels'; use scope='layer' or criterion 'random'"),
     ],
 )
 def test_what_a_mode_cannot_select_is_refused_with_the_next_step(mode, scope, pattern, message):

@@ -155,6 +155,15 @@ def test_patterns_are_an_axis():
     assert [cell.plan.stages[1].updates[0].pattern for cell in pruned] == [None, Units(), Blocks(4, 1)]
 
 
+def test_patterns_that_are_nothing_but_their_name_are_runs_of_their_own():
+    recipe = {**ONE_SHOT, "structure": "hidden=0.5", "sweep": {"patterns": ["units", "channels"]}}
+    units, channels = (cell for cell in cells_of(recipe) if cell.kind == "pruned")
+    assert [stage.name for stage in units.plan.stages] == [stage.name for stage in channels.plan.stages]
+    assert units.plan.stages[1].updates[0].targets == channels.plan.stages[1].updates[0].targets
+    assert names(units)[0] == names(channels)[0]
+    assert names(units)[1] != names(channels)[1]
+
+
 @pytest.mark.parametrize(
     ("sweep", "message"),
     [

@@ -49,6 +49,10 @@ def test_all_or_nothing_is_no_pattern(value: bool) -> None:
     assert find_pattern(torch.full((8, 8), value)) is None
 
 
+def test_a_mask_of_biases_has_no_pattern() -> None:
+    assert find_pattern(torch.tensor([True, False] * 8)) is None
+
+
 def test_a_random_mask_has_no_pattern() -> None:
     torch.manual_seed(0)
     assert find_pattern(torch.rand(32, 64) < 0.5) is None

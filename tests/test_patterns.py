@@ -1,10 +1,10 @@
 import pytest
 
 from prunekit.errors import ConfigError
-from prunekit.patterns import Blocks, NofM, Units, asked_count, parse_pattern, pattern_problem
+from prunekit.patterns import Blocks, Channels, NofM, Units, asked_count, parse_pattern, pattern_problem
 
 
-@pytest.mark.parametrize("pattern", [NofM(2, 4), NofM(1, 1), Blocks(4, 1), Blocks(1, 16), Units()])
+@pytest.mark.parametrize("pattern", [NofM(2, 4), NofM(1, 1), Blocks(4, 1), Blocks(1, 16), Units(), Channels()])
 def test_a_pattern_is_read_as_it_is_written(pattern):
     assert parse_pattern(str(pattern)) == pattern
     assert parse_pattern(f" {pattern} ") == pattern
@@ -13,7 +13,7 @@ def test_a_pattern_is_read_as_it_is_written(pattern):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("2-4", "'2-4' is not understood, expected for example '2:4', '4x1' or 'units'"),
+        ("2-4", "'2-4' is not understood, expected for example '2:4', '4x1', 'units' or 'channels'"),
         ("", "is not understood"),
         ("2:4:8", "is not understood"),
         ("4:2", "keeps 4 of 2, expected at most 2"),
@@ -27,7 +27,7 @@ def test_what_is_no_pattern_is_an_error(text, message):
 
 
 def test_whole_units_and_blocks_are_counted_whole():
-    assert asked_count(0.3, 10 * 7, Units(), 7) == 21
+    assert asked_count(0.3, 10 * 7, Units(), 7) == asked_count(0.3, 10 * 7, Channels(), 7) == 21
     assert asked_count(0.24, 100, Blocks(2, 5), 20) == 20
     assert asked_count(0.24, 100, NofM(1, 4), 20) == asked_count(0.24, 100) == 24
 

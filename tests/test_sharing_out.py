@@ -35,6 +35,12 @@ RECIPES = {
     "snip": {"schedule": {"name": "one-shot"}, "scope": "global"},
     "rigl": {"criterion": {"name": "magnitude"}, "schedule": {"name": "rigl"}, "density": 0.3},
     "rewinding": {"criterion": {"name": "magnitude"}, "schedule": {"name": "iterative"}, "density": 0.3},
+    "channels": {
+        "criterion": {"name": "taylor"},
+        "schedule": {"name": "gradual", "updates": 4},
+        "density": 0.5,
+        "pattern": "channels",
+    },
     "accumulation": {
         "criterion": {"name": "magnitude"},
         "training": {"accumulate": 2, "clip_norm": 0.5, "precision": "fp16"},

@@ -8,7 +8,7 @@ from prunekit.builtin.sparsegpt import SparseGpt, shared_out
 from prunekit.core_views import core_view
 from prunekit.criteria import Observation
 from prunekit.errors import ConfigError, DataError, MaskError
-from prunekit.selection import Blocks, NofM, Quota, kept_count
+from prunekit.selection import Blocks, Channels, NofM, Quota, Units, kept_count
 
 LAYERS = {
     "linear": (lambda: nn.Linear(12, 5), (12,)),
@@ -184,8 +184,9 @@ def test_what_has_no_meaning_is_refused():
     view, inputs = made("linear")
     with pytest.raises(ConfigError, match="not with scope='global'"):
         SparseGpt().check("global", None)
-    with pytest.raises(ConfigError, match="goes from column to column"):
-        SparseGpt().check("layer", Blocks(1, 4))
+    for pattern in (Blocks(1, 4), Units(), Channels()):
+        with pytest.raises(ConfigError, match=f"goes from column to column, so it cannot keep the pattern {pattern}"):
+            SparseGpt().check("layer", pattern)
     with pytest.raises(DataError, match="criterion 'sparsegpt' was shown no data"):
         SparseGpt().score(view.weight.detach()[None], torch.Generator())
     candidates = torch.ones(1, 5, 12, dtype=torch.bool)

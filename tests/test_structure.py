@@ -1,4 +1,5 @@
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -6,7 +7,15 @@ from prunekit.errors import ConfigError
 from prunekit.layers import LayerShape
 from prunekit.patterns import Blocks, NofM, Units, kept_count
 from prunekit.schedules import Entry
-from prunekit.structure import check_fit, distribute, parse_structure, resolve_densities, resolve_structure
+from prunekit.streams import Stream, Streams
+from prunekit.structure import (
+    check_fit,
+    distribute,
+    join_streams,
+    parse_structure,
+    resolve_densities,
+    resolve_structure,
+)
 
 LAYERS = ["conv1", "conv2", "features.f", "head"]
 
@@ -125,6 +134,39 @@ def test_layers_stay_dense_by_name_end_glob_alias_and_place():
         rest("*")
     with pytest.raises(ConfigError, match="no prunable layer is called 'frist'"):
         rest("frist")
+
+
+def test_entries_whose_layers_make_the_same_channels_are_joined_through_others_too():
+    known = streams(["a", "b"], ["b", "c"], ["d"])
+    entries = resolve_structure("d=0.5 c=0.25 last=0.1 a=0.25 b=0.25", ["a", "b", "c", "d", "last"])
+    assert join_streams(entries, known) == (
+        Entry("d", {"d": 0.5}),
+        Entry("c+2", {"c": 0.25, "a": 0.25, "b": 0.25}),
+    )
+    alias = (Entry("all", {"d": 0.5, "last": 0.5}), *entries[1:2], *entries[3:])
+    assert [entry.name for entry in join_streams(alias, known)] == ["all", "c+2"]
+
+
+def test_layers_that_make_the_same_channels_need_one_density_or_get_that_of_their_sum():
+    known = streams(["a", "b"], ["c"])
+    entries = (Entry("a", {"a": 0.5}), Entry("b", {"b": 0.2}), Entry("c", {"c": 0.3}))
+    with pytest.raises(ConfigError, match=r"asked is a=0\.5 b=0\.2; give them one density, or leave all of them out"):
+        join_streams(entries, known)
+    (both, alone) = join_streams(entries, known, {"a": 100, "b": 200, "c": 7})
+    assert both.targets == {"a": pytest.approx(0.3), "b": pytest.approx(0.3)}
+    assert alone.targets == {"c": pytest.approx(0.3)}
+    with pytest.raises(ConfigError, match=r"no channel of the layers asked for can go \(last: it is the end\)"):
+        join_streams((Entry("last", {"last": 0.5}),), known)
+
+
+def streams(*layers):
+    """Return streams of two channels, each through some layers."""
+    return Streams(
+        tuple(Stream({name: torch.tensor([[0], [1]]) for name in names}) for names in layers),
+        {name: 2 for names in layers for name in names},
+        {"last": "it is the end"},
+        {},
+    )
 
 
 def test_a_layer_that_is_called_last_is_that_layer():

@@ -69,7 +69,7 @@ def advise(
         lines.append(_needed(layer, {size: crossover(layer.name, size) for size in sizes}))
     if "shrunk" in comparison.absent:
         lines.append(
-            "whole units gain without any sparse kernel: prune with --pattern units, then prunekit export --to shrunk"
+            "whole channels gain without any sparse kernel: take --pattern channels, then prunekit export --to shrunk"
         )
     return tuple(lines)
 

@@ -16,7 +16,7 @@ from prunekit.errors import ConfigError, DataError, MaskError
 from prunekit.layers import LayerView
 from prunekit.markers import hookimpl
 from prunekit.options import option
-from prunekit.selection import Pattern, Quota, Scope, keep_best, unit_shares
+from prunekit.selection import Channels, Pattern, Quota, Scope, keep_best, unit_shares
 from prunekit.statistics import CorrelationSums
 
 # Of the memory, the part for sums; the rest is for samples that wait to be worked on together.
@@ -75,9 +75,10 @@ class Correlation(Criterion):
                 f"criterion 'correlation' with mode='halves' selects per output unit, not with scope={scope!r}; "
                 "use scope='unit' or criterion.mode='highest'"
             )
-        if self.mode == "random" and scope == "global":
+        if self.mode == "random" and (scope == "global" or isinstance(pattern, Channels)):
+            together = "pattern 'channels'" if isinstance(pattern, Channels) else "scope='global'"
             raise ConfigError(
-                "criterion 'correlation' with mode='random' draws layer by layer, not with scope='global'; "
+                f"criterion 'correlation' with mode='random' draws layer by layer, not with {together}; "
                 "use scope='layer' or criterion 'random'"
             )
 

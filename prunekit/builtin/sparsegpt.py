@@ -11,7 +11,7 @@ from prunekit.criteria import Criterion, Need, Observation
 from prunekit.errors import ConfigError, DataError, MaskError
 from prunekit.markers import hookimpl
 from prunekit.options import option
-from prunekit.selection import Blocks, NofM, Pattern, Quota, Scope, among, top_counts, unit_shares
+from prunekit.selection import Blocks, Channels, NofM, Pattern, Quota, Scope, Units, among, top_counts, unit_shares
 from prunekit.summing import add, join, total, unfolded
 
 
@@ -53,7 +53,7 @@ class SparseGpt(Criterion):
                 "criterion 'sparsegpt' chooses and repairs layer by layer, not with scope='global'; "
                 "use scope='layer' or scope='unit', or criterion 'obs'"
             )
-        if isinstance(pattern, Blocks):
+        if isinstance(pattern, Blocks | Units | Channels):
             raise ConfigError(
                 f"criterion 'sparsegpt' goes from column to column, so it cannot keep the pattern {pattern}; "
                 "use a pattern N:M, or criterion 'obs'"
@@ -95,7 +95,7 @@ class SparseGpt(Criterion):
         """Return the mask, bool ``[G, out, fan]``, and keep the weight repaired for it.
 
         Raises:
-            ConfigError: scope "global", or a pattern of blocks.
+            ConfigError: scope "global", or a pattern of blocks or whole units.
             MaskError: when fewer connections are left than are to be kept, in all or of m neighbours.
         """
         self.check(quota.scope, quota.pattern)

@@ -22,7 +22,9 @@ _OPTIONS = (
         help="How layers share --density: uniform, erdos-renyi, erdos-renyi-kernel; the total is met exactly.",
     ),
     click.option("--keep-dense", multiple=True, metavar="LAYER", help="Do not prune it; also first, last; repeatable."),
-    click.option("--pattern", metavar="TEXT", help="What stays or goes together: 2:4, 4x1 (rows x columns), units."),
+    click.option(
+        "--pattern", metavar="TEXT", help="What stays or goes together: 2:4, 4x1 (rows x columns), units, channels."
+    ),
     click.option("--scope", metavar="NAME", help="What competes: unit, layer or global."),
     click.option("--masks", metavar="FILE", help="Start from the masks in FILE."),
     click.option("--freeze-masks", is_flag=True, default=None, help="Only re-train under --masks, in one stage."),

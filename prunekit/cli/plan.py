@@ -43,10 +43,8 @@ def _print_layers(prepared: "Prepared") -> None:
 
 def _print_stages(prepared: "Prepared") -> None:
     from prunekit.cli.tables import make_table, print_table
-    from prunekit.selection import asked_count
 
     weights = {layer.name: layer.weights for layer in prepared.layers}
-    fans = {layer.name: layer.fan for layer in prepared.layers}
     total = sum(weights.values())
     given = {name: int(mask.sum()) for name, mask in prepared.given.masks.items()}
     kept = weights | given
@@ -55,10 +53,7 @@ def _print_stages(prepared: "Prepared") -> None:
     table = make_table("Stages", *columns, numbers=numbers)
     for number, stage in enumerate(prepared.plan.stages):
         for update in stage.updates:
-            kept |= {
-                name: asked_count(density, weights[name], update.pattern, fans[name])
-                for name, density in update.targets.items()
-            }
+            kept |= _kept(update, prepared)
         left = sum(kept.values())
         start = f"step {stage.start.step}" if stage.start.kind == "step" else stage.start.kind
         start = "initial" if start == "previous" and number == 0 else start
@@ -69,6 +64,21 @@ def _print_stages(prepared: "Prepared") -> None:
     click.echo(
         f"{total:,} weights and compression ratio {left / total:.2f} ({left:,} weights left; biases not counted)"
     )
+
+
+def _kept(update: "MaskUpdate", prepared: "Prepared") -> dict[str, int]:
+    """Return how many weights an update leaves each layer."""
+    from prunekit.selection import Channels, asked_count
+
+    layers = {layer.name: layer for layer in prepared.layers}
+    if prepared.streams is not None and isinstance(update.pattern, Channels):
+        return {
+            name: int(share * layers[name].weights) for name, share in prepared.streams.left(update.targets).items()
+        }
+    return {
+        name: asked_count(density, layers[name].weights, update.pattern, layers[name].fan)
+        for name, density in update.targets.items()
+    }
 
 
 def _shortened(lines: list[str]) -> list[str]:

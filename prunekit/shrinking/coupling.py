@@ -4,21 +4,23 @@ What is added up is one channel: in a residual network a unit of one layer alone
 know criteria.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.finding import find_layers, parameter_name
-from prunekit.layers import LayerView, ViewOf
+from prunekit.finding import find_layers
+from prunekit.layers import ViewOf
 from prunekit.masking import match
 from prunekit.masks import Masks
-from prunekit.patterns import kept_count
 from prunekit.plugins import installed_views
 from prunekit.samples import Samples
 from prunekit.schedules import check_density
+from prunekit.shrinking.flow import Flow
 from prunekit.shrinking.shrink import watch_copy
+from prunekit.streams import Stream, Streams, by_parameter
 
 Group = Mapping[str, tuple[int, ...]]
 
@@ -33,16 +35,35 @@ def coupled_units(network: nn.Module, inputs: Any, *, view_of: ViewOf | None = N
         inputs: samples: a tensor, a tuple of arguments, or a mapping of named ones.
         view_of: gives the views of layers; ``None``: the core and all installed plugins do.
     """
-    views = installed_views() if view_of is None else view_of
-    _, flow = watch_copy(network, Samples.of(inputs), views, trusting=True)
-    stay = flow.channels.kept()
-    first_calls = {call.layer: call for call in reversed(flow.layers)}
-    groups: dict[int, dict[str, list[int]]] = {}
-    for name, call in reversed(first_calls.items()):
-        for unit, root in enumerate(flow.channels.roots(call.outputs).tolist()):
-            if root not in stay:
-                groups.setdefault(root, {}).setdefault(name, []).append(unit)
-    return [{name: tuple(units) for name, units in group.items()} for _, group in sorted(groups.items())]
+    _, flow = _watch(network, inputs, view_of)
+    return list(_groups(flow).values())
+
+
+def find_streams(network: nn.Module, inputs: Any, *, view_of: ViewOf | None = None) -> Streams:
+    """Return the channels of a network that can go, and what goes with them.
+
+    Groups of units (see ``coupled_units``) that have as many units of the same layers are one stream.
+
+    Args:
+        network: any module with values; it stays as it is.
+        inputs: samples: a tensor, a tuple of arguments, or a mapping of named ones.
+        view_of: gives the views of layers; ``None``: the core and all installed plugins do.
+    """
+    copied, flow = _watch(network, inputs, view_of)
+    alike: dict[tuple[tuple[str, int], ...], list[tuple[int, Group]]] = {}
+    for root, group in _groups(flow).items():
+        alike.setdefault(tuple((name, len(units)) for name, units in group.items()), []).append((root, group))
+    streams = tuple(
+        Stream({name: torch.tensor([group[name] for _, group in groups]) for name, _ in sizes})
+        for sizes, groups in alike.items()
+    )
+    numbers = torch.full((len(flow.channels),), -1)
+    roots = [root for groups in alike.values() for root, _ in groups]  # as channels are counted
+    numbers[roots] = torch.arange(len(roots))
+    followers = {name: numbers[channels] for name, channels in _followers(copied, flow).items()}
+    followers = {name: channels for name, channels in followers.items() if bool((channels >= 0).any())}
+    layers = {call.layer: len(call.outputs) for call in flow.layers}
+    return Streams(streams, layers, _staying(flow), followers)
 
 
 def coupled_masks(
@@ -70,21 +91,12 @@ def coupled_masks(
     check_density(density, "the units of a network")
     views = installed_views() if view_of is None else view_of
     layers = find_layers(network, views)
-    streams: dict[tuple[str, ...], list[Group]] = {}
-    for group in coupled_units(network, inputs, view_of=views):
-        streams.setdefault(tuple(group), []).append(group)
-    kept: dict[str, Tensor] = {}
-    for names, groups in streams.items():
-        powers = {name: _powers(layers[name], layers[name].weight) for name in names}
-        scores = [sum(float(powers[name][list(units)].sum()) for name, units in group.items()) for group in groups]
-        ranked = sorted(range(len(groups)), key=lambda place: -scores[place])
-        for name in names:
-            kept.setdefault(name, torch.ones(len(powers[name]), dtype=torch.bool))
-        for place in ranked[max(1, kept_count(density, len(groups))) :]:
-            for name, units in groups[place].items():
-                kept[name][list(units)] = False
-    rows = {parameter_name(name, layers[name]): _mask(layers[name], units) for name, units in kept.items()}
-    return whole_units(network, inputs, Masks(rows), view_of=views)
+    streams = find_streams(network, inputs, view_of=views)
+    targets = {name: density for name in layers if name in streams.free}
+    scores = {name: layers[name].to_matrix(layers[name].weight.detach()).double().square() for name in targets}
+    chosen = streams.choose(targets, layers, scores, dict.fromkeys(targets))
+    masks = {name: layers[name].from_matrix(mask).clone() for name, mask in chosen.items()}
+    return Masks(by_parameter(layers, masks, streams))
 
 
 def whole_units(
@@ -112,36 +124,53 @@ def whole_units(
         MaskError: masks that do not fit.
     """
     views = installed_views() if view_of is None else view_of
-    copied, flow = watch_copy(network, Samples.of(inputs), views, trusting=True)
-    by_weight = {id(weight): mask for weight, mask in match(masks.tensors, copied).values()}
-    alive: set[int] = set(flow.channels.kept())
-    for call in flow.layers:
-        mask = by_weight.get(id(call.view.weight))
-        units = torch.ones(len(call.outputs)) if mask is None else _powers(call.view, mask)
-        alive |= set(flow.channels.roots(call.outputs[units > 0]).tolist())
-    living = torch.tensor(sorted(alive), dtype=torch.int64)
-    dropped = {}
-    for call in flow.layers:
-        kept = torch.isin(flow.channels.roots(call.outputs), living)
-        if isinstance(call.view.module.bias, Tensor) and not bool(kept.all()):
-            shape = call.view.module.bias.shape
-            dropped[f"{call.layer}.bias"] = (
-                kept.expand(shape) if call.view.groups_are_positions else kept.reshape(shape)
-            )
+    layers = find_layers(network, views)
+    by_weight = {id(weight): mask for weight, mask in match(masks.tensors, network).values()}
+    by_layer = {name: by_weight[id(view.weight)] for name, view in layers.items() if id(view.weight) in by_weight}
+    streams = find_streams(network, inputs, view_of=views)
+    return Masks({**masks.tensors, **streams.follow(layers, by_layer)}, masks.info)
+
+
+def _watch(network: nn.Module, inputs: Any, view_of: ViewOf | None) -> tuple[nn.Module, Flow]:
+    views = installed_views() if view_of is None else view_of
+    return watch_copy(network, Samples.of(inputs), views, trusting=True)
+
+
+def _outputs(flow: Flow) -> dict[str, Tensor]:
+    """Return layer -> the root of each of its units."""
+    # Of several calls the first; they make the same channels.
+    return {call.layer: flow.channels.roots(call.outputs) for call in reversed(flow.layers)}
+
+
+def _groups(flow: Flow) -> dict[int, Group]:
+    """Return the root of each channel that can go -> the units that make it."""
+    stay = flow.channels.kept()
+    groups: dict[int, dict[str, list[int]]] = {}
+    for name, roots in reversed(_outputs(flow).items()):
+        for unit, root in enumerate(roots.tolist()):
+            if root not in stay:
+                groups.setdefault(root, {}).setdefault(name, []).append(unit)
+    return {root: {name: tuple(units) for name, units in group.items()} for root, group in sorted(groups.items())}
+
+
+def _staying(flow: Flow) -> dict[str, str]:
+    """Return the layers of which no unit can go -> why: what holds for most of its units."""
+    stay = flow.channels.kept()
+    reasons = {name: [stay.get(root) for root in roots.tolist()] for name, roots in _outputs(flow).items()}
+    most = {name: Counter(why).most_common(1)[0][0] for name, why in reasons.items() if None not in why}
+    return {name: why for name, why in most.items() if why is not None}
+
+
+def _followers(network: nn.Module, flow: Flow) -> dict[str, Tensor]:
+    """Return what goes with channels: parameter -> the root of each of its entries, of its shape."""
+    found = {}
+    views = {call.layer: call.view for call in flow.layers}
+    for name, roots in _outputs(flow).items():
+        bias = views[name].module.bias
+        if isinstance(bias, Tensor):
+            positions = views[name].groups_are_positions
+            found[f"{name}.bias"] = roots.expand(bias.shape) if positions else roots.reshape(bias.shape)
     for norm in flow.norms:
-        kept = torch.isin(flow.channels.roots(norm.channels), living)
-        names = [name for name, _ in copied.get_submodule(norm.norm).named_parameters()]
-        dropped |= {} if bool(kept.all()) else {f"{norm.norm}.{name}": kept for name in names}
-    return Masks({**masks.tensors, **{name: kept.clone() for name, kept in dropped.items()}}, masks.info)
-
-
-def _powers(view: LayerView, weight: Tensor) -> Tensor:
-    """Return the sum of the squares of each unit in a tensor like the weight: float64."""
-    powers = view.to_matrix(weight.detach()).double().square().sum(-1)
-    return powers.sum(0) if view.groups_are_positions else powers.flatten()
-
-
-def _mask(view: LayerView, units: Tensor) -> Tensor:
-    """Return the mask of a layer's weight that keeps some of its units whole."""
-    rows = units.expand(view.groups, -1) if view.groups_are_positions else units.reshape(view.groups, -1)
-    return view.from_matrix(rows.unsqueeze(-1).expand(-1, -1, view.fan)).clone()
+        for name, _ in network.get_submodule(norm.norm).named_parameters():
+            found[f"{norm.norm}.{name}"] = flow.channels.roots(norm.channels)
+    return found

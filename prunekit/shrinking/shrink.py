@@ -1,7 +1,9 @@
 """A network without the units that are gone: traced, folded, resized, and compared with what it was."""
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from operator import attrgetter
 from typing import Any
 
@@ -95,7 +97,10 @@ def watch_copy(network: nn.Module, samples: Samples, view_of: ViewOf, *, trustin
     """Return a copy of a network, in evaluation mode, and where its channels flow; see ``watching``."""
     copied = copy_of(network).eval()
     watch = Watch(copied, view_of, make_rules(), trusting=trusting)
-    with watch.hooks():
+    # A compiled network would be compiled with the watching in it. Nothing is compiled before dynamo is imported, which
+    # takes seconds.
+    compiles = "torch._dynamo" in sys.modules
+    with torch.compiler.set_stance("force_eager") if compiles else nullcontext(), watch.hooks():
         with watch:
             outputs = samples.call(copied)
         return copied, watch.finish(outputs)

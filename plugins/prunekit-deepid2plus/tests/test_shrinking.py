@@ -37,6 +37,20 @@ def test_half_the_units_of_the_whole_network_go(batch_norm, tmp_path):
     assert torch.equal(loaded(faces()), shrunk.network(faces()))
 
 
+def test_channels_are_ranked_by_the_scores_at_all_positions_and_go_from_all_with_their_biases():
+    network = trained(batch_norm=False)
+    masks = prunekit.select(network, density={"local5a": 0.25}, pattern="channels", batches=[faces()])
+    sums = network.local5a.weight.abs().sum((0, 1, 3, 4, 5))
+    kept = torch.zeros(16, dtype=torch.bool)
+    kept[sums.topk(4).indices] = True
+    rows = masks.tensors["local5a.weight"].movedim(2, 0).flatten(1)
+    assert torch.equal(rows.all(1), kept)
+    assert torch.equal(rows.any(1), kept)
+    assert masks.tensors.keys() == {"local5a.weight", "local5a.bias"}
+    assert torch.equal(masks.tensors["local5a.bias"], kept.expand(network.local5a.bias.shape))
+    assert shrink(network, faces(), masks).report.layers["local5a"].units == (16, 4)
+
+
 def test_constants_of_each_position_are_folded_where_that_position_reads_them():
     network = trained(batch_norm=False)
     masks = prunekit.select(network, density={"local5a": 0.5, "conv4b": 0.5}, pattern="units")

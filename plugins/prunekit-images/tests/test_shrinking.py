@@ -1,9 +1,12 @@
+import re
+
 import pytest
 import torch
 from prunekit_images.networks import build_network
 from torch import nn
 
 import prunekit
+from prunekit.cli import main
 from prunekit.shrinking import coupled_masks, coupled_units, shrink
 
 SHAPE = (3, 16, 16)
@@ -43,6 +46,19 @@ def test_a_stream_of_the_residual_network_goes_as_one():
     before, after = zip(*(sizes.units for name, sizes in shrunk.report.layers.items() if name != "fc"), strict=True)
     assert [2 * count for count in after] == list(before)
     assert not any(sizes.left for sizes in shrunk.report.layers.values())
+
+
+@pytest.mark.parametrize(("name", "left"), [("resnet", 0.28), ("vit", 0.7)])
+def test_a_run_that_prunes_channels_is_exported_without_them(tmp_path, capsys, name, left):
+    out, file = str(tmp_path / "run"), str(tmp_path / "small.safetensors")
+    short = [f"-o{setting}" for setting in ("training.budget=4 steps", "training.retraining=2 steps", "task.width=8")]
+    asked = ["--pattern", "channels", "--density", "0.5", "--criterion", "magnitude", "--schedule", "one-shot"]
+    assert main(["run", "--task", "images", f"-otask.network={name}", *short, *asked, "--out", out]) == 0
+    assert main(["export", out, "--to", "shrunk", "--out", file]) == 0
+    printed = capsys.readouterr().out
+    assert "dead stay" not in printed
+    before, after = re.search(r"all layers: .* units, ([\d,]+) -> ([\d,]+) weights", printed).groups()
+    assert int(after.replace(",", "")) < left * int(before.replace(",", ""))
 
 
 def test_the_hidden_layers_of_a_transformer_shrink_and_attention_stays():
