@@ -40,6 +40,17 @@ def test_what_is_loaded_is_what_was_saved(saved):
     assert dense[0].out_channels == 4
 
 
+def test_convolutions_stay_in_channels_last_order(tmp_path):
+    dense = network().to(memory_format=torch.channels_last)
+    inputs = torch.randn(2, 2, 6, 6)
+    shrunk = shrink(dense, inputs).network
+    assert shrunk[0].weight.shape == (3, 2, 3, 3)
+    save_shrunk(tmp_path / "small.safetensors", shrunk)
+    for small in (shrunk, load_shrunk(dense, tmp_path / "small.safetensors")):
+        assert small[0].weight.is_contiguous(memory_format=torch.channels_last)
+        assert small[0](inputs).is_contiguous(memory_format=torch.channels_last)
+
+
 def test_the_same_network_gives_the_same_bytes(saved, tmp_path):
     path, shrunk = saved
     save_shrunk(tmp_path / "again.safetensors", shrunk)
