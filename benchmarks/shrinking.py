@@ -3,11 +3,17 @@
 Half of the units of each layer go, those that are added up together: of a small ResNet, of DeepID2+, and of the
 convolutions of DeepID2+ alone. A quarter of the multiply-adds is left between two such layers, half of them where one
 side stays (the first layer, and what follows the last one). Weights are random; batch normalisation has seen a batch.
+
+Each network runs in three forms, beside the dense one in the same form: as it is; with its convolutions in
+channels-last order; exported to ONNX and run by onnxruntime, which also folds batch normalisation.
 """
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import product
 
+import onnxruntime  # type: ignore[import-untyped]  # it has none
 import torch
 from measuring import Row, interleaved
 from prunekit_deepid2plus.network import Network, NetworkSettings
@@ -15,6 +21,9 @@ from prunekit_images.resnet import ResNet
 from torch import Tensor, nn
 
 from prunekit import Masks
+from prunekit.export.onnx import FORMAT as ONNX
+from prunekit.pruned import Pruned
+from prunekit.samples import Samples
 from prunekit.shrinking import coupled_masks, shrink
 
 DENSITY = 0.5
@@ -40,7 +49,24 @@ def masks_of(network: nn.Module, images: Tensor, *, convolutions: bool) -> Masks
     return Masks(kept | {name: mask for name, mask in masks.tensors.items() if name.startswith("norm4")})
 
 
-def run(network: nn.Module, images: Tensor) -> None:
+def in_onnxruntime(network: nn.Module, images: Tensor) -> Callable[[Tensor], object]:
+    """Return what runs a network's export, with the threads of this process."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that wait would slow the others
+    file = ONNX.encode(Pruned(network, Masks({}), {}, Samples.of(images), "")).data
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    [inputs] = session.get_inputs()
+    return lambda batch: session.run(None, {inputs.name: batch.numpy()})
+
+
+def forms(network: nn.Module, images: Tensor) -> Mapping[str, Callable[[Tensor], object]]:
+    """Return the forms of a network."""
+    channels_last = copy.deepcopy(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return {"": network, ", channels last": channels_last, ", onnxruntime": in_onnxruntime(network, images)}
+
+
+def run(network: Callable[[Tensor], object], images: Tensor) -> None:
     """Call a network several times."""
     for _ in range(IN_A_ROW):
         network(images)
@@ -73,11 +99,12 @@ def rows() -> Iterator[Row]:
         masks = masks_of(network, images[:1], convolutions=convolutions)
         shrunk = shrink(network, images[:2], masks)
         masks.apply(network)
-        for batch in batches:
+        dense_forms, shrunk_forms = forms(network, images[:2]), forms(shrunk.network, images[:2])
+        for form, batch in product(dense_forms, batches):
             calls = {
-                "dense": partial(run, network, images[:batch]),
-                "shrunk": partial(run, shrunk.network, images[:batch]),
+                "dense": partial(run, dense_forms[form], images[:batch]),
+                "shrunk": partial(run, shrunk_forms[form], images[:batch]),
             }
             times = {name: time / IN_A_ROW for name, time in interleaved(calls, REPEATS).items()}
-            yield Row(f"{what}, batch {batch}", times["shrunk"], "dense", times["dense"], TARGET)
+            yield Row(f"{what}, batch {batch}{form}", times["shrunk"], "dense", times["dense"], TARGET)
         yield Row(f"{what}, outputs", shrunk.error, "allowed", LARGEST_ERROR, LARGEST_ERROR, absolute=True, unit="")

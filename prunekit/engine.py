@@ -112,7 +112,7 @@ def _run(
     if own_rank() > 0:
         pass
     elif resume:
-        folder.check_plan(attrs.asdict(prepared.plan))
+        folder.check_plan(to_json(prepared.plan))
         folder.tidy()
     else:
         folder.create(force=force)

@@ -171,11 +171,14 @@ class LayerView(abc.ABC):
         raise NotImplementedError
 
     def renew(self, weight: Sequence[int], bias: Sequence[int] | None) -> None:
-        """Give the module a weight and biases of these shapes, or no biases; they are not initialised."""
+        """Give the module a weight and biases of these shapes, or no biases; they are not initialised.
+
+        The weight keeps its order in memory: by it PyTorch chooses the kernels of a convolution (channels last).
+        """
         old = self.weight
-        for name, shape in ((self.parameter, weight), ("bias", bias)):
-            parameter = None if shape is None else nn.Parameter(old.new_empty(shape), old.requires_grad)
-            setattr(self.module, name, parameter)
+        ordered = torch.empty_permuted(weight, old.dim_order(), dtype=old.dtype, device=old.device)
+        for name, tensor in ((self.parameter, ordered), ("bias", None if bias is None else old.new_empty(bias))):
+            setattr(self.module, name, None if tensor is None else nn.Parameter(tensor, old.requires_grad))
 
     def shape(self, name: str) -> LayerShape:
         """Return the sizes of this layer under the name it has in a network."""

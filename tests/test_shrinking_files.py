@@ -1,10 +1,12 @@
 import json
 import struct
 
+import onnxruntime
 import pytest
 import torch
 from torch import nn
 
+from prunekit.cli import main
 from prunekit.errors import CheckpointError
 from prunekit.shrinking import load_shrunk, save_shrunk, shrink
 
@@ -38,6 +40,34 @@ def test_what_is_loaded_is_what_was_saved(saved):
     inputs = torch.randn(3, 2, 6, 6)
     assert torch.equal(loaded(inputs), shrunk(inputs))
     assert dense[0].out_channels == 4
+
+
+def test_convolutions_stay_in_channels_last_order(tmp_path):
+    dense = network().to(memory_format=torch.channels_last)
+    inputs = torch.randn(2, 2, 6, 6)
+    shrunk = shrink(dense, inputs).network
+    assert shrunk[0].weight.shape == (3, 2, 3, 3)
+    save_shrunk(tmp_path / "small.safetensors", shrunk)
+    for small in (shrunk, load_shrunk(dense, tmp_path / "small.safetensors")):
+        assert small[0].weight.is_contiguous(memory_format=torch.channels_last)
+        assert small[0](inputs).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_function_that_loads_a_shrunk_network_can_be_exported(saved, tmp_path, monkeypatch):
+    path, shrunk = saved
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.py").write_text(
+        "from prunekit import load_shrunk\n"
+        "from torch.nn import *\n"
+        "def make_small():\n"
+        "    layers = Conv2d(2, 4, 3), BatchNorm2d(4), ReLU(), Flatten(), Linear(64, 8, bias=False), Linear(8, 3)\n"
+        f"    return load_shrunk(Sequential(*layers), {path.name!r})\n"
+    )
+    assert main(["export", "small.py:make_small", "--input", "2x6x6", "--to", "onnx", "-o", "small.onnx"]) == 0
+    session = onnxruntime.InferenceSession("small.onnx", providers=["CPUExecutionProvider"])
+    inputs = torch.randn(3, 2, 6, 6)
+    [outputs] = session.run(None, {"input": inputs.numpy()})
+    torch.testing.assert_close(torch.from_numpy(outputs), shrunk(inputs))
 
 
 def test_the_same_network_gives_the_same_bytes(saved, tmp_path):
