@@ -48,6 +48,11 @@ def parameter_name(layer: str, view: LayerView) -> str:
     return f"{module}.{view.parameter}" if module else view.parameter
 
 
+def shown(layer: str) -> str:
+    """Return what people call a layer; the one that is itself the network has no name."""
+    return layer or "the network"
+
+
 def check_layers(layers: Mapping[str, LayerView], *, observed: bool, computed: bool = False) -> None:
     """Refuse layers that cannot be pruned as they are.
 

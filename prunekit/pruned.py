@@ -144,15 +144,9 @@ def _open_model(
     network = _made(name).eval()
     dtypes = [tensor.dtype for tensor in network.parameters() if tensor.dtype.is_floating_point]
     samples = random_samples(inputs, dtypes[0] if dtypes else torch.get_default_dtype())
-    try:
-        with _seeded():  # lazy modules draw their weights now
-            samples.through(network)
-    except Exception as error:
-        problem = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(
-            f"model {name!r} cannot be called with a batch of {' and '.join(inputs)}: {problem}; "
-            "give one --input for each argument"
-        ) from error
+    with _seeded():  # lazy modules draw their weights now
+        _check_call(network, samples, name, "give one --input for each argument")
+    _check_call(network, samples.take(1), name, "what is deployed has to take one sample alone, too")
     network.requires_grad_(requires_grad=False)
     if weights is not None:
         _load(network, weights, "give a state dict of this network")
@@ -165,6 +159,15 @@ def _open_model(
     return Pruned(network, fitted, find_layers(network, views_by), samples, name, views_by)
 
 
+def _check_call(network: nn.Module, samples: Samples, name: str, advice: str) -> None:
+    try:
+        samples.through(network.cpu())
+    except Exception as error:
+        shapes = " and ".join(str(list(leaf.shape)) for leaf in samples.arguments)
+        problem = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"model {name!r} cannot be called with inputs of {shapes}: {problem}; {advice}") from error
+
+
 def _made(name: str) -> nn.Module:
     make = import_named("model", name)
     try:
@@ -175,6 +178,10 @@ def _made(name: str) -> nn.Module:
         raise ConfigError(f"model {name!r} cannot be called without arguments: {problem}") from error
     if not isinstance(network, nn.Module):
         raise ConfigError(f"model {name!r} gives a {type(network).__name__}, expected a torch.nn.Module")
+    # What torch.compile wraps is the network; through the wrapping nothing can be seen.
+    network = dict(network.named_children()).get("_orig_mod", network)
+    if isinstance(network, torch.jit.ScriptModule):
+        raise ConfigError(f"model {name!r} is a script, which cannot be changed; give the module that it was made of")
     return network
 
 

@@ -111,6 +111,13 @@ def test_what_cannot_be_made_is_named_with_its_reason():
     assert "no layer can run sparse: 0 has weights of torch.bfloat16" in forms.absent["csr"]
 
 
+def test_masks_on_what_is_no_layer_are_named_as_the_reason():
+    network = nn.GRU(64, 8).eval().requires_grad_(requires_grad=False)
+    masks = Masks({"weight_ih_l0": torch.rand(24, 64) < 0.5})
+    given = Pruned(network, masks, {}, Samples((torch.randn(4, 1, 64),)), "a network")
+    assert cpu_forms(given, [1]).absent["csr"] == "no layer can run sparse: the masks are on none"
+
+
 def test_layers_that_share_a_weight_are_told_apart():
     network = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 8))
     network[1].weight = network[0].weight

@@ -20,7 +20,7 @@ from prunekit.cli import main
 from prunekit.errors import CheckpointError, ConfigError, ExportError, PrunekitError
 from prunekit.export import MODULES
 from prunekit.export.formats import Encoded, Format
-from prunekit.export.writing import difference, export, find_format
+from prunekit.export.writing import export, find_format
 from prunekit.masks import Masks
 from prunekit.pruned import Pruned, open_pruned
 from prunekit.sample_inputs import random_samples
@@ -62,8 +62,27 @@ class Fixed(nn.Module):
     def forward(self, values):
         return self.linear(values).reshape(len(values), 2, 2)[:2 if len(values) == 2 else len(values)]
 
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, values):
+        return {"values": self.linear(values), "name": "linear"}
+
+class Random(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, values):
+        return self.linear(values) + torch.randn(4)
+
 def normed():
     return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 8)), nn.Linear(8, 3))
+
+def single():
+    return nn.Linear(4, 4)
 
 def brain():
     return nn.Linear(4, 4, dtype=torch.bfloat16)
@@ -242,6 +261,28 @@ def test_a_pattern_that_only_looks_like_two_of_four_in_sum_is_refused(two_of_fou
         export(two_of_four, "semi-structured", "out.safetensors")
 
 
+def test_a_program_that_torch_cannot_read_back_is_refused_without_a_word_of_its_own(code, caplog):
+    with pytest.raises(ExportError, match=r"torch.export.load cannot read what .*; let the network give tensors alone"):
+        export(open_pruned(code + "Named", inputs=["4"]), "torch-export", "out.pt2")
+    assert not [record for record in caplog.records if record.levelname != "DEBUG"]
+    assert not Path("out.pt2").exists()
+
+
+def test_a_network_that_is_itself_a_layer_is_called_so(code):
+    mask = (torch.arange(16) < 8).reshape(4, 4)
+    Masks({"weight": mask}).save("m.safetensors")
+    pruned = open_pruned(code + "single", masks="m.safetensors", inputs=["4"])
+    for to in ("csr", "shrunk"):
+        assert any(note.startswith("the network: ") for note in export(pruned, to, f"out.{to}").notes)
+
+
+def test_the_line_that_loads_a_file_is_code_whatever_the_path(pruned):
+    path = 'odd "name" \\n é.safetensors'
+    assert export(pruned, "dense", path).load == (
+        r'network.load_state_dict(safetensors.torch.load_file("odd \"name\" \\n é.safetensors"))'
+    )
+
+
 @pytest.mark.parametrize("to", ["torch-export", "onnx"])
 @pytest.mark.parametrize("name", ["Branching", "Fixed"])
 def test_a_network_that_cannot_be_traced_says_why_in_one_line_and_leaves_no_file(code, to, name):
@@ -288,20 +329,15 @@ def test_outputs_of_another_shape_are_refused(pruned, monkeypatch):
         return lambda samples: tuple(output[:, :2] for output in dense.reopen(path, pruned)(samples))
 
     monkeypatch.setattr("prunekit.export.dense.FORMAT", Format(dense.encode, reopen, 1e-4, ""))
-    with pytest.raises(ExportError, match=r"gives outputs of \[32, 2\], the masked one of \[32, 4\]"):
+    with pytest.raises(ExportError, match=r"as dense, its outputs have the shapes \[32, 2\] instead of \[32, 4\]"):
         export(pruned, "dense", "out")
 
 
-def test_the_greatest_difference_counts_infinities_and_nans():
-    values = torch.tensor([1.0, torch.nan, torch.inf, -torch.inf, -4.0])
-    assert difference([values], [values.clone()]) == (0, 4)
-    assert difference([torch.tensor([1, 5])], [torch.tensor([1, 2])]) == (3, 5)
-    for place, other in ((0, torch.nan), (1, 0.0), (2, -torch.inf), (2, torch.nan), (4, torch.inf)):
-        changed = values.clone()
-        changed[place] = other
-        assert difference([values], [changed])[0] == torch.inf
-    assert difference([], []) == (0, 0)
-    assert difference([torch.empty(0, 3)], [torch.empty(0, 3)]) == (0, 0)
+def test_a_network_that_gives_other_outputs_at_each_call_is_told_as_such(code):
+    pruned = open_pruned(code + "Random", inputs=["4"])
+    with pytest.raises(ExportError, match=r"gives other outputs whenever it is called, .*take what is random out"):
+        export(pruned, "dense", "out")
+    assert not Path("out").exists()
 
 
 def test_large_outputs_may_differ_by_more_than_small_ones(code):

@@ -50,6 +50,7 @@ ORDER = [
     "foreign_masks",
     "mask_files",
     "masks",
+    "comparing",
     "samples",
     "accounting",
     "sparse_checkpoints",

@@ -16,6 +16,7 @@ from prunekit.testing import ToyNetwork
 
 SHORT = {"structure": "hidden=1/4 b=1/2", "training": {"budget": "4 steps", "retraining": "2 steps"}}
 CODE = """
+import warnings
 import torch
 from torch import nn
 
@@ -41,6 +42,23 @@ def text():
 
 def lazy():
     return nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 3))
+
+def several():
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8, track_running_stats=False))
+
+def nowhere():
+    return nn.Linear(6, 8, device="meta")
+
+def script():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch would like to do without scripts
+        return torch.jit.script(small())
+
+def elsewhere():
+    return small().cuda()
+
+def compiled():
+    return torch.compile(small())
 
 def needs(size):
     return nn.Linear(size, size)
@@ -147,6 +165,18 @@ def test_lazy_layers_get_their_shapes_and_the_same_weights_every_time(code):
     assert torch.equal(first.outputs()[0], second.outputs()[0])
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")  # torch's own, when it compiles
+def test_a_compiled_model_is_the_one_that_was_compiled(code):
+    pruned, plain = (open_pruned(code + name, inputs=["6"]) for name in ("compiled", "small"))
+    assert type(pruned.network) is nn.Sequential
+    assert torch.equal(pruned.outputs()[0], plain.outputs()[0])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_model_on_a_gpu_is_brought_to_the_cpu(code):
+    assert open_pruned(code + "elsewhere", inputs=["6"]).outputs()[0].device.type == "cpu"
+
+
 def test_token_ids_and_several_arguments_are_given_in_order(code):
     assert open_pruned(code + "tokens", inputs=["3:0..9"]).outputs()[0].shape == (32, 2)
     assert open_pruned(code + "Two", inputs=["4", "2"]).outputs()[0].shape == (32, 2)
@@ -170,7 +200,14 @@ def test_a_module_on_the_path_is_a_model_too():
     ("name", "inputs", "words"),
     [
         ("small", [], "needs the shape of a sample; give --input"),
-        ("small", ["7"], "cannot be called with a batch of 7: RuntimeError"),
+        ("small", ["7"], r"cannot be called with inputs of \[32, 7\]: RuntimeError.*; give one --input"),
+        (
+            "several",
+            ["6"],
+            r"cannot be called with inputs of \[1, 6\]: ValueError: .*to take one sample alone, too",
+        ),
+        ("nowhere", ["6"], "cannot be called .*Cannot copy out of meta tensor"),
+        ("script", ["6"], "'.*:script' is a script, .*give the module that it was made of"),
         ("Two", ["4"], "one --input for each argument"),
         ("smal", ["6"], "did you mean 'small'"),
         ("text", ["6"], "gives a str, expected a torch.nn.Module"),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from prunekit.accounting import Account
 from prunekit.benching.crossover import LEAST
 from prunekit.benching.records import DENSE, NO_GAIN, Comparison, LayerResult
+from prunekit.finding import shown
 
 _ASKED = 3
 """Layers whose crossover is measured: those in which the dense network spends most time."""
@@ -105,7 +106,7 @@ def _needed(layer: LayerResult, densities: Mapping[int, float | None]) -> str:
     if never := densities.keys() - found.keys():
         parts.append(f"at no density down to 1/{1 / LEAST:.0f} at batch {_and(sorted(never))}")
     shape = " x ".join(map(str, layer.shape))
-    told = f"{layer.name} ({layer.kind}, {shape}) has density {layer.density:.2g}; as measured here it gains"
+    told = f"{shown(layer.name)} ({layer.kind}, {shape}) has density {layer.density:.2g}; as measured here it gains"
     return f"{told} {_and(parts)}"
 
 

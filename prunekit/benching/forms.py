@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from prunekit.benching.records import DENSE, LayerResult
 from prunekit.errors import PrunekitError
 from prunekit.export.writing import find_format
+from prunekit.finding import shown
 from prunekit.pruned import Pruned
 from prunekit.semi_structured import load_semi_structured
 from prunekit.shrinking.files import encode_shrunk
@@ -130,8 +131,8 @@ def _add_sparse(forms: Forms, pruned: Pruned, batch_sizes: Sequence[int]) -> Non
     if any(layer.dense for layer in forms.layers):
         forms.there += made
     else:
-        reasons = "; ".join(f"{layer.name} {layer.reason}" for layer in forms.layers[:3])
-        forms.absent["csr"] = f"no layer can run sparse: {reasons}"
+        reasons = "; ".join(f"{shown(layer.name)} {layer.reason}" for layer in forms.layers[:3])
+        forms.absent["csr"] = f"no layer can run sparse: {reasons or 'the masks are on none'}"
 
 
 def _layer(report: LayerReport, network: nn.Module) -> LayerResult:

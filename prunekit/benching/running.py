@@ -16,6 +16,7 @@ from prunekit.benching.crossover import layer_crossover
 from prunekit.benching.forms import HALF, Forms, cpu_forms, cuda_forms
 from prunekit.benching.records import DENSE, Bench, Comparison, FormResult
 from prunekit.errors import ConfigError, MaskError
+from prunekit.finding import shown
 from prunekit.mask_files import encode as encode_masks
 from prunekit.pruned import Pruned
 from prunekit.samples import Samples
@@ -64,7 +65,7 @@ def bench(pruned: Pruned, batch_sizes: Sequence[int] = BATCH_SIZES, say: Say = l
         comparisons.append(_compare(name, cuda_forms(pruned), pruned.samples.to(device, HALF), sizes))
 
     def crossover(layer: str, batch_size: int) -> float | None:
-        say(f"looking for the density from which {layer} gains at batch {batch_size}")
+        say(f"looking for the density from which {shown(layer)} gains at batch {batch_size}")
         module = pruned.network.get_submodule(layer)
         inputs = _input_of(module, pruned.network, pruned.samples.take(batch_size))
         return layer_crossover(module, inputs, pruned.view_of)

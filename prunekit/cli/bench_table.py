@@ -32,6 +32,8 @@ def print_bench(found: "Bench") -> None:
 
 
 def _print_layers(found: "Bench") -> None:
+    from prunekit.finding import shown
+
     account = found.account
     numbers = ("weights", "left", "density", "multiply-adds", "left")
     click.echo("weights, and multiply-adds of one sample: theoretical, kept weights x their uses")
@@ -39,7 +41,7 @@ def _print_layers(found: "Bench") -> None:
     for layer in account.layers:
         density = f"{layer.kept / layer.weights:.4f}"
         costs = (_count(layer.multiply_adds), _count(layer.kept_multiply_adds))
-        table.add_row(layer.name, layer.kind, f"{layer.weights:,}", f"{layer.kept:,}", density, *costs)
+        table.add_row(shown(layer.name), layer.kind, f"{layer.weights:,}", f"{layer.kept:,}", density, *costs)
     if account.other:
         table.add_row("other", "products of activations", "", "", "", _count(account.other), _count(account.other))
     table.add_section()

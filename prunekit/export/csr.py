@@ -4,6 +4,7 @@ from pathlib import Path
 
 from prunekit.errors import ExportError
 from prunekit.export.formats import SINGLE_PRECISION, Encoded, Format, Run
+from prunekit.finding import shown
 from prunekit.pruned import Pruned
 from prunekit.sparse.csr_files import encode_csr, load_csr
 from prunekit.sparse.running import LayerReport, run_sparse
@@ -18,9 +19,9 @@ def _encode(pruned: Pruned) -> Encoded:
 
 def _told(report: LayerReport) -> str:
     if report.reason:
-        return f"{report.layer}: dense ({report.reason})"
+        return f"{shown(report.layer)}: dense ({report.reason})"
     ratios = ", ".join(f"{timing.ratio:.2f} at batch {timing.batch_size}" for timing in report.timings)
-    return f"{report.layer}: sparse, {ratios} of the dense time here"
+    return f"{shown(report.layer)}: sparse, {ratios} of the dense time here"
 
 
 def _reopen(path: Path, pruned: Pruned) -> Run:
@@ -32,5 +33,5 @@ FORMAT = Format(
     _encode,
     _reopen,
     SINGLE_PRECISION,
-    load='network = prunekit.load_csr("{path}", network, sample_input)',
+    load="network = prunekit.load_csr({path}, network, sample_input)",
 )

@@ -3,7 +3,8 @@
 This module must not know any format.
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import attrs
@@ -21,8 +22,16 @@ SAME_WEIGHTS = 1e-6
 SINGLE_PRECISION = 1e-4
 """Tolerance of what sums thousands of terms in another order than torch's dense kernels, for outputs of order 1."""
 
-ROUNDING = 8
-"""Units in the last place of the greatest output: in half precision that is more than the tolerance of any format."""
+
+def reopen_weights(load: Callable[[Path], Mapping[str, Tensor]]) -> Callable[[Path, Pruned], Run]:
+    """Return what reads a state dict back, into a copy of the network."""
+
+    def reopen(path: Path, pruned: Pruned) -> Run:
+        network = copy.deepcopy(pruned.network)
+        network.load_state_dict(load(path))
+        return lambda samples: samples.through(network)
+
+    return reopen
 
 
 @attrs.frozen
@@ -40,9 +49,8 @@ class Format:
     Attributes:
         encode: returns the file of a pruned network.
         reopen: reads such a file the way its users do, and returns what runs it.
-        tolerance: greatest difference of an output from that of the masked network; of its greatest output, where that
-            is above 1.
-        load: one line, how to load the file; ``{path}`` is its path.
+        tolerance: greatest difference of an output from that of the masked network; see ``prunekit.comparing``.
+        load: one line, how to load the file; ``{path}`` is its path, quoted.
     """
 
     encode: Callable[[Pruned], Encoded]

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from prunekit.errors import ConfigError, ExportError
 from prunekit.export.formats import SINGLE_PRECISION, Encoded, Format, Run
-from prunekit.export.torch_export import quiet, traced
+from prunekit.export.torch_export import quiet, reason, traced
 from prunekit.pruned import Pruned
 from prunekit.samples import Samples
 
@@ -35,10 +35,9 @@ def _encode(pruned: Pruned) -> Encoded:
         with quiet():
             made = torch.onnx.export(program, dynamo=True, output_names=names, verbose=False)
     except Exception as error:  # for an operator that ONNX has not, torch has errors of many kinds
-        reason = " ".join(str(error).split())[:400]
         raise ExportError(
             f"torch.onnx.export cannot write {type(pruned.network).__name__} ({pruned.name}): "
-            f"{type(error).__name__}: {reason}; change what it names in the network, or export to torch-export"
+            f"{reason(error)}; change what it names in the network, or export to torch-export"
         ) from error
     assert made is not None
     for node in made.model.graph:  # names of files and lines of code of this machine
@@ -57,8 +56,7 @@ def _reopen(path: Path, _: Pruned) -> Run:
         onnx.checker.check_model(str(path), full_check=True)
         session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime has errors of its own, one for each of its states
-        reason = " ".join(str(error).split())[:400]
-        raise ExportError(f"onnxruntime cannot run what was made ({reason}); export to torch-export") from error
+        raise ExportError(f"onnxruntime cannot run what was made ({reason(error)}); export to torch-export") from error
     names = [entry.name for entry in session.get_inputs()]
 
     def run(samples: Samples) -> tuple[Tensor, ...]:
@@ -79,4 +77,4 @@ def _needed(package: str) -> Any:
         ) from error
 
 
-FORMAT = Format(_encode, _reopen, SINGLE_PRECISION, load='session = onnxruntime.InferenceSession("{path}")')
+FORMAT = Format(_encode, _reopen, SINGLE_PRECISION, load="session = onnxruntime.InferenceSession({path})")

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from prunekit.comparing import compare
 from prunekit.errors import ExportError
 from prunekit.export.formats import SAME_WEIGHTS, Encoded, Format, Run
-from prunekit.finding import parameter_name
+from prunekit.finding import parameter_name, shown
 from prunekit.pruned import Pruned
 from prunekit.samples import Samples
 from prunekit.semi_structured import encode, load_semi_structured, read, weight_problem
@@ -26,14 +27,14 @@ def _encode(pruned: Pruned) -> Encoded:
     linear = {name: view for name, view in pruned.views.items() if type(view.module) is nn.Linear}
     problems = {name: weight_problem(view.weight) for name, view in linear.items()}
     packed = [name for name, problem in problems.items() if not problem]
-    dense = [f"{name} {problem}" for name, problem in problems.items() if problem]
+    dense = [f"{shown(name)} {problem}" for name, problem in problems.items() if problem]
     if not packed:
         raise ExportError(
             f"no linear layer of {pruned.name} can run as 2:4: {some(dense) or 'it has none'}; prune with "
             "--pattern 2:4, or choose another format"
         )
     weights = pruned.network.state_dict()
-    notes = (f"2:4: {some(packed)}", *([f"dense: {some(dense)}"] if dense else []))
+    notes = (f"2:4: {some([shown(name) for name in packed])}", *([f"dense: {some(dense)}"] if dense else []))
     return Encoded(encode(weights, {parameter_name(name, linear[name]) for name in packed}), notes)
 
 
@@ -55,18 +56,13 @@ def _check_kernels(path: Path, network: nn.Module, samples: Samples) -> None:
     halves = samples.to(torch.device("cuda"), torch.float16)
     expected = halves.through(dense)
     found = halves.through(load_semi_structured(path, copy.deepcopy(network)))
-    for one, other in zip(expected, found, strict=True):
-        error, scale = float((one.float() - other.float()).abs().max()), float(one.float().abs().max())
-        if not error <= _HALF_TOLERANCE * max(1.0, scale):
-            raise ExportError(
-                f"on this GPU the 2:4 kernels give outputs that are off by {error:.3g} (the greatest is {scale:.3g}); "
-                "nothing was written"
-            )
+    if problem := compare(expected, found, _HALF_TOLERANCE)[1]:
+        raise ExportError(f"with the 2:4 kernels of this GPU, {problem}; nothing was written")
 
 
 FORMAT = Format(
     _encode,
     _reopen,
     SAME_WEIGHTS,
-    load='network = prunekit.load_semi_structured("{path}", network)',
+    load="network = prunekit.load_semi_structured({path}, network)",
 )

@@ -25,5 +25,5 @@ FORMAT = Format(
     _encode,
     _reopen,
     tolerance=1e-5,  # constants are added in another order, and nothing else
-    load='network = prunekit.load_shrunk(network, "{path}")',
+    load="network = prunekit.load_shrunk(network, {path})",
 )

@@ -1,10 +1,7 @@
 """Format ``sparse``: a sparse checkpoint, the kept values and packed masks. It is small on disk, dense once loaded."""
 
-import copy
-from pathlib import Path
-
 from prunekit.errors import ExportError
-from prunekit.export.formats import SAME_WEIGHTS, Encoded, Format, Run
+from prunekit.export.formats import SAME_WEIGHTS, Encoded, Format, reopen_weights
 from prunekit.pruned import Pruned
 from prunekit.sparse_checkpoints import encode_sparse, load_weights
 
@@ -15,15 +12,9 @@ def _encode(pruned: Pruned) -> Encoded:
     return Encoded(encode_sparse(pruned.network.state_dict(), pruned.masks))
 
 
-def _reopen(path: Path, pruned: Pruned) -> Run:
-    network = copy.deepcopy(pruned.network)
-    network.load_state_dict(load_weights(path))
-    return lambda samples: samples.through(network)
-
-
 FORMAT = Format(
     _encode,
-    _reopen,
+    reopen_weights(load_weights),
     SAME_WEIGHTS,
-    load='network.load_state_dict(prunekit.load_weights("{path}"))',
+    load="network.load_state_dict(prunekit.load_weights({path}))",
 )

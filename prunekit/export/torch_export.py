@@ -37,10 +37,9 @@ def traced(pruned: Pruned) -> torch.export.ExportedProgram:
                 pruned.network, samples.arguments, dict(samples.keywords), dynamic_shapes=_shapes(pruned, samples)
             )
     except Exception as error:  # torch meets code that it cannot trace with errors of any kind
-        reason = " ".join(str(error).split())[:400]
         raise ExportError(
             f"torch.export cannot trace {type(pruned.network).__name__} ({pruned.name}) with a varying batch: "
-            f"{type(error).__name__}: {reason}; change what it names in the network, or export weights only (dense)"
+            f"{reason(error)}; change what it names in the network, or export weights only (dense)"
         ) from error
     program.example_inputs = None
     for node in program.graph.nodes:  # names of files and lines of code of this machine
@@ -63,15 +62,22 @@ def _shapes(pruned: Pruned, samples: Samples) -> dict[str, Any]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep torch's notes to its developers away from the user."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.onnx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def reason(error: Exception) -> str:
+    """Return what some library says in an error, of any length and on many lines, as a part of one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:400]
 
 
 def _encode(pruned: Pruned) -> Encoded:
@@ -80,10 +86,16 @@ def _encode(pruned: Pruned) -> Encoded:
     return Encoded(buffer.getvalue())
 
 
-def _reopen(path: Path, _: Pruned) -> Run:
-    with path.open("rb") as file, quiet():
-        module = torch.export.load(file).module()
+def _reopen(path: Path, pruned: Pruned) -> Run:
+    try:
+        with path.open("rb") as file, quiet():
+            module = torch.export.load(file).module()
+    except Exception as error:  # torch does not read all that it writes, text among the outputs for one
+        raise ExportError(
+            f"torch.export.load cannot read what torch.export.save wrote of {pruned.name}: {reason(error)}; "
+            "let the network give tensors alone, or export weights only (dense)"
+        ) from error
     return lambda samples: samples.through(module)
 
 
-FORMAT = Format(_encode, _reopen, SINGLE_PRECISION, load='program = torch.export.load("{path}").module()')
+FORMAT = Format(_encode, _reopen, SINGLE_PRECISION, load="program = torch.export.load({path}).module()")

@@ -3,18 +3,17 @@
 A file that gives other outputs never takes its place. This module must not know what is in the files.
 """
 
+import json
 import os
-from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
 import attrs
-import torch
-from torch import Tensor
 
+from prunekit.comparing import compare
 from prunekit.errors import CheckpointError, ConfigError, ExportError, nearest
 from prunekit.export import MODULES
-from prunekit.export.formats import ROUNDING, Format, Run
+from prunekit.export.formats import Format, Run
 from prunekit.files import write_atomically
 from prunekit.pruned import Pruned
 from prunekit.sparse_checkpoints import encode_weights
@@ -70,7 +69,7 @@ def export(pruned: Pruned, to: str, path: str | os.PathLike[str], *, force: bool
     write_atomically(path, encoded.data, check)
     size = len(encoded.data)
     dense_size = size if to == "dense" else len(encode_weights(pruned.network.state_dict()))
-    return Exported(path, size, dense_size, error, format_.load.format(path=path), encoded.notes)
+    return Exported(path, size, dense_size, error, format_.load.format(path=_quoted(path)), encoded.notes)
 
 
 def check_free(path: str | os.PathLike[str], *, force: bool) -> None:
@@ -95,42 +94,22 @@ def find_format(name: str) -> Format:
     return found
 
 
+def _quoted(path: Path) -> str:
+    """Return a path as Python code; JSON escapes the backslashes of Windows and quotes alike."""
+    return json.dumps(os.fspath(path), ensure_ascii=False)
+
+
 def _check(run: Run, pruned: Pruned, tolerance: float, to: str) -> float:
     worst = 0.0
     for samples in (pruned.samples, pruned.samples.take(1)):
-        expected, found = pruned.outputs(samples), run(samples)
-        if (shapes := [tensor.shape for tensor in expected]) != (others := [tensor.shape for tensor in found]):
+        expected = pruned.outputs(samples)
+        error, problem = compare(expected, run(samples), tolerance)
+        if problem and compare(expected, pruned.outputs(samples), tolerance)[1]:
             raise ExportError(
-                f"as {to}, the network gives outputs of {_told(others)}, the masked one of {_told(shapes)}; "
-                "nothing was written"
+                f"{pruned.name} gives other outputs whenever it is called, so that no export can be compared with it; "
+                "take what is random out of its forward"
             )
-        error, scale = difference(expected, found)
-        rounding = [torch.finfo(tensor.dtype).eps for tensor in expected if tensor.is_floating_point()]
-        allowed = max(tolerance, ROUNDING * max(rounding, default=0.0))
-        if not error <= allowed * max(1.0, scale):
-            raise ExportError(
-                f"as {to}, an output is off by {error:.3g}, more than {allowed:.3g} (the greatest output is "
-                f"{scale:.3g}); nothing was written; choose another format"
-            )
+        if problem:
+            raise ExportError(f"as {to}, {problem}; nothing was written; choose another format")
         worst = max(worst, error)
     return worst
-
-
-def difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> tuple[float, float]:
-    """Return the greatest absolute difference of two lists of tensors, and the greatest finite expected value.
-
-    Infinities and NaNs differ from everything but themselves, and then by infinity.
-    """
-    error = scale = 0.0
-    for one, other in zip(expected, found, strict=True):
-        first, second = one.double(), other.double()
-        same = (first == second) | (first.isnan() & second.isnan())
-        apart = torch.where(same, 0.0, (first - second).abs()).nan_to_num(nan=torch.inf, posinf=torch.inf)
-        finite = first.abs()[first.isfinite()]
-        error = max(error, float(apart.max())) if apart.numel() else error
-        scale = max(scale, float(finite.max())) if finite.numel() else scale
-    return error, scale
-
-
-def _told(shapes: Sequence[torch.Size]) -> str:
-    return ", ".join(str(list(shape)) for shape in shapes) or "no tensor"

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 
 import attrs
 
+from prunekit.finding import shown
+
 
 @attrs.frozen
 class LayerSizes:
@@ -45,7 +47,7 @@ class Report:
     def __str__(self) -> str:
         lines = [f"{_line('all layers', self.units, self.weights)}"]
         for name, sizes in self.layers.items():
-            lines.append(_line(name, sizes.units, sizes.weights))
+            lines.append(_line(shown(name), sizes.units, sizes.weights))
             lines += [f"  {count:,} dead stay: {reason}" for reason, count in sizes.left.items()]
         return "\n".join(lines)
 

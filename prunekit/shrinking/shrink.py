@@ -8,9 +8,9 @@ from operator import attrgetter
 from typing import Any
 
 import attrs
-import torch
 from torch import Tensor, nn
 
+from prunekit.comparing import compare
 from prunekit.computed import copy_of
 from prunekit.errors import ConfigError
 from prunekit.layers import ViewOf
@@ -26,7 +26,6 @@ from prunekit.shrinking.resizing import remove
 from prunekit.shrinking.watching import Watch
 
 _TOLERANCE = 1e-5
-_ROUNDING = 8  # units in the last place of numbers that are coarser than single precision
 
 
 @attrs.frozen(eq=False)
@@ -122,19 +121,7 @@ def _compare(expected: Sequence[Tensor], samples: Samples, network: nn.Module) -
         outputs = samples.through(network)
     except Exception as problem:  # noqa: BLE001 - whatever a forward does with sizes that it did not expect
         return math.inf, " ".join(f"without what is gone it fails: {type(problem).__name__}: {problem}".split())
-    shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (expected, outputs)]
-    if shapes[0] != shapes[1]:
-        return math.inf, f"its outputs would have the shapes {shapes[1]} instead of {shapes[0]}"
-    errors = [0.0]
-    for first, second in zip(expected, outputs, strict=True):
-        error = float((first.double() - second.double()).abs().max()) if first.numel() else 0.0
-        rounding = torch.finfo(first.dtype).eps if first.is_floating_point() else 0.0
-        allowed = max(_TOLERANCE, _ROUNDING * rounding) * max(1.0, float(first.abs().max()) if first.numel() else 0.0)
-        # A difference that is no number fails, too.
-        if not error <= allowed:
-            return error, f"its outputs would change by {error:.2g}"
-        errors.append(error)
-    return max(errors), ""
+    return compare(expected, outputs, _TOLERANCE)
 
 
 def _sizes(flow: Flow, kept: Kept, name: str, before: nn.Module, after: nn.Module) -> LayerSizes:
