@@ -8,6 +8,7 @@ from operator import attrgetter
 from typing import Any
 
 import attrs
+import torch
 from torch import Tensor, nn
 
 from prunekit.comparing import compare
