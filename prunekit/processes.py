@@ -27,7 +27,7 @@ def processes(count: int, begin: Callable[..., object], *arguments: object) -> I
     """Yield a function that has a function of a module called, with arguments, by a process; it returns a future.
 
     Args:
-        count: processes at most; each starts when there is work for it.
+        count: processes; they start when there is work.
         begin: a function of a module that each of them calls first.
         arguments: what it is called with.
 
@@ -39,6 +39,8 @@ def processes(count: int, begin: Callable[..., object], *arguments: object) -> I
     context = get_context("spawn")  # a fork of a process that has used torch's threads may hang
     request = _Request()
     with request.heard(), ProcessPoolExecutor(count, context, partial(_begin, begin, *arguments)) as pool:
+        # One that starts later could die unseen: the thread that watches them was told before it was there.
+        pool._safe_to_dynamically_spawn_children = False  # type: ignore[attr-defined]  # noqa: SLF001
         try:
             yield partial(request.submit, pool)
         except BaseException:

@@ -123,7 +123,7 @@ def _carry_out(
         return outcomes
     free = list(work.devices)
     running: dict[Future[Outcome], tuple[Node, str]] = {}
-    with processes(work.jobs, torch.set_num_threads, work.threads) as submit:
+    with processes(min(work.jobs, len(waiting)), torch.set_num_threads, work.threads) as submit:
         try:
             while waiting or running:
                 for node in [node for node in waiting if node.parent is None or node.parent in outcomes][: len(free)]:
