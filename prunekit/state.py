@@ -206,7 +206,7 @@ class RunState:
             save_checkpoint(self.folder.checkpoints, checkpoint, self.prepared.training.keep_checkpoints)
 
     def _lift_dropped(self, loop: Loop) -> None:
-        """Give what plays no part one value; else it would tell when masks were last held anew, so where a run went on."""
+        """Give what plays no part one value; it would tell when masks were last held anew, so where a run went on."""
         for parameter, mask in match(self.as_masks().tensors, self.prepared.network).values():
             lift(loop.optimizer, parameter, Keeper(mask).part_for(parameter))
 
