@@ -40,6 +40,18 @@ class Stopper:
             raise KeyboardInterrupt
 
 
+class Spoiler:
+    """Fails when it is told of the masks of a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    @hookimpl
+    def prunekit_masks_updated(self, event):
+        if event.step == self.step:
+            raise KeyboardInterrupt
+
+
 class Hopeless:
     """Fails when it is told that the run has stopped."""
 
@@ -107,8 +119,9 @@ def test_another_seed_gives_other_weights(toy_run):
 def ends_alike(toy_run, recipe, stop):
     """Run a recipe whole, and stopped and resumed; compare all bytes."""
     _, _, whole = toy_run(recipe, [Tasks()], out="whole")
+    stopper = Stopper(*stop) if isinstance(stop, tuple) else stop
     with pytest.raises(KeyboardInterrupt):
-        toy_run(recipe, [Tasks(), Stopper(*stop)], out="stopped")
+        toy_run(recipe, [Tasks(), stopper], out="stopped")
     finished, _, resumed = toy_run(recipe, [Tasks()], out="stopped", resume=True)
     assert resumed.masks.read_bytes() == whole.masks.read_bytes()
     assert resumed.model.read_bytes() == whole.model.read_bytes()
@@ -140,6 +153,12 @@ def test_a_stopped_and_resumed_run_ends_with_the_bytes_of_one_that_was_not(toy_r
 def test_every_schedule_goes_on_from_the_middle_to_the_same_bytes(toy_run, schedule, stop):
     recipe = {**RECIPE, "task": {"name": "dropout"}, "criterion": {"name": "magnitude"}, "schedule": schedule}
     ends_alike(toy_run, recipe, stop)
+
+
+def test_masks_that_changed_when_a_plugin_failed_are_not_saved_with_the_steps_before(toy_run):
+    recipe = {**RECIPE, "task": {"name": "dropout"}, "schedule": {"name": "gradual", "updates": 4}}
+    steps = [line["step"] for line in metrics_of(toy_run(recipe, [Tasks()], out="steps")[2]) if "layers" in line]
+    ends_alike(toy_run, recipe, Spoiler(steps[2]))
 
 
 @pytest.mark.parametrize(("schedule", "stop"), [("gradual", (0, 14)), ("layerwise", (1, 6)), ("layerwise", (2, 1))])
