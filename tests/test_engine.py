@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from prunekit.cli.run_table import print_result
 from prunekit.engine import run
-from prunekit.errors import CheckpointError, DataError, TrainingError
+from prunekit.errors import CheckpointError, DataError, NotFiniteError, TrainingError
 from prunekit.finding import parameter_name
 from prunekit.markers import hookimpl
 from prunekit.masks import load_masks
@@ -294,6 +294,33 @@ class WildTask(ToyTask):
         return torch.optim.SGD(model.parameters(), lr=1e38, momentum=0.9, weight_decay=1e-2)
 
 
+class Buffered(ToyNetwork):
+    """Has an infinite buffer, as attention has, and one that is no number from some step on."""
+
+    def __init__(self, spoilt_at):
+        super().__init__()
+        self.register_buffer("mask", torch.full((2,), -torch.inf))
+        self.register_buffer("mean", torch.zeros(()))
+        self.left = spoilt_at
+
+    def forward(self, images):
+        self.left -= self.training
+        if self.left == 0:
+            self.mean += torch.nan
+        return super().forward(images)
+
+
+@attrs.frozen
+class BufferedTask(ToyTask):
+    """The toy task with such a network."""
+
+    name = "buffered"
+    spoilt_at: int = -1
+
+    def build_model(self):
+        return Buffered(self.spoilt_at)
+
+
 @attrs.frozen
 class RoughTask(ToyTask):
     """The toy task with figures that are not yet numbers of Python."""
@@ -307,7 +334,13 @@ class RoughTask(ToyTask):
 class MoreTasks:
     @hookimpl
     def prunekit_tasks(self):
-        return [TiedTask, WildTask, RoughTask]
+        return [TiedTask, WildTask, RoughTask, BufferedTask]
+
+
+def test_buffers_may_be_infinite_but_not_no_numbers(toy_run):
+    assert len(toy_run({**RECIPE, "task": {"name": "buffered"}}, [MoreTasks()])[0].stages) == 3
+    with pytest.raises(NotFiniteError, match="after step 4 of stage 'dense' 'mean' is not finite"):
+        toy_run({**RECIPE, "task": {"name": "buffered", "spoilt_at": 3}}, [MoreTasks()], out="spoilt")
 
 
 def test_figures_may_be_scalars_of_numpy_and_torch(toy_run):
