@@ -155,13 +155,18 @@ class RunState:
         return Masks(by_parameter(views, self.masks, self.prepared.streams), info)
 
     def check_finite(self, when: str) -> None:
-        """Refuse to go on, or to save, with weights that are no numbers.
+        """Refuse to go on, or to save, with weights that are infinite or no numbers.
+
+        Of buffers those that are no numbers are refused: attention masks are infinite.
 
         Raises:
             NotFiniteError: naming the tensor, and what to try.
         """
-        state = self.prepared.model.state_dict()
-        everyone = gather_numbers([bool(own_part(tensor).isfinite().all()) for tensor in state.values()])
+        model = self.prepared.model
+        state, weights = model.state_dict(), {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        parts = {name: own_part(tensor) for name, tensor in state.items()}
+        good = (part.isfinite() if name in weights else ~part.isnan() for name, part in parts.items())
+        everyone = gather_numbers([bool(part.all()) for part in good])
         for name, *finite in zip(state, *everyone, strict=True):
             if not all(finite):
                 raise NotFiniteError(

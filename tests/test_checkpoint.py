@@ -80,6 +80,12 @@ def test_older_checkpoints_that_a_killed_run_left_are_removed_but_not_what_is_ne
     assert [int(path.stem[-1]) for path in sorted(tmp_path.iterdir())] == [2, 3, 4]
 
 
+def test_a_run_that_has_gone_back_removes_what_was_later(tmp_path):
+    for step in (1, 2, 3, 4, 2):
+        save_checkpoint(tmp_path, Checkpoint(0, step, {"model": {"w": torch.ones(2)}}, None, {}), keep=9)
+    assert [int(path.stem[-1]) for path in sorted(tmp_path.iterdir())] == [1, 2]
+
+
 def test_a_broken_checkpoint_is_named_and_the_one_before_it_used(tmp_path):
     for step in (1, 2):
         path = save_checkpoint(tmp_path, Checkpoint(0, step, {"model": {"w": torch.ones(2)}}, None, {}))

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from prunekit.cli.run_table import print_result
 from prunekit.engine import run
-from prunekit.errors import CheckpointError, DataError, TrainingError
+from prunekit.errors import CheckpointError, DataError, NotFiniteError, TrainingError
 from prunekit.finding import parameter_name
 from prunekit.markers import hookimpl
 from prunekit.masks import load_masks
@@ -37,6 +37,18 @@ class Stopper:
     @hookimpl
     def prunekit_step_finished(self, event):
         if (event.stage, event.step) == self.at:
+            raise KeyboardInterrupt
+
+
+class Spoiler:
+    """Fails when it is told of the masks of a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    @hookimpl
+    def prunekit_masks_updated(self, event):
+        if event.step == self.step:
             raise KeyboardInterrupt
 
 
@@ -107,8 +119,9 @@ def test_another_seed_gives_other_weights(toy_run):
 def ends_alike(toy_run, recipe, stop):
     """Run a recipe whole, and stopped and resumed; compare all bytes."""
     _, _, whole = toy_run(recipe, [Tasks()], out="whole")
+    stopper = Stopper(*stop) if isinstance(stop, tuple) else stop
     with pytest.raises(KeyboardInterrupt):
-        toy_run(recipe, [Tasks(), Stopper(*stop)], out="stopped")
+        toy_run(recipe, [Tasks(), stopper], out="stopped")
     finished, _, resumed = toy_run(recipe, [Tasks()], out="stopped", resume=True)
     assert resumed.masks.read_bytes() == whole.masks.read_bytes()
     assert resumed.model.read_bytes() == whole.model.read_bytes()
@@ -140,6 +153,12 @@ def test_a_stopped_and_resumed_run_ends_with_the_bytes_of_one_that_was_not(toy_r
 def test_every_schedule_goes_on_from_the_middle_to_the_same_bytes(toy_run, schedule, stop):
     recipe = {**RECIPE, "task": {"name": "dropout"}, "criterion": {"name": "magnitude"}, "schedule": schedule}
     ends_alike(toy_run, recipe, stop)
+
+
+def test_masks_that_changed_when_a_plugin_failed_are_not_saved_with_the_steps_before(toy_run):
+    recipe = {**RECIPE, "task": {"name": "dropout"}, "schedule": {"name": "gradual", "updates": 4}}
+    steps = [line["step"] for line in metrics_of(toy_run(recipe, [Tasks()], out="steps")[2]) if "layers" in line]
+    ends_alike(toy_run, recipe, Spoiler(steps[2]))
 
 
 @pytest.mark.parametrize(("schedule", "stop"), [("gradual", (0, 14)), ("layerwise", (1, 6)), ("layerwise", (2, 1))])
@@ -275,6 +294,33 @@ class WildTask(ToyTask):
         return torch.optim.SGD(model.parameters(), lr=1e38, momentum=0.9, weight_decay=1e-2)
 
 
+class Buffered(ToyNetwork):
+    """Has an infinite buffer, as attention has, and one that is no number from some step on."""
+
+    def __init__(self, spoilt_at):
+        super().__init__()
+        self.register_buffer("mask", torch.full((2,), -torch.inf))
+        self.register_buffer("mean", torch.zeros(()))
+        self.left = spoilt_at
+
+    def forward(self, images):
+        self.left -= self.training
+        if self.left == 0:
+            self.mean += torch.nan
+        return super().forward(images)
+
+
+@attrs.frozen
+class BufferedTask(ToyTask):
+    """The toy task with such a network."""
+
+    name = "buffered"
+    spoilt_at: int = -1
+
+    def build_model(self):
+        return Buffered(self.spoilt_at)
+
+
 @attrs.frozen
 class RoughTask(ToyTask):
     """The toy task with figures that are not yet numbers of Python."""
@@ -288,7 +334,13 @@ class RoughTask(ToyTask):
 class MoreTasks:
     @hookimpl
     def prunekit_tasks(self):
-        return [TiedTask, WildTask, RoughTask]
+        return [TiedTask, WildTask, RoughTask, BufferedTask]
+
+
+def test_buffers_may_be_infinite_but_not_no_numbers(toy_run):
+    assert len(toy_run({**RECIPE, "task": {"name": "buffered"}}, [MoreTasks()])[0].stages) == 3
+    with pytest.raises(NotFiniteError, match="after step 4 of stage 'dense' 'mean' is not finite"):
+        toy_run({**RECIPE, "task": {"name": "buffered", "spoilt_at": 3}}, [MoreTasks()], out="spoilt")
 
 
 def test_figures_may_be_scalars_of_numpy_and_torch(toy_run):

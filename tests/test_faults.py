@@ -230,6 +230,13 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(disk, ca
     assert differences(disk / "resumed", disk / "run") == []
 
 
+def test_a_disk_that_is_full_when_a_stage_ends_is_told_once(disk, capfd):
+    assert run(out="disk/run", trouble="evaluation 1 fill") == 2
+    error = message(capfd)
+    assert error.count("No space left on device") == 1
+    assert "go on with: prunekit run --resume disk/run" in error
+
+
 def test_a_disk_that_becomes_read_only_is_one_line_and_the_run_goes_on_afterwards(disk, capfd):
     assert run(*OFTEN, out="disk/run", trouble="loss 7 readonly") == 2
     assert re.search(r"error: cannot write \S+: Read-only file system; choose a folder", message(capfd))
