@@ -1,7 +1,8 @@
 """From a configuration to everything that is known before training: task, network, layers, plan.
 
 ``prunekit plan`` and the engine share it, so that every user error surfaces at the same early place.
-It must not train, and reads no data beyond what the task checks in its ``setup``.
+It must not train, and reads no data beyond what the task checks in its ``setup``; where channels are to be pruned, one
+calibration batch more.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

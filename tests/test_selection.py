@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prunekit.errors import MaskError
-from prunekit.selection import Blocks, NofM, Quota, keep_best, keep_best_global, kept_count, top_counts, unit_counts
+from prunekit.selection import (
+    Blocks,
+    Channels,
+    NofM,
+    Quota,
+    keep_best,
+    keep_best_global,
+    kept_count,
+    top_counts,
+    unit_counts,
+)
 
 densities = st.floats(0, 1, exclude_min=True) | st.sampled_from([1 / 256, 1 / 3, 0.5, 1.0])
 
@@ -130,6 +140,8 @@ def test_a_pattern_that_does_not_fit_is_an_error():
         keep_best(torch.ones(1, 2, 8), Quota(0.25, (8,), pattern=NofM(2, 4)))
     with pytest.raises(MaskError, match="blocks of 2 x 4 do not divide a layer of 3 x 8"):
         keep_best(torch.ones(1, 3, 8), Quota(0.25, (8,), pattern=Blocks(2, 4)))
+    with pytest.raises(MaskError, match="one layer alone cannot choose them"):
+        keep_best(torch.rand(1, 4, 8), Quota(0.5, (8,), pattern=Channels()))
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 12), (2, 3), (4, 1), (2, 12)])
