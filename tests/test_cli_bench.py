@@ -115,6 +115,15 @@ def test_large_counts_are_rounded(amount, text):
 
 
 @pytest.mark.parametrize(
+    ("rate", "text"), [(0.5, "0.500"), (17.06, "17.1"), (999, "999"), (8825, "8.82 k"), (2.69e6, "2.69 M")]
+)
+def test_slow_networks_have_a_rate_too(rate, text):
+    from prunekit.cli.bench_table import _rate
+
+    assert _rate(rate) == text
+
+
+@pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0"), (1.234e-6, "0.00123"), (9.9996e-3, "10.0"), (0.0999, "99.9"), (1.23456, "1,230")]
 )
 def test_times_are_milliseconds_with_three_digits(seconds, text):

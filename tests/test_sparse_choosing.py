@@ -1,6 +1,7 @@
 import time
 from functools import partial
 
+from prunekit.sparse import choosing
 from prunekit.sparse.choosing import measure
 
 
@@ -40,6 +41,13 @@ def test_the_worse_of_median_and_shortest_time_counts():
 
     # It is slower nearly always, but its shortest time is short.
     assert measure(forms | {"columns": sometimes}, 1, 1).form == "dense"
+
+
+def test_of_long_calls_two_turns_will_do(monkeypatch):
+    monkeypatch.setattr(choosing, "_PATIENCE", 0.01)
+    counts, forms = calls(dense=10, columns=2)
+    assert measure(forms, 1, 1).form == "columns"
+    assert counts == {"dense": 5, "columns": 5}
 
 
 def test_measuring_takes_little_time():

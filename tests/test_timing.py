@@ -2,7 +2,8 @@ import time
 
 import pytest
 
-from prunekit.timing import Latency, interleaved, take_turns
+from prunekit import timing
+from prunekit.timing import Latency, interleaved, take_turns, warm_up
 
 
 def test_calls_take_turns_and_the_warm_up_is_not_counted():
@@ -29,8 +30,8 @@ def test_short_calls_are_timed_more_often_and_each_at_least_five_times():
     assert times["long"].calls == 5
     assert times["short"].calls > 100
     assert times["long"].median >= 0.01
-    for timing in times.values():
-        assert 0 <= timing.lower <= timing.median <= timing.upper
+    for latency in times.values():
+        assert 0 <= latency.lower <= latency.median <= latency.upper
 
 
 def test_the_time_given_bounds_the_turns():
@@ -38,6 +39,19 @@ def test_the_time_given_bounds_the_turns():
     times = interleaved({"sleep": lambda: time.sleep(0.005)}, seconds=0.1)
     assert time.perf_counter() - began < 5
     assert 5 <= times["sleep"].calls <= 40
+
+
+def test_a_long_call_is_warm_after_once(monkeypatch):
+    monkeypatch.setattr(timing, "_LONG", 0.01)
+    counts = {"long": 0, "short": 0}
+
+    def call(name, seconds):
+        counts[name] += 1
+        time.sleep(seconds)
+
+    assert 0.02 <= warm_up(lambda: call("long", 0.02)) < 1
+    assert warm_up(lambda: call("short", 0)) < 0.01
+    assert counts == {"long": 1, "short": 3}
 
 
 def test_a_call_that_fails_is_not_timed():

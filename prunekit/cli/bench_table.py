@@ -61,7 +61,7 @@ def _print_comparison(comparison: "Comparison") -> None:
         medians = [form.latencies[size].median for form in comparison.forms]
         table.add_row(f"batch {size}: ms", *(_ms(median) for median in medians))
         table.add_row("quartiles", *(_quartiles(form, size) for form in comparison.forms))
-        table.add_row("samples/s", *(_count(size / median) for median in medians))
+        table.add_row("samples/s", *(_rate(size / median) for median in medians))
         table.add_row("of dense", *(f"{form.ratios[size]:.2f}" for form in comparison.forms))
     print_table(table)
     for form, reason in comparison.absent.items():
@@ -83,6 +83,10 @@ def _bytes(count: float) -> str:
 
 def _count(number: float) -> str:
     return f"{number:,.0f}" if number < 10 * _THOUSAND else _scaled(number)
+
+
+def _rate(number: float) -> str:
+    return _significant(number) if number < _THOUSAND else _scaled(number)
 
 
 def _scaled(number: float) -> str:
