@@ -274,7 +274,7 @@ def test_without_any_form_and_with_attention_that_is_said():
     lines = advise(*given({"dense": {1: 1.0}}, other=300, absent=["csr", "shrunk"]), never)
     assert lines[:2] == (
         "nothing is gained at batch 1: no sparse form is possible",
-        "75% of the multiply-adds are products of activations (attention), which no mask changes",
+        "75% of the multiply-adds are outside of prunable layers, as those of attention are",
     )
     assert "--pattern units" in lines[2]
 

@@ -40,10 +40,12 @@ def _print_layers(found: "Bench") -> None:
     table = make_table("", "layer", "kind", *numbers, numbers=numbers)
     for layer in account.layers:
         density = f"{layer.kept / layer.weights:.4f}"
-        costs = (_count(layer.multiply_adds), _count(layer.kept_multiply_adds))
+        costs = (
+            (_count(layer.multiply_adds), _count(layer.kept_multiply_adds)) if layer.kind != "parameter" else ("-", "-")
+        )
         table.add_row(shown(layer.name), layer.kind, f"{layer.weights:,}", f"{layer.kept:,}", density, *costs)
     if account.other:
-        table.add_row("other", "products of activations", "", "", "", _count(account.other), _count(account.other))
+        table.add_row("other", "outside of layers", "", "", "", _count(account.other), _count(account.other))
     table.add_section()
     totals = (f"{account.weights:,}", f"{account.kept:,}", f"{account.kept / account.weights:.4f}")
     table.add_row("total", "", *totals, _count(account.multiply_adds), _count(account.kept_multiply_adds))
