@@ -1,8 +1,9 @@
 """What a network costs: weights and multiply-adds of each layer, dense and under masks.
 
 Multiply-adds are theoretical: every kept weight once for each use of it, and how often it is used is read off the
-shapes of one forward pass. Products outside of layers, such as those of attention, are counted by
-``torch.utils.flop_counter``, as "other"; what works number by number (norms, activations, biases) counts nothing.
+shapes of one forward pass. Products outside of layers, such as those of attention and of layers of
+kinds that have no view, are counted by ``torch.utils.flop_counter``, as "other", as far as it knows them (on a CPU no
+recurrent layers); what works number by number (norms, activations, biases) counts nothing.
 This module knows layers and masks; it must not know time, files or formats.
 """
 
@@ -32,7 +33,7 @@ class LayerCount:
         kind: as in tables; "parameter" where it is in no layer.
         weights: connections, no biases; what layers share counts once, under the first of them.
         kept: those that the mask keeps, all where there is none.
-        multiply_adds: of the pass, over all uses.
+        multiply_adds: of the pass, over all uses; of a parameter that is in no layer 0, since its uses are not seen.
         kept_multiply_adds: those of kept weights.
     """
 

@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from prunekit.core_views import core_view
 from prunekit.errors import CheckpointError, ConfigError, MaskError
@@ -182,6 +183,11 @@ def _made(name: str) -> nn.Module:
     network = dict(network.named_children()).get("_orig_mod", network)
     if isinstance(network, torch.jit.ScriptModule):
         raise ConfigError(f"model {name!r} is a script, which cannot be changed; give the module that it was made of")
+    if prune.is_pruned(network):
+        raise ConfigError(
+            f"model {name!r} is pruned with torch.nn.utils.prune, which keeps masks beside weights that are whole; "
+            "call torch.nn.utils.prune.remove for each, so that what is dropped is 0"
+        )
     return network
 
 

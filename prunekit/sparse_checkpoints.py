@@ -35,7 +35,8 @@ def save_sparse(path: str | os.PathLike[str], weights: Mapping[str, Tensor], mas
 
     Args:
         path: where to; by custom it ends in ``.safetensors``.
-        weights: a state dict. Masks find their weights in it as ``Masks.apply`` does in a model.
+        weights: a state dict. Masks find their weights in it as ``Masks.apply`` does in a model; one that has several
+            names in it (tied) is masked under each.
         masks: at least one.
 
     Raises:
@@ -52,7 +53,7 @@ def encode_sparse(weights: Mapping[str, Tensor], masks: Masks) -> bytes:
         CheckpointError: a name in ``weights`` is in the way.
         MaskError: listing every mask that fits no weight.
     """
-    matched = match_names(masks.tensors, weights)
+    matched = _with_tied(match_names(masks.tensors, weights), weights)
     arrays, header = mask_files.layout({name: mask for name, (_, mask) in matched.items()}, masks.info, weights=True)
     stored = {key: torch.from_numpy(array) for key, array in arrays.items()}
     for name, (weight, mask) in matched.items():
@@ -63,6 +64,21 @@ def encode_sparse(weights: Mapping[str, Tensor], masks: Masks) -> bytes:
             f"cannot write a sparse checkpoint: {some(clash)} of the weights would be written twice; rename them"
         )
     return safetensors.torch.save(stored | plain_copies(others), {mask_files.METADATA: header})
+
+
+def _with_tied(
+    matched: Mapping[str, tuple[Tensor, Tensor]], weights: Mapping[str, Tensor]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Add the other names of masked weights: loaded dense, they would bring back what is dropped."""
+    masks = {place: mask for weight, mask in matched.values() if (place := _place(weight))}
+    tied = {name: (weight, masks[place]) for name, weight in weights.items() if (place := _place(weight)) in masks}
+    return tied | dict(matched)
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    """Return where the numbers of a tensor lie; nothing where it has no memory of its own."""
+    pointer = tensor.data_ptr()
+    return (pointer, tensor.shape, tensor.stride()) if pointer else ()
 
 
 def save_weights(path: str | os.PathLike[str], weights: Mapping[str, Tensor]) -> None:

@@ -19,7 +19,10 @@ _SHORTEST = 1e-6
 """Seconds below which nothing is estimated: such a call is none."""
 
 _FIRST = 3
-"""Calls of each that warm up, and tell how many there are to be."""
+"""Calls of each that warm up, and tell how many there are to be; one where it is long."""
+
+_LONG = 0.5
+"""Seconds of such a call: what is cold at its beginning is warm long before its end."""
 
 _LEAST_TURNS = 5
 """With fewer, quartiles mean nothing."""
@@ -76,11 +79,21 @@ def interleaved(calls: Mapping[str, Callable[[], object]], seconds: float) -> di
 
     Args:
         calls: what to call, by name; on a device that works on its own, each waits until that has finished.
-        seconds: for all together, beside the first three calls of each, which are not counted.
+        seconds: for all together, beside the first calls of each, which are not counted.
     """
-    # The first call after another form's waits for threads that sleep or serve that form; those behind it tell more.
-    first = {name: min(times[0]) for name, times in take_turns(calls, dict.fromkeys(calls, _FIRST), 1).items()}
+    first = {name: warm_up(call) for name, call in calls.items()}
     repeats = {name: max(1, math.ceil(_TURN / max(taken, _SHORTEST))) for name, taken in first.items()}
     turn = sum(repeats[name] * max(taken, _SHORTEST) for name, taken in first.items())
     turns = max(_LEAST_TURNS, int(seconds / turn))
     return {name: Latency.of(times) for name, times in take_turns(calls, repeats, turns).items()}
+
+
+def warm_up(call: Callable[[], object]) -> float:
+    """Call a few times what is short, once what is long, and return the shortest time in seconds."""
+    times: list[float] = []
+    # The first call after another form's waits for threads that sleep or serve that form; those behind it tell more.
+    while len(times) < _FIRST and sum(times) < _LONG:
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return min(times)

@@ -1,5 +1,7 @@
 """What a bench finds: forms and their sizes as they are, times of each, and advice from given figures."""
 
+import time
+
 import attrs
 import pytest
 import torch
@@ -66,6 +68,25 @@ def test_every_form_is_measured_at_every_batch_size():
     assert (found.account.weights, found.account.kept, found.account.kept_multiply_adds) == (3216, 1680, 1680)
     assert [layer.name for layer in found.layers] == ["0"]
     assert "timing" in said[0]
+
+
+def test_batch_sizes_that_would_take_too_long_are_left_out_and_told(monkeypatch):
+    class Slow(nn.Linear):
+        def forward(self, inputs):
+            time.sleep(0.01 * len(inputs))
+            return super().forward(inputs)
+
+    monkeypatch.setattr(running, "_LONGEST", 0.05)
+    found = bench(pruned(nn.Sequential(Slow(64, 8)), torch.rand(8, 64) < 0.2), [1, 2, 16, 200])
+    assert list(found.comparisons[0].forms[0].latencies) == [1, 2]
+    assert found.advice[0].startswith("left out: batch 16 200, of which a pass takes about ")
+    assert found.advice[0].endswith(" s or more; ask for one alone: --batch-sizes 16")
+
+
+def test_the_smallest_batch_size_is_measured_however_long_it_takes(monkeypatch):
+    monkeypatch.setattr(running, "_LONGEST", 0.0)
+    found = bench(two_layers(), [2, 3])
+    assert list(found.comparisons[0].forms[0].latencies) == [2]
 
 
 def test_bytes_on_disk_are_those_of_exported_files(tmp_path):
@@ -253,7 +274,7 @@ def test_without_any_form_and_with_attention_that_is_said():
     lines = advise(*given({"dense": {1: 1.0}}, other=300, absent=["csr", "shrunk"]), never)
     assert lines[:2] == (
         "nothing is gained at batch 1: no sparse form is possible",
-        "75% of the multiply-adds are products of activations (attention), which no mask changes",
+        "75% of the multiply-adds are outside of prunable layers, as those of attention are",
     )
     assert "--pattern channels" in lines[2]
 

@@ -21,6 +21,11 @@ def sparse():
     network[0].weight.data[:, ::2] = 0
     return network
 
+def recurrent():
+    network = nn.Sequential(nn.GRU(12, 4))
+    network[0].weight_ih_l0.data[:, ::2] = 0
+    return network
+
 def dense():
     return nn.Linear(12, 8)
 """
@@ -60,6 +65,13 @@ def test_the_bench_of_a_model_is_told_as_json(capsys):
     assert forms[0]["ratios"] == {"3": 1.0}
     assert set(forms[0]["latencies"]["3"]) == {"median", "lower", "upper", "calls"}
     assert forms[0]["memory"] == 4 * (96 + 8 + 16 + 2)
+
+
+def test_what_is_in_no_layer_has_no_count_of_its_own(capsys):
+    assert main(["bench", "models.py:recurrent", "--input", "3x12", "--batch-sizes", "1"]) == 0
+    lines = capsys.readouterr().out
+    assert re.search(r"0\.weight_ih_l0 +parameter +144 +72 +0\.5000 +- +-\n", lines)
+    assert "csr: no layer can run sparse: the masks are on none\n" in lines
 
 
 @pytest.mark.parametrize(
@@ -112,6 +124,15 @@ def test_large_counts_are_rounded(amount, text):
     from prunekit.cli.bench_table import _count
 
     assert _count(amount) == text
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"), [(0.5, "0.500"), (17.06, "17.1"), (999, "999"), (8825, "8.82 k"), (2.69e6, "2.69 M")]
+)
+def test_slow_networks_have_a_rate_too(rate, text):
+    from prunekit.cli.bench_table import _rate
+
+    assert _rate(rate) == text
 
 
 @pytest.mark.parametrize(

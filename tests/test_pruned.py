@@ -18,6 +18,7 @@ SHORT = {"structure": "hidden=1/4 b=1/2", "training": {"budget": "4 steps", "ret
 CODE = """
 import warnings
 import torch
+import torch.nn.utils.prune
 from torch import nn
 
 def small():
@@ -53,6 +54,11 @@ def script():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch would like to do without scripts
         return torch.jit.script(small())
+
+def hooked():
+    network = small()
+    nn.utils.prune.l1_unstructured(network[0], "weight", 0.5)
+    return network
 
 def elsewhere():
     return small().cuda()
@@ -211,6 +217,7 @@ def test_a_module_on_the_path_is_a_model_too():
         ("Two", ["4"], "one --input for each argument"),
         ("smal", ["6"], "did you mean 'small'"),
         ("text", ["6"], "gives a str, expected a torch.nn.Module"),
+        ("hooked", ["6"], "keeps masks beside weights that are whole; call torch.nn.utils.prune.remove"),
         ("needs", ["6"], "cannot be called without arguments: TypeError"),
     ],
 )

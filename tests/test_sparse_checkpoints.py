@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors import safe_open
 from torch import nn
 
 from prunekit.errors import CheckpointError, MaskError
+from prunekit.masking import match
 from prunekit.masks import Masks, load_masks
 from prunekit.sparse_checkpoints import load_weights, save_sparse
 
@@ -65,6 +67,20 @@ def test_a_network_comes_back_whole_whatever_wraps_it(tmp_path: Path) -> None:
     loaded = load_weights(tmp_path / "model")
     assert all(same_bits(loaded[name], tensor) for name, tensor in network.state_dict().items())
     network.load_state_dict(loaded)
+
+
+def test_a_tied_weight_is_sparse_under_each_of_its_names(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 64))
+    network[1].weight = network[0].weight
+    masks = Masks({"0.weight": torch.rand(64, 64) < 0.1})
+    path = tmp_path / "sparse.safetensors"
+    save_sparse(path, network.state_dict(), masks)
+    assert path.stat().st_size < 4 * 64 * 64 * 1.6
+    assert match(load_masks(path).tensors, network).keys() == {"0.weight"}
+    again = copy.deepcopy(network)
+    again.load_state_dict(load_weights(path))
+    assert torch.equal(again[1].weight != 0, masks.tensors["0.weight"])
+    assert torch.equal(again[2].weight, network[2].weight)
 
 
 def test_the_layout_is_the_documented_one_and_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ import time
 import pytest
 
 from prunekit import timing
-from prunekit.timing import Latency, interleaved, take_turns
+from prunekit.timing import Latency, interleaved, take_turns, warm_up
 
 
 def test_calls_take_turns_and_the_warm_up_is_not_counted():
@@ -49,6 +49,19 @@ def test_the_time_given_bounds_the_turns(clock):
 def test_calls_are_timed_by_the_clock_on_the_wall():
     times = interleaved({"sleep": lambda: time.sleep(0.01)}, seconds=0.0)
     assert times["sleep"].lower >= 0.01
+
+
+def test_a_long_call_is_warm_after_once(clock):
+    clock(timing)
+    counts = {"long": 0, "short": 0}
+
+    def call(name, seconds):
+        counts[name] += 1
+        clock.sleep(seconds)
+
+    assert warm_up(lambda: call("long", 0.6)) == pytest.approx(0.6)
+    assert warm_up(lambda: call("short", 0.1)) == pytest.approx(0.1)
+    assert counts == {"long": 1, "short": 3}
 
 
 def test_a_call_that_fails_is_not_timed():

@@ -96,7 +96,7 @@ def _shares(account: Account, dense: Mapping[int, float], layers: Sequence[Layer
         )
     if account.multiply_adds and account.other / account.multiply_adds > _TELLING:
         share = account.other / account.multiply_adds
-        lines.append(f"{share:.0%} of the multiply-adds are products of activations (attention), which no mask changes")
+        lines.append(f"{share:.0%} of the multiply-adds are outside of prunable layers, as those of attention are")
     return lines
 
 

@@ -3,10 +3,11 @@
 import contextlib
 import platform
 from collections.abc import Callable, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor, nn
 
@@ -21,12 +22,15 @@ from prunekit.mask_files import encode as encode_masks
 from prunekit.pruned import Pruned
 from prunekit.samples import Samples
 from prunekit.sparse_checkpoints import encode_sparse
-from prunekit.timing import Latency, interleaved
+from prunekit.timing import Latency, interleaved, warm_up
 
 BATCH_SIZES = (1, 8, 32)
 
 _SECONDS = 1.0
 """For each form at each batch size; quartiles of a forward pass of 10 ms then come from a hundred calls."""
+
+_LONGEST = 2.0
+"""Seconds of a forward pass at a batch size beyond the smallest: measuring it takes a hundred times as long."""
 
 Say = Callable[[str], None]
 
@@ -36,7 +40,8 @@ def bench(pruned: Pruned, batch_sizes: Sequence[int] = BATCH_SIZES, say: Say = l
 
     Args:
         pruned: the network.
-        batch_sizes: samples of a forward pass.
+        batch_sizes: samples of a forward pass. Beyond the smallest, those at which one takes more than 2 s are left
+            out, and the advice says so.
         say: told what is going on, a line each.
 
     Raises:
@@ -54,6 +59,9 @@ def bench(pruned: Pruned, batch_sizes: Sequence[int] = BATCH_SIZES, say: Say = l
     one = pruned.samples.take(1)
     found = account(pruned.network, lambda: one.through(pruned.network), pruned.masks.tensors, pruned.view_of)
     checkpoint = len(encode_sparse(pruned.network.state_dict(), pruned.masks))
+    sizes, left_out = _affordable(pruned, sizes)
+    # Forms are checked on as many samples as are measured, but on more than one, so that the batch can be seen.
+    pruned = attrs.evolve(pruned, samples=pruned.samples.take(min(pruned.samples.count, max(2, *sizes))))
     say("timing its layers, dense and sparse")
     forms = cpu_forms(pruned, sizes)
     say(f"timing {', '.join(form.name for form in forms.there)} in turns, at batch {', '.join(map(str, sizes))}")
@@ -78,10 +86,22 @@ def bench(pruned: Pruned, batch_sizes: Sequence[int] = BATCH_SIZES, say: Say = l
         comparisons=tuple(comparisons),
         layers=forms.layers,
         advice=(
+            *left_out,
             *chain.from_iterable(map(doubts, comparisons)),
             *advise(found, comparisons[0], forms.layers, crossover),
         ),
     )
+
+
+def _affordable(pruned: Pruned, batch_sizes: Sequence[int]) -> tuple[list[int], tuple[str, ...]]:
+    """Return the batch sizes to measure, and what to say of the others, which would take too long."""
+    for number, (size, following) in enumerate(pairwise(batch_sizes), 1):
+        taken = warm_up(_call(pruned.network, pruned.samples.take(size))) * following / size
+        if taken > _LONGEST:
+            left = " ".join(map(str, batch_sizes[number:]))
+            line = f"left out: batch {left}, of which a pass takes about {taken:.0f} s or more; ask for one alone"
+            return list(batch_sizes[:number]), (f"{line}: --batch-sizes {following}",)
+    return list(batch_sizes), ()
 
 
 def _cpu() -> str:

@@ -40,10 +40,12 @@ def _print_layers(found: "Bench") -> None:
     table = make_table("", "layer", "kind", *numbers, numbers=numbers)
     for layer in account.layers:
         density = f"{layer.kept / layer.weights:.4f}"
-        costs = (_count(layer.multiply_adds), _count(layer.kept_multiply_adds))
+        costs = (
+            (_count(layer.multiply_adds), _count(layer.kept_multiply_adds)) if layer.kind != "parameter" else ("-", "-")
+        )
         table.add_row(shown(layer.name), layer.kind, f"{layer.weights:,}", f"{layer.kept:,}", density, *costs)
     if account.other:
-        table.add_row("other", "products of activations", "", "", "", _count(account.other), _count(account.other))
+        table.add_row("other", "outside of layers", "", "", "", _count(account.other), _count(account.other))
     table.add_section()
     totals = (f"{account.weights:,}", f"{account.kept:,}", f"{account.kept / account.weights:.4f}")
     table.add_row("total", "", *totals, _count(account.multiply_adds), _count(account.kept_multiply_adds))
@@ -61,7 +63,7 @@ def _print_comparison(comparison: "Comparison") -> None:
         medians = [form.latencies[size].median for form in comparison.forms]
         table.add_row(f"batch {size}: ms", *(_ms(median) for median in medians))
         table.add_row("quartiles", *(_quartiles(form, size) for form in comparison.forms))
-        table.add_row("samples/s", *(_count(size / median) for median in medians))
+        table.add_row("samples/s", *(_rate(size / median) for median in medians))
         table.add_row("of dense", *(f"{form.ratios[size]:.2f}" for form in comparison.forms))
     print_table(table)
     for form, reason in comparison.absent.items():
@@ -83,6 +85,10 @@ def _bytes(count: float) -> str:
 
 def _count(number: float) -> str:
     return f"{number:,.0f}" if number < 10 * _THOUSAND else _scaled(number)
+
+
+def _rate(number: float) -> str:
+    return _significant(number) if number < _THOUSAND else _scaled(number)
 
 
 def _scaled(number: float) -> str:

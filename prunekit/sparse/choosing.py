@@ -17,6 +17,7 @@ from prunekit.sparse.layers import DENSE
 _MARGIN = 0.95
 _SECONDS = 0.25  # of each layer at each batch size
 _FEWEST_TURNS, _MOST_TURNS = 5, 25
+_PATIENCE = 10 * _SECONDS  # where turns are so long that the fewest take longer, two will do
 _HOPELESS = 2.0  # a form that is slower than this twice is not measured again
 
 
@@ -64,7 +65,8 @@ def measure(calls: Mapping[str, Callable[[], object]], batch_size: int, size: in
             start = time.perf_counter()
             call()
             times[form].append((time.perf_counter() - start) * 1e3)
-        if turn + 1 >= _FEWEST_TURNS and time.perf_counter() - began > _SECONDS:
+        taken = time.perf_counter() - began
+        if (turn + 1 >= _FEWEST_TURNS and taken > _SECONDS) or (turn > 0 and taken > _PATIENCE):
             break
     ratios = {
         form: max(statistics.median(_ratios(times, form)), min(times[form]) / min(times[DENSE]))
