@@ -22,7 +22,7 @@ _PIECE_BYTES = 4 * 2**20
 # Features of a piece, where a cell has so many: memory is read in lines.
 _LEAST_FEATURES = 256
 # Squares summed in single precision before double precision takes over.
-_RUN = 32
+_RUN = 8
 # Numbers on a coarse grid (those with a large mean) have squares whose last bits follow a pattern, so that rounding
 # of their sums errs to one side, by 5e-7. Times the golden ratio, of all numbers the least like fractions, it does not.
 _SPREAD = (math.sqrt(5) - 1) / 2

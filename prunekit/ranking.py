@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 SAMPLE = 1 << 16  # the bracket then holds about 1.5 % of the values, and finding it costs under a millisecond
-BLOCK = 1 << 18  # values, and the marks of a block, stay in the cache between the steps of a pass
+BLOCK = 1 << 19  # values, and the marks of a block, stay in the cache between the steps of a pass
 GPU_BLOCK = 1 << 24  # each block is waited for once
 _DEVIATIONS = 3  # of the rank in the sample: one in 400 random samples misleads, and costs some passes more
 _COLLECTED = 32  # at most one value of so many is collected: 12 bytes each, twice, beside 32 values of 4
@@ -177,11 +177,14 @@ class _Ranking:
             between = inside[: values.numel()]
             _compare(np.greater, values, low, between)
             _compare(np.greater, between, marks, between)  # of truths: inside and not above
-            found.inside += _count(between)
+            if found.inside > self.most:
+                found.inside += _count(between)
+                continue
+            places = _places(between)
+            found.inside += len(places)
             if found.inside > self.most:
                 found.marks, found.places, found.values = [], [], []
                 continue
-            places = _places(between)
             found.marks.append(marks)
             found.places.append(places)
             found.values.append(_take(values, places))
@@ -205,12 +208,13 @@ class _Ranking:
 
 def _settle(found: _Middle, left: int) -> None:
     """Mark the ``left`` largest of what was collected."""
-    level = kth_largest(torch.cat(found.values), left)
-    left -= sum(_count(values > level) for values in found.values)
-    for marks, places, values in zip(found.marks, found.places, found.values, strict=True):
-        equal = places[values == level][:left]
-        marks.index_fill_(0, torch.cat([places[values > level], equal]), True)
-        left -= len(equal)
+    values = torch.cat(found.values)
+    level = kth_largest(values, left)
+    chosen = values > level
+    chosen[_places(values == level)[: left - _count(chosen)]] = True
+    parts = torch.split(chosen, [len(places) for places in found.places])
+    for marks, places, part in zip(found.marks, found.places, parts, strict=True):
+        marks.index_fill_(0, places[part], True)
 
 
 def first_best(rows: Tensor, threshold: Tensor, count: int) -> Tensor:

@@ -18,8 +18,12 @@ from prunekit.ranks import gather_numbers, rank_count, sum_over_ranks
 
 # Samples of a block at most: the sums in double precision are touched once for so many.
 _BLOCK = 1024
-# The first samples are worked on in double precision throughout: of few, every rounding shows.
-_EXACT = 128
+# So few samples in all are worked on in double precision: every rounding of theirs shows.
+_EXACT = 512
+# Samples of a block at least.
+_LEAST = 128
+# Bytes copied at once: the next feature of a position may be far away in an image, and is still in the cache.
+_COPY_BYTES = 2**20
 # Products are made in parts of this many bytes: still in the cache when they are added to the sums.
 _PART_BYTES = 2 * 2**20
 
@@ -39,7 +43,7 @@ class _Side:
 
     def join(self, samples: int, before: int) -> Block:
         values = self.waiting[:, :samples]
-        return self.moments.join(values.double() if before == 0 else values, before)
+        return self.moments.join(values.double() if before + samples <= _EXACT else values, before)
 
 
 @attrs.define(eq=False)
@@ -50,7 +54,8 @@ class CorrelationSums:
     unit sees one cell or, as a position of a convolution does, several: ``taps`` says which. So an input that many
     positions see is kept, centred and squared once.
 
-    Its memory is that of float64 ``[taps, units, out, features]`` and of the buffer, whatever the number of samples.
+    Its memory is that of float64 ``[taps, units, out, features]``, of the buffer, and of the buffer's outputs once more,
+    whatever the number of samples.
     The result is that of a two-pass computation in double precision to 1e-7, for means up to 1e4 deviations, and it
     does not depend on how the samples are cut into batches.
 
@@ -94,15 +99,16 @@ class CorrelationSums:
         if samples == 0:
             return
         below, above = self._sides(inputs.detach(), outputs.detach())
+        most = max(1, _COPY_BYTES // (below.itemsize * (below[:, 0].numel() + above[:, 0].numel())))
         used = 0
         while used < samples:
             at = self.samples - self._joined
-            count = min(samples - used, (below.shape[1] if self._joined else _EXACT) - at)
+            count = min(samples - used, below.shape[1] - at, most)
             below[:, at : at + count] = inputs[:, used : used + count]
             above[:, at : at + count] = outputs[:, used : used + count]
             used += count
             self.samples += count
-            if at + count == (below.shape[1] if self._joined else _EXACT):
+            if at + count == below.shape[1]:
                 self._join_waiting()
 
     def _sides(self, inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,7 +116,7 @@ class CorrelationSums:
         if self._inputs is None or self._outputs is None:
             dtype = torch.promote_types(torch.promote_types(inputs.dtype, outputs.dtype), torch.float32)
             sample = dtype.itemsize * (inputs[:, 0].numel() + outputs[:, 0].numel())
-            block = min(max(self.buffer // sample, _EXACT), _BLOCK)
+            block = min(max(self.buffer // sample, _LEAST), _BLOCK)
             self._inputs = _Side.start("inputs", inputs, block, dtype)
             self._outputs = _Side.start("outputs", outputs, block, dtype)
         buffers = self._inputs.waiting, self._outputs.waiting
@@ -140,15 +146,16 @@ class CorrelationSums:
         # Blocks are merged by Chan's update: of two means, and of what the centring left over.
         left = torch.stack([above.step * (before * samples / (before + samples)), above.rest / -samples], dim=2)
         right = torch.stack([below.step, below.rest], dim=1)
-        outputs = above.centred.transpose(1, 2)
         cut = runs(before, samples, below.centred.dtype)
-        scratch = torch.empty(self._largest_part(products), dtype=outputs.dtype, device=outputs.device)
+        outputs = [above.centred[:, run].transpose(1, 2).contiguous() for run in cut]
+        scratch = below.centred.new_empty(self._largest_part(products))
         for tap, units, cells, features in self._parts(products):
             total = products[tap, units, :, features]
             total.baddbmm_(left[units], taken(right, cells)[..., features])
             if bool(below.still[cells].all()):
                 continue  # padding, mostly: centred, it is all zeros
-            add_products(total, outputs[units], taken(below.centred, cells)[..., features], cut, scratch)
+            seen = taken(below.centred, cells)[..., features]
+            add_products(total, [run[units] for run in outputs], seen, cut, scratch)
 
     def _seen(self) -> Tensor:
         """Return ``taps`` on the CPU."""

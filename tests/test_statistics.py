@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from prunekit import products
 from prunekit.errors import DataError
 from prunekit.products import runs
 from prunekit.statistics import CorrelationSums
@@ -79,10 +80,34 @@ def test_batches_make_no_difference_to_the_last_bit(batches):
 
 @settings(deadline=None)
 @given(st.integers(1, 20_000), st.integers(1, 2000))
-def test_runs_are_all_samples_in_order_and_grow_with_the_samples_before(before, samples):
+def test_runs_are_all_samples_in_order_and_grow_with_the_samples(before, samples):
     cut = runs(before, samples, torch.float32)
     assert [i for run in cut for i in range(run.start, run.stop)] == list(range(samples))
-    assert all(run.stop - run.start <= min(128, 2 * (before + run.start) ** 0.5) for run in cut)
+    longest = max(2 * before**0.5, (before + samples) ** 0.5)
+    assert all(run.stop - run.start <= min(128, longest) for run in cut)
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("samples", [600, 2500])
+@pytest.mark.parametrize("mean", [0.0, 1e4])
+def test_large_layers_keep_seven_digits_whatever_multiplies_them(monkeypatch, onednn, samples, mean):
+    if not onednn:
+        monkeypatch.setattr(products, "_has_onednn", lambda: False)
+    generator = torch.Generator().manual_seed(0)
+    shared = torch.randn(2, samples, 32, generator=generator)
+    inputs, outputs = (
+        shared.repeat(1, 1, width // 32) * 3 + torch.randn(2, samples, width, generator=generator) + mean
+        for width in (288, 128)
+    )
+    sums, pieces = CorrelationSums(), CorrelationSums()
+    sums.update(inputs, outputs)
+    for below, above in zip(inputs.split(90, 1), outputs.split(90, 1), strict=True):
+        pieces.update(below, above)
+    below, above = (values.double() - values.double().mean(1, keepdim=True) for values in (inputs, outputs))
+    expected = (above / above.norm(dim=1, keepdim=True)).mT @ (below / below.norm(dim=1, keepdim=True))
+    assert expected.max() > 0.85
+    assert (sums.correlation() - expected).abs().max() <= 1e-7
+    assert torch.equal(sums.correlation(), pieces.correlation())
 
 
 def test_units_that_share_cells_correlate_with_all_that_they_see():
@@ -159,13 +184,15 @@ def test_half_precision_is_worked_on_in_single():
     assert (streamed(inputs, outputs, [150, 150]) - two_pass(inputs, outputs)).abs().max() <= 1e-7
 
 
-def test_autocast_and_fast_matmul_change_nothing():
-    inputs, outputs = related(100, 0.0, 1.0, 0, torch.float32)
-    expected = streamed(inputs, outputs, [100])
+@pytest.mark.parametrize(("samples", "copies"), [(100, 1), (600, 60)])
+def test_autocast_and_fast_matmul_change_nothing(samples, copies):
+    sides = related(samples, 0.0, 1.0, 0, torch.float32)
+    inputs, outputs = (side.repeat(1, 1, 1, copies) for side in sides)
+    expected = streamed(inputs, outputs, [samples])
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", torch.bfloat16):
-            found = streamed(inputs, outputs, [100])
+            found = streamed(inputs, outputs, [samples])
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
