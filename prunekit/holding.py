@@ -188,10 +188,7 @@ class Held:
     def _leaves_zeros_alone(self) -> bool:
         if type(self._optimizer) not in _LEAVES_ZEROS_ALONE:
             return False
-        for group in self._optimizer.param_groups:  # a plain loop: all() takes three times as long, at every step
-            if group.get("eps", 1.0) < self._least_eps:
-                return False
-        return True
+        return all(group.get("eps", 1.0) >= self._least_eps for group in self._optimizer.param_groups)
 
 
 def _that_steps(optimizer: Optimizer) -> Optimizer:

@@ -70,7 +70,7 @@ class StageTraining:
         rescue.mark(first)
         self._since = time.perf_counter()
         listened = bool(self.hook.prunekit_step_finished.get_hookimpls())
-        # What is asked after every step is asked for here: of a small network a call is a hundredth of a step.
+        # After a step little is done and less is called: a small network's takes a few hundred microseconds.
         settings, stop = self.state.prepared.training, self.state.stop
         parts = loop.read(self._data_seeds, self.epoch_length, first, self.steps)
         step = first
