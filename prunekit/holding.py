@@ -70,6 +70,7 @@ class Held:
         self._switch = _Switch()
         self._least_eps = 0.0
         self._gates: list[tuple[nn.Parameter, _Gate]] = []
+        self._steps, self._next_lift = 0, 0
         self._gate_handles: list[RemovableHandle] = []
         self._step_handles: list[RemovableHandle] = []
 
@@ -128,7 +129,7 @@ class Held:
         before = {name: mask for name, (_, mask) in match(self.masks.tensors, self._model).items()}
         for handle in self._gate_handles:
             handle.remove()
-        self._gates, self._gate_handles = [], []
+        self._gates, self._gate_handles, self._next_lift = [], [], 0
         for name, (parameter, mask) in matched.items():
             old = before.get(name, mask)
             stayed = mask if old is mask else mask & old.to(mask.device)
@@ -163,14 +164,23 @@ class Held:
                 gate.mask_gradient(parameter)
 
     def _after_step(self, *_: object) -> None:
+        if not self._gates:
+            return
         leaves_alone = self._leaves_zeros_alone()
         for parameter, gate in self._gates:
             gate.passed = False
             if not leaves_alone:
                 gate.keep(parameter)
-            gate.steps_to_lift -= 1
-            if gate.steps_to_lift < 0:
-                gate.steps_to_lift = lift(self._optimizer, parameter, gate.keep.part_for(parameter))
+        self._steps += 1
+        if self._steps >= self._next_lift:
+            self._lift()
+
+    def _lift(self) -> None:
+        for parameter, gate in self._gates:
+            if self._steps >= gate.next_lift:
+                wait = lift(self._optimizer, parameter, gate.keep.part_for(parameter))
+                gate.next_lift = self._steps + wait + 1
+        self._next_lift = min(gate.next_lift for _, gate in self._gates)
 
     def _after_load(self, _: Optimizer) -> None:
         self._hold(self.masks)
@@ -202,7 +212,7 @@ class _Gate:
     def __init__(self, mask: Tensor, switch: _Switch) -> None:
         self.keep = Keeper(mask)
         self.passed = False
-        self.steps_to_lift = 0
+        self.next_lift = 0
         self._switch = switch
 
     def __call__(self, parameter: Tensor) -> None:

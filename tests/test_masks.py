@@ -121,6 +121,28 @@ def test_kept_bits_stay_and_dropped_ones_become_zero_whatever_they_were(
         assert torch.equal(changed[mask].view(integers), tensor[mask].view(integers))
 
 
+def test_one_keeper_masks_tensors_of_every_kind_in_turns() -> None:
+    mask = torch.rand(5, 7) < 0.5
+    keep = Keeper(mask)
+    kinds: list[Callable[[Tensor], Tensor]] = [
+        lambda values: values,
+        lambda values: values.t().contiguous().t(),
+        lambda values: values.double(),
+        lambda values: values.bfloat16(),
+        lambda values: values.half(),  # as wide as the one before
+        torch.nn.Parameter,
+        lambda values: values.clone().requires_grad_() * 1,  # of a graph
+        lambda values: values.repeat_interleave(2, 1)[:, ::2],
+    ]
+    for _ in range(3):
+        for kind in kinds:
+            tensor = kind(-torch.rand(5, 7) - 1)
+            expected = torch.where(mask, tensor.detach(), 0)
+            keep(tensor)
+            assert torch.equal(tensor.detach(), expected)
+            assert is_positive_zero(tensor.detach()[~mask])
+
+
 def test_tensors_of_more_than_a_block_are_masked_to_the_end() -> None:
     tensor, mask = torch.ones(2 * BLOCK + 3), torch.rand(2 * BLOCK + 3) < 0.5
     Keeper(mask)(tensor)

@@ -69,6 +69,30 @@ def test_the_time_to_the_next_lift_follows_the_decay():
     assert steps(torch.optim.Adagrad) == 2**62
 
 
+@pytest.mark.parametrize(("kind", "calls"), [(torch.optim.SGD, 1), (torch.optim.Adam, 1), (torch.optim.RMSprop, 2)])
+def test_moments_are_looked_for_when_they_are_due_and_not_at_every_step(kind, calls, monkeypatch):
+    asked = []
+
+    def counted(*given):
+        asked.append(lift(*given))
+        return asked[-1]
+
+    monkeypatch.setattr(holding, "lift", counted)
+    trained(kind, {"alpha": 0.5} if kind is torch.optim.RMSprop else {})  # after 99 steps again
+    assert len(asked) == calls
+
+
+def test_moments_that_are_not_there_yet_are_looked_for_again():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    optimizer = torch.optim.Adam(model.parameters())
+    with Masks({"0.weight": MASK, "1.weight": MASK}).hold(model, optimizer):
+        for late in (0, 1):  # the second layer has no gradient at first
+            optimizer.zero_grad()
+            (model if late else model[0])(torch.randn(4, 8)).square().mean().backward()
+            optimizer.step()
+        assert (second_moments(optimizer, model[1].weight)[~MASK] == 1).all()
+
+
 def test_other_optimisers_and_numbers_are_left_alone():
     class Own(torch.optim.Adam):
         """Who knows what it does with its state."""

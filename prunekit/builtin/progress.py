@@ -95,7 +95,8 @@ class PlainProgress:
 
     def say(self, line: str) -> None:
         """Write a line, unbroken and as it is."""
-        self.console.print(line, markup=False, soft_wrap=True)
+        # Not through the console, which takes as long as half a step of a small network to lay out plain text.
+        print(line, file=self.console.file, flush=True)
 
 
 @attrs.define
@@ -137,6 +138,10 @@ class LiveProgress(PlainProgress):
     def prunekit_run_stopped(self) -> None:
         """Give the cursor back."""
         self._close()
+
+    def say(self, line: str) -> None:
+        """Write a line above the bar."""
+        self.console.print(line, markup=False, soft_wrap=True)
 
     def _close(self) -> None:
         if self.bar is not None:
