@@ -54,8 +54,8 @@ class CorrelationSums:
     unit sees one cell or, as a position of a convolution does, several: ``taps`` says which. So an input that many
     positions see is kept, centred and squared once.
 
-    Its memory is that of float64 ``[taps, units, out, features]``, of the buffer, and of the buffer's outputs once more,
-    whatever the number of samples.
+    Its memory is that of float64 ``[taps, units, out, features]``, of the buffer, and of the buffer's outputs once
+    more, whatever the number of samples.
     The result is that of a two-pass computation in double precision to 1e-7, for means up to 1e4 deviations, and it
     does not depend on how the samples are cut into batches.
 

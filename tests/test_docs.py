@@ -1,6 +1,7 @@
 """README and docs are true: links lead somewhere, hooks are all described, every example runs.
 
-Blocks marked ``python`` are executed, those of a page one after the other. In blocks marked ``console`` each line
+Blocks marked ``python`` are executed, those of a page one after the other; what stands in comments at and below a
+``print`` must be printed. In blocks marked ``console`` each line
 after ``$`` is run, and the lines below it must stand in its output. Blocks marked ``bash`` take minutes, or data; what
 they need is tested elsewhere. Blocks behind ``<!-- same as FILE -->`` are compared with the file.
 """
@@ -28,6 +29,12 @@ def blocks(page, language):
     return [(same, text) for same, kind, text in BLOCK.findall(page.read_text()) if kind == language]
 
 
+def shown_by_prints(text):
+    """Return what comments say that a block prints: behind a ``print``, and in the lines below it."""
+    comments = re.findall(r"^ *print\(.*?\)(?:  # (.*))?\n((?: *# .*\n)*)", text, flags=re.MULTILINE)
+    return [line for first, below in comments for line in (first, *re.findall(r"# (.*)", below)) if line]
+
+
 def name_of(page):
     return str(page.relative_to(ROOT))
 
@@ -51,11 +58,14 @@ def test_every_link_leads_to_a_file(page):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
-def test_every_python_example_runs(page, workplace):
+def test_every_python_example_runs_and_prints_what_the_page_shows(page, workplace, capsys):
     torch.manual_seed(0)
     namespace = {"__name__": "example"}
     for number, (_, text) in enumerate(blocks(page, "python"), 1):
         exec(compile(text, f"{name_of(page)}, python block {number}", "exec"), namespace)  # noqa: S102 - our own pages
+        output = capsys.readouterr().out
+        for line in shown_by_prints(text):
+            assert line in output, f"block {number} prints {output!r}, not {line!r}"
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "console")], ids=name_of)
