@@ -1,4 +1,4 @@
-"""What all test folders share: examples that repeat; real data: where it is, and whether it was used."""
+"""What all test folders share: examples and surroundings that repeat; real data: where it is, whether it was used."""
 
 import os
 from collections.abc import Iterator
@@ -11,6 +11,10 @@ from hypothesis import HealthCheck, settings
 # The same code gets the same verdict, however busy the machine. New examples: pytest --hypothesis-profile=default
 settings.register_profile("repeatable", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repeatable")
+
+# What is printed is compared, and what a shell or a batch system has set for itself is not meant for the tests.
+for _name in ("FORCE_COLOR", "TTY_COMPATIBLE", "PRUNEKIT_NO_PLUGINS", "RANK", "WORLD_SIZE"):
+    os.environ.pop(_name, None)
 
 ROOT = Path(__file__).parent
 DATA = Path(os.environ.get("PRUNEKIT_DATA") or ROOT.parent / "shared" / "data")

@@ -158,7 +158,7 @@ _ACTS = {
     "twice": lambda: _send(signal.SIGINT, signal.SIGINT),
     "all": _end_all,
     "launcher": _end_launcher,
-    "SIGKILL": lambda: _send(signal.SIGKILL),
+    "SIGKILL": lambda: (time.sleep(1), _send(signal.SIGKILL)),  # whoever reads ahead lets the others catch up
     "memory": lambda: _raise(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")),
     "bug": lambda: _raise(ZeroDivisionError("a bug")),
     "nan": lambda: float("nan"),
