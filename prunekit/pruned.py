@@ -101,7 +101,7 @@ def open_pruned(
         MaskError: masks that cannot be read or do not fit.
         DataError: the data of a run's task is not there.
     """
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         if masks is not None or weights is not None or inputs:
             raise ConfigError(f"{name} is a run folder, which has masks, weights and inputs; leave out those options")
         return _open_run(RunFolder(Path(name)), no_plugins)

@@ -92,9 +92,13 @@ def _random(text: str, number: int, dtype: torch.dtype) -> Tensor:
         raise ConfigError(f"--input is {text!r}, {_FORM}; the batch is not counted")
     shape = (MOST, *map(int, found[1].split("x")))
     generator = Seeds(0).generator("sample inputs", number)
-    if found[2] is None:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-    low, high = int(found[2]), int(found[3])
+    low, high = (int(found[2]), int(found[3])) if found[2] else (0, 0)
     if low > high:
         raise ConfigError(f"--input is {text!r}, which has no whole number, {_FORM}")
-    return torch.randint(low, high + 1, shape, generator=generator)
+    try:
+        if found[2] is None:
+            return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        return torch.randint(low, high + 1, shape, generator=generator)
+    except (RuntimeError, TypeError, ValueError) as error:  # no memory; numbers beyond 64 bits
+        reason = str(error).partition("\n")[0][:200]
+        raise ConfigError(f"--input is {text!r}, of which {MOST} samples cannot be made: {reason}") from error

@@ -79,13 +79,16 @@ def test_what_is_in_no_layer_has_no_count_of_its_own(capsys):
     [
         (
             ["models.py:sparse", "--input", "12", "--batch-sizes", "1 x"],
-            "--batch-sizes has 'x', expected whole numbers",
+            "--batch-sizes has 'x', expected whole numbers from 1 to 999999",
         ),
         (["models.py:sparse", "--input", "12", "--batch-sizes", "0"], "--batch-sizes has '0'"),
         (["models.py:sparse", "--input", "12", "--batch-sizes", " "], "batch sizes are [], expected"),
         (["models.py:sparse", "--input", "12", "--threads", "two"], "--threads has 'two'"),
         (["models.py:sparse"], "needs the shape of a sample; give --input"),
         (["models.py:dense", "--input", "12"], "has no masks that drop a weight"),
+        (["models.py:sparse", "--input", "9999999999999"], "of which 32 samples cannot be made: "),
+        (["models.py:sparse", "--input", f"3:0..{2**70}"], "of which 32 samples cannot be made: "),
+        ([""], "there is no run folder ''"),
         (["nowhere"], "there is no run folder 'nowhere'"),
         (["."], "holds no run"),
     ],

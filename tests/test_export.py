@@ -397,7 +397,7 @@ def test_an_unknown_format_names_the_nearest(pruned):
         export(pruned, "onxx", "out")
 
 
-def test_every_format_says_how_to_load_it_and_is_described_in_its_module():
+def test_every_format_says_how_to_load_it():
     for name in MODULES:
         assert "{path}" in find_format(name).load
 

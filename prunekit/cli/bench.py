@@ -52,5 +52,5 @@ def _number(option: str, text: str) -> int:
 
     most = 6  # digits
     if not (text.isascii() and text.isdecimal() and int(text) > 0 and len(text) <= most):
-        raise ConfigError(f"{option} has {text!r}, expected whole numbers of at least 1, such as 1 8 32")
+        raise ConfigError(f"{option} has {text!r}, expected whole numbers from 1 to 999999")
     return int(text)

@@ -90,9 +90,9 @@ def _reopen(path: Path, pruned: Pruned) -> Run:
     try:
         with path.open("rb") as file, quiet():
             module = torch.export.load(file).module()
-    except Exception as error:  # torch does not read all that it writes, text among the outputs for one
+    except Exception as error:  # torch does not read all that it writes, text among the outputs for one; nor says why
         raise ExportError(
-            f"torch.export.load cannot read what torch.export.save wrote of {pruned.name}: {reason(error)}; "
+            f"torch.export.load cannot read what torch.export.save wrote of {pruned.name}; "
             "let the network give tensors alone, or export weights only (dense)"
         ) from error
     return lambda samples: samples.through(module)
