@@ -5,6 +5,7 @@ know what has failed.
 """
 
 import time
+from contextlib import suppress
 from typing import Any
 
 from torch import distributed
@@ -33,15 +34,16 @@ def fails_alike(place: str) -> bool:
     if rank_count() == 1:
         return True
     place = f"{place} {_exchanges()}"
-    store = _get_default_store()
-    store.set(f"{place} {own_rank()}", "")
     everyone = [f"{place} {rank}" for rank in range(rank_count())]
     until = time.monotonic() + _PATIENCE
-    while not store.check(everyone):
-        if time.monotonic() > until:
-            return False
-        time.sleep(_BETWEEN)
-    return True
+    with suppress(RuntimeError):  # the store was on a machine that is gone
+        store = _get_default_store()
+        store.set(everyone[own_rank()], "")
+        while time.monotonic() < until:
+            if store.check(everyone):
+                return True
+            time.sleep(_BETWEEN)
+    return False
 
 
 def _exchanges() -> dict[str, int]:

@@ -17,7 +17,7 @@ from torch import distributed
 from prunekit.errors import ConfigError, Interrupted, RankError
 from prunekit.hardware import pick_device
 from prunekit.last_words import is_first_to_speak
-from prunekit.launched import launched
+from prunekit.launched import Launched, launched
 
 # The first rank evaluates and writes while the others wait. One that dies ends the others at once, by the launcher.
 _PATIENCE = timedelta(hours=2)
@@ -59,26 +59,33 @@ def process_group(device: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        lost = _loss(here, error) if is_loss(error) else None
         traceback.clear_frames(error.__traceback__)
-        if not is_loss(error):
-            if not isinstance(error, Interrupted):
-                is_first_to_speak()  # the others are not to speak of a loss
-            raise
-        lost = RankError(
-            f"rank {here.rank} of {here.ranks} has lost another one, which did not say why: it was killed, perhaps for "
-            "lack of memory, or its machine cannot be reached",
-            explained=not is_first_to_speak(),
-        )
-        if not lost.explained:
-            # The launcher ends all ranks now, and gives them time to say why.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        for note in getattr(error, "__notes__", ["go on with --resume"]):
-            lost.add_note(note)
-        raise lost from error
+        if lost is not None:
+            raise lost from error
+        if not isinstance(error, Interrupted):
+            is_first_to_speak()  # the others are not to speak of a loss
+        raise
     finally:
         distributed.destroy_process_group()
         # What averages gradients is held by cycles, and by the frames of an error; it holds the group, too.
         gc.collect()
+
+
+def _loss(here: Launched, error: BaseException) -> RankError:
+    """Return what the user is to hear of the loss of another rank, if nobody has said more."""
+    # The launcher ends all ranks now, and gives them time to say why.
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    lost = RankError(
+        f"rank {here.rank} of {here.ranks} has lost another one, which did not say why: it was killed, perhaps for "
+        "lack of memory, or its machine cannot be reached",
+        explained=not is_first_to_speak(),
+    )
+    if lost.explained:
+        signal.signal(signal.SIGTERM, before)
+    for note in getattr(error, "__notes__", ["go on with --resume"]):
+        lost.add_note(note)
+    return lost
 
 
 def is_loss(error: BaseException) -> bool:

@@ -50,6 +50,7 @@ class StageTraining:
     epoch_length: int
     rewind_points: dict[int, Start] = attrs.field(factory=dict)
     _unread: list[Tensor] = attrs.field(factory=list, init=False)
+    _agreed: bool = attrs.field(default=False, init=False)
     _since: float = attrs.field(factory=time.perf_counter, init=False)
 
     def first_updates(self) -> None:
@@ -104,7 +105,8 @@ class StageTraining:
 
     def _obey(self, step: int, rescue: Rescue) -> None:
         """Raise ``KeyboardInterrupt`` after a step, once all ranks know that the user has asked to stop."""
-        if rank_count() == 1 or not self._unread:  # at a look at the loss, all ranks have heard of it
+        # They have heard of it at a look at the loss; of a request that has come since, this one alone.
+        if rank_count() == 1 or self._agreed:
             rescue.mark(step, thoroughly=True)
             self.state.stop.obey()
 
@@ -153,6 +155,7 @@ class StageTraining:
         asked = torch.full_like(self._unread[0], self.state.stop.request is not None)
         *losses, asked_by = sum_over_ranks(torch.stack([*self._unread, asked])).tolist()
         if asked_by > 0:
+            self._agreed = True
             self.state.stop.join()
         left_out = [number for number, loss in enumerate(losses, step - len(losses) + 1) if not math.isfinite(loss)]
         if left_out and not self.state.prepared.training.skip_bad_steps:

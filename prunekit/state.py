@@ -95,7 +95,7 @@ class RunState:
         """Raise ``KeyboardInterrupt`` where the user has asked to stop, of several ranks any; all must come here."""
         if any(asked for (asked,) in gather_numbers([self.stop.request is not None])):
             self.stop.join()
-        self.stop.obey()
+            self.stop.obey()  # not for a request that has come to this rank since: the others have not heard of it
 
     def abandonable(self) -> AbstractContextManager[None]:
         """Return the context of work that a request to stop ends at once; ranks would lose each other in it."""

@@ -2,8 +2,8 @@
 
     python tests/kill_ranks.py --kills 10 --seed 0 --ranks 2
 
-The moments are drawn from a seed, between the first trace of a run in its folder and its end; ``kill_harness.py`` has
-moments of every kind, for one process. Only wall times may differ afterwards.
+The moments are drawn from a seed: a number of checkpoints that are there, and a time after that; ``kill_harness.py``
+has moments of every kind, for one process. Only wall times may differ afterwards.
 """
 
 import argparse
@@ -32,24 +32,24 @@ class Trials:
         self._command = ["run", *options, "--device", "cpu", "--out", "run"]
         self._launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         self._log = log
-        launcher = self._start(self._command)
-        began = self._wait(launcher)
+        began, launcher = time.monotonic(), self._start(self._command)
+        self._checkpoints = watch(launcher, sys.maxsize)
+        self._each = (time.monotonic() - began) / self._checkpoints
         if launcher.wait() != 0:
             raise SystemExit(log.read_text())
-        self._took = time.monotonic() - began
         self.reference = Path("run").rename("reference")
 
     def kill(self, draw: random.Random) -> str:
         """Kill a run, resume it, and return what it had left; "" where it was done before."""
         shutil.rmtree("run", ignore_errors=True)
         launcher = self._start(self._command)
-        self._wait(launcher)
-        time.sleep(draw.uniform(0, self._took))
+        watch(launcher, draw.randrange(self._checkpoints))
+        time.sleep(draw.uniform(0, self._each))
         end_all(launcher.pid)
         if launcher.wait() != -signal.SIGKILL:
             return ""
         begun = Path("run/config.toml").exists()
-        left = max((path.name for path in Path("run").glob("checkpoints/*")), default="no checkpoint")
+        left = max((path.name for path in Path("run").glob("checkpoints/stage-*")), default="no checkpoint")
         again = self._start(["run", "--resume", "run"] if begun else self._command)
         if again.wait() != 0:
             raise SystemExit(f"does not resume from {left}: {self._log.read_text()}")
@@ -60,11 +60,14 @@ class Trials:
         with self._log.open("a") as log:
             return subprocess.Popen(whole, env=ENVIRONMENT, stdout=log, stderr=log)  # noqa: S603 - our own command
 
-    def _wait(self, launcher: subprocess.Popen[bytes]) -> float:
-        """Wait for the first trace of a run, or its end; return when that was."""
-        while not Path("run").exists() and launcher.poll() is None:
-            time.sleep(0.01)
-        return time.monotonic()
+
+def watch(launcher: subprocess.Popen[bytes], number: int) -> int:
+    """Wait until the run has begun and so many checkpoints were seen, or to its end; return how many were."""
+    seen: set[str] = set()
+    while launcher.poll() is None and not (Path("run").exists() and len(seen) >= number):
+        seen |= {path.name for path in Path("run/checkpoints").glob("stage-*")}
+        time.sleep(0.005)
+    return len(seen)
 
 
 def end_all(launcher: int) -> None:

@@ -1,7 +1,9 @@
 """Runs whose model two processes share out: what they give, and what becomes of their checkpoints elsewhere."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -25,6 +27,7 @@ from prunekit.preparation import prepare
 from prunekit.recipes import build_config
 from prunekit.registry import collect
 from prunekit.run_folder import RunFolder
+from prunekit.stage import StageTraining
 from prunekit.testing import ToyTask
 
 RECIPES = {
@@ -310,9 +313,30 @@ def test_a_request_to_one_process_stops_both_at_once_and_they_go_on_to_the_same_
     assert differences(place / "run", left_alone) == []
 
 
+def main_with_a_late_request(place):
+    """Run the command; one process is asked to stop when both have looked at the loss and found that none was."""
+    tell = StageTraining._epoch_finished
+
+    def tell_and_ask(self, step, loop):
+        tell(self, step, loop)
+        if distributed.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StageTraining, "_epoch_finished", tell_and_ask)
+        return main_in_trouble(place, TROUBLED)
+
+
+def test_a_request_after_a_look_at_the_loss_is_obeyed_at_the_next_one(two_ranks, tmp_path):
+    assert two_ranks.run(main_with_a_late_request, str(tmp_path)) == [143, 143]
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("stage-*")
+    assert checkpoint.name == "stage-000-step-00000012.sharded"  # the epoch ended at step 10
+
+
 VIT = ["--task", "images", "-o", "task.network=vit", "-o", "task.width=16", "-o", "task.blocks=2"]
-# The embedded default in double precision: in its first steps rounding grows fast.
+# The embedded default in double precision: in its first steps rounding grows fast. In two stages: each is evaluated.
 FACES = ["--task", f"{Path(__file__).with_name('rank_runs.py')}:ExactFaces", "--precision", "fp32"]
+FACES += ["--schedule", "one-shot"]
 
 
 def command(options, out, steps):

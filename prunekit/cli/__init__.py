@@ -19,7 +19,7 @@ from prunekit.launched import launched
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 # Of several processes the one that speaks first ends, and the launcher ends the others, within so many seconds. So an
-# error that all meet is told by the first rank, and that another one was lost by nobody who is not the last to speak.
+# error that all meet is told by the first rank, and who has only lost another one waits until that one has spoken.
 PRECEDENCE = 3
 
 # name -> module and function, and the line that help shows; a command's module loads when it is called.
@@ -79,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place = f"; see '{error.ctx.command_path} --help'" if error.ctx else ""
         return _fail(f"{error.format_message().rstrip('.')}{place}", USER_ERROR)
     except RankError as error:
-        time.sleep(2 * PRECEDENCE)  # the launcher is to see the other one end first
+        # The launcher is to see the other one end first, and ends this one if it has nothing to say.
+        time.sleep(2 * PRECEDENCE if error.explained else PRECEDENCE)
         return USER_ERROR if error.explained else _fail(_with_notes(error), USER_ERROR)
     except (PrunekitError, click.ClickException) as error:
         return _fail(_with_notes(error), USER_ERROR)
