@@ -18,10 +18,10 @@ from prunekit.ranks import gather_numbers, rank_count, sum_over_ranks
 
 # Samples of a block at most: the sums in double precision are touched once for so many.
 _BLOCK = 1024
-# So few samples in all are worked on in double precision: every rounding of theirs shows.
-_EXACT = 512
-# Samples of a block at least.
-_LEAST = 128
+# Of so few samples in all every rounding shows ...
+_FEW = 512
+# ... and so many, the first, are worked on in double precision throughout.
+_EXACT = 128
 # Bytes copied at once: the next feature of a position may be far away in an image, and is still in the cache.
 _COPY_BYTES = 2**20
 # Products are made in parts of this many bytes: still in the cache when they are added to the sums.
@@ -41,9 +41,10 @@ class _Side:
         waiting = torch.empty(cells, block, features, dtype=dtype, device=values.device)
         return cls(waiting, Moments.start(name, waiting))
 
-    def join(self, samples: int, before: int) -> Block:
-        values = self.waiting[:, :samples]
-        return self.moments.join(values.double() if before + samples <= _EXACT else values, before)
+    def join(self, part: slice, before: int) -> Block:
+        values = self.waiting[:, part]
+        exact = before + values.shape[1] <= _EXACT
+        return self.moments.join(values.double() if exact else values, before)
 
 
 @attrs.define(eq=False)
@@ -56,6 +57,7 @@ class CorrelationSums:
 
     Its memory is that of float64 ``[taps, units, out, features]``, of the buffer, and of the buffer's outputs once
     more, whatever the number of samples.
+
     The result is that of a two-pass computation in double precision to 1e-7, for means up to 1e4 deviations, and it
     does not depend on how the samples are cut into batches.
 
@@ -116,7 +118,7 @@ class CorrelationSums:
         if self._inputs is None or self._outputs is None:
             dtype = torch.promote_types(torch.promote_types(inputs.dtype, outputs.dtype), torch.float32)
             sample = dtype.itemsize * (inputs[:, 0].numel() + outputs[:, 0].numel())
-            block = min(max(self.buffer // sample, _LEAST), _BLOCK)
+            block = min(max(self.buffer // sample, _EXACT), _BLOCK)
             self._inputs = _Side.start("inputs", inputs, block, dtype)
             self._outputs = _Side.start("outputs", outputs, block, dtype)
         buffers = self._inputs.waiting, self._outputs.waiting
@@ -133,13 +135,17 @@ class CorrelationSums:
         samples = self.samples - self._joined
         if samples == 0 or self._inputs is None or self._outputs is None:
             return
+        few = self._joined == 0 and _EXACT < samples <= _FEW
         with full_precision(self._inputs.waiting.device):
-            below, above = self._inputs.join(samples, self._joined), self._outputs.join(samples, self._joined)
-            if self._products is None:
-                shape = (len(self._seen()), *self._outputs.moments.mean.shape, below.centred.shape[2])
-                self._products = torch.zeros(shape, dtype=torch.float64, device=below.centred.device)
-            self._add_products(self._products, below, above)
-        self._joined = self.samples
+            for part in (slice(_EXACT), slice(_EXACT, samples)) if few else (slice(samples),):
+                self._join(self._inputs.join(part, self._joined), self._outputs.join(part, self._joined))
+
+    def _join(self, below: Block, above: Block) -> None:
+        if self._products is None:
+            shape = (len(self._seen()), *above.rest.shape, below.rest.shape[1])
+            self._products = torch.zeros(shape, dtype=torch.float64, device=below.centred.device)
+        self._add_products(self._products, below, above)
+        self._joined += below.centred.shape[1]
 
     def _add_products(self, products: Tensor, below: Block, above: Block) -> None:
         before, samples = self._joined, below.centred.shape[1]

@@ -88,7 +88,7 @@ def test_runs_are_all_samples_in_order_and_grow_with_the_samples(before, samples
 
 
 @pytest.mark.parametrize("onednn", [True, False])
-@pytest.mark.parametrize("samples", [600, 2500])
+@pytest.mark.parametrize("samples", [300, 600, 2500])
 @pytest.mark.parametrize("mean", [0.0, 1e4])
 def test_large_layers_keep_seven_digits_whatever_multiplies_them(monkeypatch, onednn, samples, mean):
     if not onednn:
