@@ -3,7 +3,7 @@
 It must not know what is done with them.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -83,7 +83,7 @@ def check_share(part: Part) -> None:
 
 
 def read_ahead(source: Stream, numbers: range, workers: int, *, pinned: bool = False) -> Iterator[Part]:
-    """Return ``source[i]`` for the numbers, in order, prepared by worker processes when there are any.
+    """Yield ``source[i]`` for the numbers, in order, prepared by worker processes when there are any.
 
     Args:
         source: what to read; a worker gets a copy.
@@ -92,7 +92,9 @@ def read_ahead(source: Stream, numbers: range, workers: int, *, pinned: bool = F
         pinned: leave the workers' batches in memory that a GPU copies from by itself.
     """
     if workers == 0:
-        return map(source.__getitem__, numbers)
+        for number in numbers:
+            yield source[number]
+        return
     # Its own generator: the loader would draw from the global one and move everybody's numbers.
     loader: DataLoader[Part] = DataLoader(
         source,  # type: ignore[arg-type] # as much of a map-style dataset as a sampler needs
@@ -102,8 +104,4 @@ def read_ahead(source: Stream, numbers: range, workers: int, *, pinned: bool = F
         pin_memory=pinned,
         generator=torch.Generator(),
     )
-    return _begun_when_asked(loader)
-
-
-def _begun_when_asked(loader: Iterable[Part]) -> Iterator[Part]:
     yield from loader
