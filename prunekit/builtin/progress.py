@@ -96,7 +96,10 @@ class PlainProgress:
     def say(self, line: str) -> None:
         """Write a line, unbroken and as it is."""
         # Not through the console, which takes as long as half a step of a small network to lay out plain text.
-        print(line, file=self.console.file, flush=True)
+        try:
+            print(line, file=self.console.file, flush=True)
+        except BrokenPipeError:
+            self.console.on_broken_pipe()
 
 
 @attrs.define
