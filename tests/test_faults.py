@@ -152,14 +152,14 @@ def test_a_signal_to_all_processes_ends_the_data_workers_and_costs_no_step(capfd
 
 def test_a_dead_data_worker_is_named_and_costs_no_step_that_was_done(capfd):
     # torch may say so in the middle of a step, of which nothing is saved: then there is a checkpoint before it.
-    workers = ["-o", "training.workers=1", "-o", "training.checkpoint_every=2"]
-    assert run(*workers, trouble="batch 6 SIGKILL") == 2
+    often = ["-o", "training.checkpoint_every=2"]
+    assert run("-o", "training.workers=1", *often, trouble="batch 6 SIGKILL") == 2
     error = message(capfd)
     assert re.search(r"error: a data worker died \(.+\), .*try fewer \(workers = 0 in run/config.toml\); ", error)
     assert re.search(r"the newest checkpoint is \S+/stage-000-step-0000000\d\.safetensors; go on with: ", error)
     recipe = Path("run/config.toml")
     recipe.write_text(recipe.read_text().replace("workers = 1", "workers = 0"))
-    ends_alike("-o", "training.workers=0")
+    ends_alike("-o", "training.workers=0", *often)
 
 
 def test_too_little_memory_says_what_fills_it(capfd):
