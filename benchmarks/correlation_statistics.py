@@ -64,10 +64,10 @@ def rows() -> Iterator[Row]:
     torch.manual_seed(0)
     full, convolution = nn.Linear(4096, 512), nn.Conv2d(512, 512, 3, padding=1)
     local = LocallyConnected2d(256, 256, (7, 6), 3)
-    for what, view, size, samples, target in (
-        ("full 4096 to 512", LinearView(full), (4096,), 10_000, 1.15),
-        ("3x3 convolution of 512 maps", ConvolutionView(convolution), (512, 14, 12), 1024, 1.8),
-        ("local 5a of the paper", LocalView(local), (256, 7, 6), 4096, 1.3),
+    for what, view, size, samples, repeats, target in (
+        ("full 4096 to 512", LinearView(full), (4096,), 10_000, 9, 1.15),
+        ("3x3 convolution of 512 maps", ConvolutionView(convolution), (512, 14, 12), 1024, 3, 1.8),
+        ("local 5a of the paper", LocalView(local), (256, 7, 6), 4096, 5, 1.3),
     ):
         layer = view.module
         batches = list(torch.split(torch.randn(samples, *size).relu_(), BATCH))
@@ -78,7 +78,7 @@ def rows() -> Iterator[Row]:
         }
         if layer is convolution:
             calls["unfold and bmm"] = lambda: unfold_and_multiply(batches, outputs)  # noqa: B023 - likewise
-        times = interleaved(calls, repeats=3, warmup=0)
+        times = interleaved(calls, repeats)
         yield Row(f"correlations, {what}", times["ours"], "forward", times["forward"], target)
         if layer is convolution:
             yield Row(f"correlations, {what}", times["ours"], "unfold and bmm", times["unfold and bmm"], 1.0)
