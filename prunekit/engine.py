@@ -33,6 +33,7 @@ from prunekit.schedules import Stage, Start, to_json
 from prunekit.sharing_out import share_out
 from prunekit.stage import StageTraining
 from prunekit.state import RunState
+from prunekit.stopping import ended_between_batches, obey
 from prunekit.tasks import Evaluation
 from prunekit.training import Loop, epoch_steps
 
@@ -185,7 +186,7 @@ def _environment(state: RunState) -> dict[str, Any]:
 
 def _run_stage(training: StageTraining, called: nn.Module, checkpoint: Checkpoint | None) -> None:
     state, index, stage = training.state, training.index, training.stage
-    state.obey()
+    obey(state.stop)
     first = checkpoint.step if checkpoint else 0
     training.hook.prunekit_stage_started(event=events.StageStarted(index, stage.name, training.steps, first))
     seed_all(state.seeds.derive("training", index, *([own_rank()] if own_rank() else [])))
@@ -243,7 +244,8 @@ def _evaluate(state: RunState) -> Evaluation:
     text = ""
     if own_rank() == 0 or together:
         try:
-            ended = state.ended_between_batches() if together else state.stop.abandonable()
+            network = state.prepared.network
+            ended = ended_between_batches(state.stop, model, network) if together else state.stop.abandonable()
             with ended, torch.inference_mode(), hardware.autocast():
                 found = state.prepared.task.evaluate(model, hardware.device)
             if rank_count() == 1:

@@ -24,6 +24,7 @@ from prunekit.schedules import MaskUpdate, Stage, Start
 from prunekit.seeds import Seeds
 from prunekit.sharding import own_part
 from prunekit.state import RunState
+from prunekit.stopping import abandonable, obey
 from prunekit.tracing import forget_dropped
 from prunekit.training import Loop, Shower, rate_factor
 
@@ -197,9 +198,11 @@ class StageTraining:
         began = time.perf_counter()
         state, prepared = self.state, self.state.prepared
         limit = prepared.training.calibration_batches
-        shower = Shower(prepared.task, prepared.model, state.hardware, self._data_seeds, limit, state.obey)
+        shower = Shower(
+            prepared.task, prepared.model, state.hardware, self._data_seeds, limit, partial(obey, state.stop)
+        )
         whole = held.paused() if held is not None else nullcontext()
-        with state.abandonable(), whole, state.hardware.products(exact=True):
+        with abandonable(state.stop), whole, state.hardware.products(exact=True):
             chosen = choose_masks(
                 prepared.network,
                 prepared.views,

@@ -4,8 +4,8 @@ It must not know in which order things happen; that is the engine's.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,12 @@ from prunekit.masks import Masks
 from prunekit.optimizers import in_weights_order
 from prunekit.preparation import Prepared
 from prunekit.random_state import random_states, restore_random_states
-from prunekit.ranks import gather_numbers, own_rank, rank_count
+from prunekit.ranks import gather_numbers, own_rank
 from prunekit.run_folder import RunFolder
 from prunekit.schedules import Start
 from prunekit.seeds import Seeds
 from prunekit.sharded_checkpoints import load_any, save_sharded
-from prunekit.sharding import load_whole_state, own_part, reshard, spread_like, spread_states, whole_state
+from prunekit.sharding import load_whole_state, own_part, spread_like, spread_states, whole_state
 from prunekit.sparse_checkpoints import save_sparse, save_weights
 from prunekit.square_roots import lift
 from prunekit.streams import by_parameter
@@ -90,27 +90,6 @@ class RunState:
     def seconds(self) -> float:
         """Wall time of the run, without the time between a stop and its resumption."""
         return time.perf_counter() - self.began
-
-    def obey(self) -> None:
-        """Raise ``KeyboardInterrupt`` where the user has asked to stop, of several ranks any; all must come here."""
-        if any(asked for (asked,) in gather_numbers([self.stop.request is not None])):
-            self.stop.join()
-            self.stop.obey()  # not for a request that has come to this rank since: the others have not heard of it
-
-    def abandonable(self) -> AbstractContextManager[None]:
-        """Return the context of work that a request to stop ends at once; ranks would lose each other in it."""
-        return self.stop.abandonable() if rank_count() == 1 else nullcontext()
-
-    @contextmanager
-    def ended_between_batches(self) -> Iterator[None]:
-        """Let a request to stop end what all ranks do with the network meanwhile, before one of its next calls."""
-        # First of all hooks: what FSDP gathers for a call is not to be there when there is none.
-        handle = self.prepared.network.register_forward_pre_hook(lambda *_: self.obey(), prepend=True)
-        try:
-            yield
-        finally:
-            handle.remove()
-            reshard(self.prepared.model)
 
     def take_given(self) -> None:
         """Start from the given masks and weights, and keep them: what resumes the run needs their files no more."""

@@ -71,6 +71,7 @@ ORDER = [
     "recipes",
     "given",
     "interruption",
+    "stopping",
     "processes",
     "hardware",
     "optimizers",
