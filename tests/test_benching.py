@@ -1,7 +1,5 @@
 """What a bench finds: forms and their sizes as they are, times of each, and advice from given figures."""
 
-import time
-
 import attrs
 import pytest
 import torch
@@ -9,6 +7,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.testing._internal.two_tensor import TwoTensor
 
+from prunekit import timing
 from prunekit.accounting import Account, LayerCount
 from prunekit.benching import running
 from prunekit.benching.advice import advise, doubts
@@ -70,17 +69,31 @@ def test_every_form_is_measured_at_every_batch_size():
     assert "timing" in said[0]
 
 
-def test_batch_sizes_that_would_take_too_long_are_left_out_and_told(monkeypatch):
+def test_batch_sizes_that_would_take_too_long_are_left_out_and_told(clock):
     class Slow(nn.Linear):
         def forward(self, inputs):
-            time.sleep(0.01 * len(inputs))
+            clock.sleep(0.4 * len(inputs))
             return super().forward(inputs)
 
-    monkeypatch.setattr(running, "_LONGEST", 0.05)
+    clock(timing)
     found = bench(pruned(nn.Sequential(Slow(64, 8)), torch.rand(8, 64) < 0.2), [1, 2, 16, 200])
     assert list(found.comparisons[0].forms[0].latencies) == [1, 2]
-    assert found.advice[0].startswith("left out: batch 16 200, of which a pass takes about ")
-    assert found.advice[0].endswith(" s or more; ask for one alone: --batch-sizes 16")
+    told = "left out: batch 16 200, of which a pass takes about 6 s or more; ask for one alone: --batch-sizes 16"
+    assert found.advice[0] == told
+
+
+def test_a_call_that_something_else_held_up_leaves_no_batch_size_out(clock):
+    held_up = iter([1.0])
+
+    class Held(nn.Linear):
+        def forward(self, inputs):
+            clock.sleep(next(held_up, 0.0))
+            return super().forward(inputs)
+
+    clock(timing)
+    network = pruned(nn.Sequential(Held(64, 8)), torch.rand(8, 64) < 0.2)
+    assert running._affordable(network, [1, 32]) == ([1, 32], ())
+    assert next(held_up, None) is None
 
 
 def test_the_smallest_batch_size_is_measured_however_long_it_takes(monkeypatch):
