@@ -1,10 +1,10 @@
 import os
-import pickle  # to write verification sets, which are read without it
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
 import pytest
+from bin_sets import set_bytes
 from PIL import Image
 
 DATA = Path(os.environ.get("PRUNEKIT_DATA", Path(__file__).parents[4] / "shared" / "data"))
@@ -40,7 +40,7 @@ def write_bin() -> Callable[..., BinSet]:
 
     def write(path: Path, pairs: int = 20, protocol: int = 2) -> BinSet:
         content = [jpeg(shade) for shade in range(2 * pairs)], [number % 3 == 0 for number in range(pairs)]
-        path.write_bytes(pickle.dumps(content, protocol))
+        path.write_bytes(set_bytes(content, protocol))
         return content
 
     return write

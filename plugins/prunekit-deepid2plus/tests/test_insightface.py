@@ -1,11 +1,11 @@
 import os
-import pickle  # to write what is to be read without it
 import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from bin_sets import PROTOCOLS, Tokens, set_bytes, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prunekit_deepid2plus import insightface
@@ -27,18 +27,18 @@ def refusal(path: Path, data: bytes | None = None) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_set_of_every_protocol_is_read(tmp_path: Path, write_bin: WriteBin, protocol: int) -> None:
     written = write_bin(tmp_path / "set.bin", protocol=protocol)
     assert read_bin(tmp_path / "set.bin") == written
 
 
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_all_bytes_more_than_a_batch_of_them_and_the_same_twice_are_read(tmp_path: Path, protocol: int) -> None:
     twice = bytes(range(256))
     images = [twice if number % 2 else number.to_bytes(2, "big") + os.urandom(300) for number in range(2400)]
     same = [number % 7 < 3 for number in range(1200)]
-    (tmp_path / "set.bin").write_bytes(pickle.dumps((images, same), protocol))
+    (tmp_path / "set.bin").write_bytes(set_bytes((images, same), protocol))
     assert read_bin(tmp_path / "set.bin") == (images, same)
 
 
@@ -66,20 +66,18 @@ def test_pairs_are_in_order_in_ten_folds_and_images_cropped_in_the_middle(tmp_pa
     assert pairs.fold.tolist() == sorted(pairs.fold.tolist())
 
 
-class Bomb:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.path),)
+def bomb(path: Path, protocol: int) -> Tokens:
+    """Return tokens that make a folder when they are obeyed."""
+    name = b"cposix\nmkdir\n" if protocol < 4 else b"\x8c\x05posix\x8c\x05mkdir\x93"
+    return Tokens(name + b"(" + text(str(path), protocol) + b"tR")
 
 
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_nothing_in_a_file_is_run(tmp_path: Path, protocol: int) -> None:
     images, same = [b"x"] * 20, [True, False] * 5
-    message = refusal(tmp_path / "set.bin", pickle.dumps(([Bomb(tmp_path / "mark"), *images[1:]], same), protocol))
+    message = refusal(
+        tmp_path / "set.bin", set_bytes(([bomb(tmp_path / "mark", protocol), *images[1:]], same), protocol)
+    )
     assert "is no .bin file of InsightFace, or a damaged one: it " in message
     assert "posix.mkdir" in message or "STACK_GLOBAL" in message or "SHORT_BINUNICODE" in message
     assert not (tmp_path / "mark").exists()
@@ -90,13 +88,13 @@ def test_nothing_in_a_file_is_run(tmp_path: Path, protocol: int) -> None:
     [
         (b"", "pickle exhausted"),
         (b"an image", "damaged one"),
-        (pickle.dumps([b"1"]), "holds no pair of lists"),
-        (pickle.dumps((1, 2), 2), "it has BININT1, expected lists of bytes and booleans alone"),
-        (pickle.dumps(([7] * 20, [True, False] * 5), 0), "it has the number 7"),
-        (pickle.dumps(([True] * 20, [True, False] * 5), 2), "holds other things than encoded images and booleans"),
-        (pickle.dumps(([b"x"] * 20, [True] * 10), 4), "10 of one person"),
-        (pickle.dumps(([b"x"] * 21, [True, False] * 5), 4), "has 21 images for 10 pairs"),
-        (pickle.dumps(([b"x"] * 18, [True, False, True] * 3), 4), "has 18 images for 9 pairs"),
+        (b"\x80\x04](C\x011e.", "holds no pair of lists"),
+        (b"\x80\x02K\x01K\x02\x86.", "it has BININT1, expected lists of bytes and booleans alone"),
+        (set_bytes(([Tokens(b"I7\n")] * 20, [True, False] * 5), 0), "it has the number 7"),
+        (set_bytes(([True] * 20, [True, False] * 5), 2), "holds other things than encoded images and booleans"),
+        (set_bytes(([b"x"] * 20, [True] * 10), 4), "10 of one person"),
+        (set_bytes(([b"x"] * 21, [True, False] * 5), 4), "has 21 images for 10 pairs"),
+        (set_bytes(([b"x"] * 18, [True, False, True] * 3), 4), "has 18 images for 9 pairs"),
         (b"\x80\x02]q\x01(h\x01e.", "it uses a list or a text twice"),
         (b"\x80\x02X\x01\x00\x00\x00aq\x01h\x01.", "it uses a list or a text twice"),
         (b"\x80\x02]h\x07.", "damaged one: 7"),
@@ -128,12 +126,12 @@ def test_a_missing_file_a_huge_one_and_too_many_images_are_refused(
 def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, write_bin: WriteBin) -> None:
     images, same = write_bin(tmp_path / "set.bin", pairs=10)
     images[4] = images[4][:100]
-    (tmp_path / "set.bin").write_bytes(pickle.dumps((images, same)))
+    (tmp_path / "set.bin").write_bytes(set_bytes((images, same), 4))
     with pytest.raises(DataError, match=r"1 image \(.*set.bin, image 5\) cannot be read .*; take the original file"):
         read_pairs(tmp_path / "set.bin", SIZE)
 
 
-SMALL = [pickle.dumps(([bytes([n, 200]) for n in range(20)], [True, False] * 5), protocol) for protocol in range(6)]
+SMALL = [set_bytes(([bytes([n, 200]) for n in range(20)], [True, False] * 5), protocol) for protocol in PROTOCOLS]
 
 
 @settings(deadline=None, max_examples=300)
