@@ -10,8 +10,9 @@ import attrs
 import cattrs
 
 from prunekit.errors import ConfigError, nearest
-from prunekit.grid import Cell, Sweep, chain
+from prunekit.grid import Cell, Sweep
 from prunekit.intervals import CONFIDENCE, Mean, mean_of
+from prunekit.nodes import chain
 from prunekit.structure import parse_structure
 from prunekit.sweep import Outcome
 

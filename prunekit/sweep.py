@@ -22,10 +22,10 @@ from prunekit.engine import run
 from prunekit.errors import CheckpointError, Interrupted, PrunekitError, TrainingError
 from prunekit.files import held_alone, make_writable_folder, write_atomically
 from prunekit.finding import parameter_name
-from prunekit.grid import Node
 from prunekit.hardware import Hardware
 from prunekit.kept_correlation import kept_correlation
 from prunekit.masks import load_masks
+from prunekit.nodes import Node
 from prunekit.plugins import PluginManager, make_manager
 from prunekit.preparation import Prepared, prepare
 from prunekit.processes import processes

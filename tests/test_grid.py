@@ -2,7 +2,8 @@ import attrs
 import pytest
 
 from prunekit.errors import ConfigError
-from prunekit.grid import chain, make_cells, read_sweep
+from prunekit.grid import make_cells, read_sweep
+from prunekit.nodes import chain
 from prunekit.patterns import Blocks, Units
 from prunekit.plugins import make_manager
 from prunekit.registry import collect

@@ -104,6 +104,7 @@ ORDER = [
     "kept_correlation",
     "intervals",
     "grid",
+    "nodes",
     "sweep",
     "summary",
     "toy_task",

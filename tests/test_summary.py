@@ -3,7 +3,8 @@ import json
 import pytest
 
 from prunekit.errors import ConfigError
-from prunekit.grid import chain, make_cells, read_sweep
+from prunekit.grid import make_cells, read_sweep
+from prunekit.nodes import chain
 from prunekit.plugins import make_manager
 from prunekit.registry import collect
 from prunekit.summary import check_metrics, differences_table, figures_table, summarise, to_json, to_markdown

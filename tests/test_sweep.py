@@ -11,8 +11,9 @@ import attrs
 import pytest
 
 from prunekit.errors import CheckpointError, TrainingError
-from prunekit.grid import chain, make_cells, read_sweep
+from prunekit.grid import make_cells, read_sweep
 from prunekit.masks import load_masks
+from prunekit.nodes import chain
 from prunekit.plugins import make_manager
 from prunekit.registry import collect
 from prunekit.run_folder import RunFolder

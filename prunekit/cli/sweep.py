@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from prunekit.grid import Node
+    from prunekit.nodes import Node
     from prunekit.summary import Summary
     from prunekit.sweep import Outcome
 
@@ -49,7 +49,8 @@ def sweep(
 
     from prunekit.environment import environment
     from prunekit.files import make_writable_folder, write_atomically
-    from prunekit.grid import chain, make_cells, read_sweep
+    from prunekit.grid import make_cells, read_sweep
+    from prunekit.nodes import chain
     from prunekit.plugins import make_manager
     from prunekit.recipes import read_recipe
     from prunekit.registry import collect

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from prunekit.grid import Cell, chain, make_cells, read_sweep
+from prunekit.grid import Cell, make_cells, read_sweep
+from prunekit.nodes import chain
 from prunekit.plugins import make_manager
 from prunekit.preparation import prepare
 from prunekit.recipes import build_config, read_recipe
