@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_shrinking import Residual, fill, images, networks
+from test_shrinking import fill, images, networks, residual
 from torch import nn
 
 import prunekit
@@ -146,15 +146,9 @@ def test_what_is_pruned_by_channels_shrinks_to_what_was_asked(drawn, density):
         assert after - left == share * units
 
 
-def residual():
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(2, 6, 3, padding=1),
-        Residual(6, 1, "add", inplace=False),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(6, 3),
-    ).double()
+def filled():
+    """Return a residual network whose units all differ."""
+    model = residual()
     fill(model, 0)
     for name in ("0", "1.first.0", "1.second", "4"):
         nn.init.normal_(model.get_submodule(name).weight)
@@ -165,7 +159,7 @@ def residual():
 def test_any_criterion_chooses_channels(criterion):
     batches = [(images(2, seed=seed), torch.tensor([0, 1, 2])) for seed in range(2)]
     masks = prunekit.select(
-        residual(),
+        filled(),
         criterion,
         density=0.5,
         pattern="channels",
@@ -192,13 +186,13 @@ def test_the_batch_that_channels_are_seen_by_is_observed_too(read):
                 seen.append(float(observation.inputs[0, 0, 0, 0]))
 
     batches = [images(2, seed=seed) for seed in range(3)]
-    prunekit.select(residual(), Looker, density=0.5, pattern="channels", batches=read(batches))
+    prunekit.select(filled(), Looker, density=0.5, pattern="channels", batches=read(batches))
     assert seen == [float(batch[0, 0, 0, 0]) for batch in batches]
 
 
 def test_a_compiled_network_has_the_channels_of_the_plain_one():
-    plain = prunekit.select(residual(), density=0.5, pattern="channels", batches=[images(2)])
-    compiled = torch.compile(residual(), backend="eager")
+    plain = prunekit.select(filled(), density=0.5, pattern="channels", batches=[images(2)])
+    compiled = torch.compile(filled(), backend="eager")
     masks = prunekit.select(compiled, density=0.5, pattern="channels", batches=[images(2)])
     assert {name.removeprefix("_orig_mod."): int(mask.sum()) for name, mask in masks.tensors.items()} == {
         name: int(mask.sum()) for name, mask in plain.tensors.items()
@@ -222,7 +216,7 @@ def test_a_compiled_network_has_the_channels_of_the_plain_one():
 def test_what_cannot_be_is_refused_in_one_line(arguments, words):
     asked = {"density": 0.5, "pattern": "channels", "batches": [images(2)], **arguments}
     with pytest.raises(ConfigError, match=words):
-        prunekit.select(residual(), **asked)
+        prunekit.select(filled(), **asked)
 
 
 def test_layers_that_share_one_density_out_make_up_for_those_that_stay():
