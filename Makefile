@@ -19,7 +19,7 @@ types: .venv/dev
 	$(BIN)/mypy
 
 docs: .venv/dev  ## links, hooks and every example of README and docs
-	$(BIN)/pytest tests/test_docs.py
+	$(BIN)/pytest tests/docs
 
 bench: .venv/dev
 	$(BIN)/python benchmarks/run.py

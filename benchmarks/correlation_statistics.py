@@ -10,11 +10,11 @@ from measuring import Row, interleaved
 from prunekit_deepid2plus.local import LocallyConnected2d, LocalView
 from torch import Tensor, nn
 
-from prunekit.builtin.correlation import Correlation
-from prunekit.core_views import ConvolutionView, LinearView
-from prunekit.criteria import Observation
-from prunekit.layers import LayerView
-from prunekit.statistics import CorrelationSums
+from prunekit.contracts.criterion import Observation
+from prunekit.criteria.correlation import Correlation
+from prunekit.criteria.statistics.correlation_sums import CorrelationSums
+from prunekit.layers.torch_views import ConvolutionView, LinearView
+from prunekit.layers.view import LayerView
 
 BATCH = 128
 LARGEST_ERROR = 1e-7

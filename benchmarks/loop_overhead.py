@@ -20,17 +20,18 @@ from measuring import Row
 from prunekit_deepid2plus.task import DeepID2Plus
 from torch import Tensor, nn
 
-from prunekit import Masks, Seeds, events, hookimpl
-from prunekit.engine import run
-from prunekit.finding import parameter_name
-from prunekit.hardware import Hardware
-from prunekit.optimizers import fuse
-from prunekit.plugins import Source, make_manager
-from prunekit.preparation import Prepared, prepare
-from prunekit.recipes import build_config
-from prunekit.registry import collect
-from prunekit.run_folder import RunFolder
-from prunekit.tasks import Split
+from prunekit import Masks, Seeds, hookimpl
+from prunekit.contracts import events
+from prunekit.contracts.task import Split
+from prunekit.layers.lookup import parameter_name
+from prunekit.plugins.manager import Source, make_manager
+from prunekit.plugins.registry import collect
+from prunekit.runs.engine import run
+from prunekit.runs.folder import RunFolder
+from prunekit.runs.preparation import PreparedRun, prepare
+from prunekit.runs.recipes import build_config
+from prunekit.runs.training.hardware import Hardware
+from prunekit.runs.training.optimizers import fuse
 
 DENSITY = 0.1
 TARGET = 1.02
@@ -82,7 +83,7 @@ NETWORKS: Mapping[str, Network] = {
 class BareLoop:
     """What a person would write for this task, and no more."""
 
-    def __init__(self, prepared: Prepared, device: str) -> None:
+    def __init__(self, prepared: PreparedRun, device: str) -> None:
         self.task = prepared.task
         self.settings = prepared.training
         self.hardware = Hardware.of(device, prepared.training)
@@ -175,7 +176,7 @@ def measure(
     return statistics.median(turns.ours[1:]), statistics.median(turns.theirs[1:])
 
 
-def _random_masks(prepared: Prepared, folder: Path) -> str:
+def _random_masks(prepared: PreparedRun, folder: Path) -> str:
     generator = torch.Generator().manual_seed(0)
     weights = {parameter_name(name, view): view.weight for name, view in prepared.views.items()}
     masks = {name: torch.rand(weight.shape, generator=generator) < DENSITY for name, weight in weights.items()}

@@ -12,7 +12,7 @@ import torch
 from measuring import Row, interleaved
 
 from prunekit import Masks, load_masks
-from prunekit.files import write_atomically
+from prunekit.files.atomic import write_atomically
 
 DENSITY = 0.1
 SHAPES = {f"layers.{number}.weight": (5000, 1000) for number in range(5)}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import attrs
 
-from prunekit.timing import take_turns
+from prunekit.deployment.timing import take_turns
 
 
 @attrs.frozen

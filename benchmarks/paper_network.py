@@ -19,7 +19,7 @@ from prunekit_deepid2plus.network import Network, NetworkSettings
 from torch import Tensor, nn
 
 import prunekit
-from prunekit.sparse import run_sparse, save_csr
+from prunekit.deployment.sparse import run_sparse, save_csr
 
 STRUCTURE = {"local5a": 1 / 32, "local5b": 1 / 128, "f": 1 / 256}
 LAYERS, FILE = 0.12, 0.16

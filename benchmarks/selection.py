@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import prunekit
-from prunekit.selection import Blocks, NofM, Quota, keep_best, keep_best_global
+from prunekit.masks.selection import Blocks, NofM, Quota, keep_best, keep_best_global
 
 LAYERS, SHAPE = 5, (5000, 1000)
 DENSITY = 0.1

@@ -21,10 +21,10 @@ from prunekit_images.resnet import ResNet
 from torch import Tensor, nn
 
 from prunekit import Masks
-from prunekit.export.onnx import FORMAT as ONNX
-from prunekit.pruned import Pruned
-from prunekit.samples import Samples
-from prunekit.shrinking import coupled_masks, shrink
+from prunekit.deployment.export.onnx import FORMAT as ONNX
+from prunekit.deployment.pruned_network import PrunedNetwork
+from prunekit.deployment.shrinking import coupled_masks, shrink
+from prunekit.layers.samples import Samples
 
 DENSITY = 0.5
 TARGET, LARGEST_ERROR = 0.4, 1e-5
@@ -54,7 +54,7 @@ def in_onnxruntime(network: nn.Module, images: Tensor) -> Callable[[Tensor], obj
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that wait would slow the others
-    file = ONNX.encode(Pruned(network, Masks({}), {}, Samples.of(images), "")).data
+    file = ONNX.encode(PrunedNetwork(network, Masks({}), {}, Samples.of(images), "")).data
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     [inputs] = session.get_inputs()
     return lambda batch: session.run(None, {inputs.name: batch.numpy()})

@@ -11,7 +11,7 @@ from measuring import Row, interleaved
 from torch import nn
 
 import prunekit
-from prunekit.sparse import run_sparse
+from prunekit.deployment.sparse import run_sparse
 
 SIZE = 4096
 BATCHES = (1, 32)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prunekit.plugins import make_manager
-from prunekit.registry import Entry, Registry, collect
+from prunekit.plugins.manager import make_manager
+from prunekit.plugins.registry import Registered, Registry, collect
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -27,7 +27,7 @@ def pages() -> Iterator[tuple[Path, str]]:
             yield DOCS / kind / f"{name}.md", page_of(kind, name, entry)
 
 
-def page_of(kind: str, name: str, entry: Entry[Any]) -> str:
+def page_of(kind: str, name: str, entry: Registered[Any]) -> str:
     """Return the page of one criterion or schedule."""
     flag = {"criteria": "criterion", "schedules": "schedule"}[kind]
     summary, _, rest = (inspect.getdoc(entry.cls) or "").partition("\n")
@@ -43,7 +43,7 @@ def page_of(kind: str, name: str, entry: Entry[Any]) -> str:
     return "\n\n".join(filter(None, (part.replace("``", "`") for part in parts))) + "\n"
 
 
-def options_table(flag: str, entry: Entry[Any]) -> str:
+def options_table(flag: str, entry: Registered[Any]) -> str:
     """Return the options as a Markdown table."""
     if not entry.options:
         return "It has no options."

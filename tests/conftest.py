@@ -14,16 +14,16 @@ import torch
 from rank import pack, unpack
 from torch import nn
 
-from prunekit.engine import run
-from prunekit.finding import find_layers
-from prunekit.markers import hookimpl
-from prunekit.own_loop import _evidence, _forward
-from prunekit.plugins import Source, make_manager
-from prunekit.preparation import prepare
-from prunekit.pruning import _observe, _scores, _survey
-from prunekit.recipes import build_config
-from prunekit.registry import collect
-from prunekit.run_folder import RunFolder
+from prunekit.contracts.markers import hookimpl
+from prunekit.layers.lookup import find_layers
+from prunekit.plugins.manager import Source, make_manager
+from prunekit.plugins.registry import collect
+from prunekit.pruning.standalone import _evidence, _forward
+from prunekit.pruning.update import _observe, _scores, _survey
+from prunekit.runs.engine import run
+from prunekit.runs.folder import RunFolder
+from prunekit.runs.preparation import prepare
+from prunekit.runs.recipes import build_config
 from prunekit.testing import ToyTask
 
 TOY = "prunekit.testing:ToyTask"
@@ -230,7 +230,7 @@ class Ranks:
 
     def _start(self):
         meeting = self._folders.mktemp("ranks") / "meeting"
-        program = [sys.executable, str(Path(__file__).with_name("rank.py"))]
+        program = [sys.executable, str(Path(__file__).parent / "support" / "rank.py")]
         for rank in range(self._count):
             line, its_end = Pipe()
             command = [*program, str(rank), str(self._count), str(meeting), str(its_end.fileno())]

@@ -5,7 +5,7 @@ from activation_weighted import ActivationWeighted
 from torch import nn
 
 from prunekit import Observation
-from prunekit.core_views import LinearView
+from prunekit.layers.torch_views import LinearView
 from prunekit.testing import check_criterion
 
 

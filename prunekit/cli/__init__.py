@@ -1,8 +1,7 @@
-"""The command line. The commands parse, call one thing and print; all work is importable elsewhere.
+"""The command line, one file for each command: parse the options, call one thing, print the result.
 
-Here is the one boundary that turns errors a user can mend into one line and exit code 2; everything
-else keeps its traceback. Modules of commands import only click when they load: ``--help`` must not
-wait for torch.
+A command must not know mathematics, and imports only click when it loads, so that ``--help`` does not wait for torch.
+``main`` turns each ``PrunekitError`` into one line and exit code 2; every other error keeps its traceback.
 """
 
 import os
@@ -13,8 +12,8 @@ from importlib import import_module
 
 import click
 
+from prunekit.distributed.launcher import launched
 from prunekit.errors import Interrupted, PrunekitError, RankError
-from prunekit.launched import launched
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from prunekit.cli.pruned import pruned_options, read_pruned
+from prunekit.cli.network_options import pruned_options, read_pruned
 
 
 @click.command()
@@ -27,8 +27,8 @@ def bench(batch_sizes: str, threads: str | None, as_json: bool, **flags: Any) ->
     import attrs
     import torch
 
-    from prunekit.benching.running import bench as measure
     from prunekit.cli.bench_table import print_bench
+    from prunekit.deployment.bench.running import bench as measure
 
     sizes = [_number("--batch-sizes", text) for text in batch_sizes.replace(",", " ").split()]
     if threads is not None:

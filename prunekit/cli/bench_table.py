@@ -8,7 +8,7 @@ import click
 from prunekit.cli.tables import make_table, print_table
 
 if TYPE_CHECKING:
-    from prunekit.benching.records import Bench, Comparison, FormResult
+    from prunekit.deployment.bench.records import Bench, DeviceResult, FormResult
 
 _THOUSAND = 1000
 _PREFIXES = "kMGT"
@@ -32,7 +32,7 @@ def print_bench(found: "Bench") -> None:
 
 
 def _print_layers(found: "Bench") -> None:
-    from prunekit.finding import shown
+    from prunekit.layers.lookup import shown
 
     account = found.account
     numbers = ("weights", "left", "density", "multiply-adds", "left")
@@ -52,7 +52,7 @@ def _print_layers(found: "Bench") -> None:
     print_table(table)
 
 
-def _print_comparison(comparison: "Comparison") -> None:
+def _print_comparison(comparison: "DeviceResult") -> None:
     names = tuple(form.name for form in comparison.forms)
     click.echo(f"{comparison.machine}; medians of calls in turns")
     table = make_table("", "", *names, numbers=names)

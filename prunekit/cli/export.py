@@ -4,8 +4,8 @@ from typing import Any
 
 import click
 
-from prunekit.cli.pruned import pruned_options, read_pruned
-from prunekit.export import MODULES
+from prunekit.cli.network_options import pruned_options, read_pruned
+from prunekit.deployment.export import MODULES
 
 
 @click.command()
@@ -18,8 +18,8 @@ def export(to: str, out: str, force: bool, **flags: Any) -> None:
 
     RUN_OR_MODEL is a run folder, or file.py:function or module:Class, which called without arguments gives the network.
     """
-    from prunekit.export.writing import check_free
-    from prunekit.export.writing import export as write
+    from prunekit.deployment.export.writing import check_free
+    from prunekit.deployment.export.writing import export as write
 
     check_free(out, force=force)
     pruned = read_pruned(**flags)

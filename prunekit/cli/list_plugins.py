@@ -8,8 +8,8 @@ import click
 def list_plugins(no_plugins: tuple[str, ...]) -> None:
     """List criteria, schedules and tasks, and the packages that they come from."""
     from prunekit.cli.tables import make_table, print_table
-    from prunekit.plugins import make_manager
-    from prunekit.registry import collect
+    from prunekit.plugins.manager import make_manager
+    from prunekit.plugins.registry import collect
 
     registry = collect(make_manager(no_plugins))
     for title, entries in (

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from prunekit.masks import Comparison, Masks
+    from prunekit.masks.masks import MaskOverlap, Masks
 
 _BAR = 20  # characters
 
@@ -25,7 +25,7 @@ def show(file: str) -> None:
     """Show shape, density and pattern of every mask in FILE, and what the file says of itself."""
     import json
 
-    from prunekit.masks import load_masks
+    from prunekit.masks.masks import load_masks
 
     loaded = load_masks(file)
     for key, value in loaded.info.items():
@@ -39,7 +39,7 @@ def show(file: str) -> None:
 def diff(first: str, second: str) -> None:
     """Show, mask by mask, what FIRST and SECOND keep in common and where they differ."""
     from prunekit.cli.tables import make_table, print_table
-    from prunekit.masks import load_masks
+    from prunekit.masks.masks import load_masks
 
     compared = load_masks(first).compare(load_masks(second))
     numbers = ("both", "only first", "only second", "neither", "overlap", "Hamming")
@@ -67,7 +67,7 @@ def merge(first: str, second: str, out: str, operation: str) -> None:
     """Combine the masks in FIRST and SECOND, which must be of the same weights."""
     import operator
 
-    from prunekit.masks import Masks, load_masks
+    from prunekit.masks.masks import Masks, load_masks
 
     operations = {"and": operator.and_, "or": operator.or_, "minus": operator.sub}
     one, other = load_masks(first), load_masks(second)
@@ -84,8 +84,8 @@ def merge(first: str, second: str, out: str, operation: str) -> None:
 @click.option("--sparse", is_flag=True, help="Store kept values and packed masks: a sparse checkpoint.")
 def apply(model: str, file: str, out: str, sparse: bool) -> None:
     """Write the weights of MODEL with those that the masks in FILE drop set to 0.0."""
-    from prunekit.masks import load_masks
-    from prunekit.sparse_checkpoints import load_weights, save_sparse, save_weights
+    from prunekit.masks.masks import load_masks
+    from prunekit.masks.weight_files import load_weights, save_sparse, save_weights
 
     weights, loaded = load_weights(model), load_masks(file)
     loaded.apply(weights)
@@ -110,9 +110,9 @@ def apply(model: str, file: str, out: str, sparse: bool) -> None:
 @click.option("--weights", type=_file, help="The model's weights, for --form torch-prune.")
 def convert(file: str, out: str, form: str, from_zeros: bool, weights: str | None) -> None:
     """Write the masks in FILE, whoever wrote it, in another form."""
-    from prunekit.foreign_masks import torch_prune_state
-    from prunekit.masks import Masks, load_masks
-    from prunekit.sparse_checkpoints import load_weights, save_weights
+    from prunekit.masks.foreign import torch_prune_state
+    from prunekit.masks.masks import Masks, load_masks
+    from prunekit.masks.weight_files import load_weights, save_weights
 
     if (form == "torch-prune") != (weights is not None):
         raise click.UsageError("--form torch-prune needs --weights MODEL, and no other form takes it")
@@ -130,9 +130,9 @@ def convert(file: str, out: str, form: str, from_zeros: bool, weights: str | Non
 def check(model: str, file: str) -> None:
     """Check that the masks in FILE fit the weights of MODEL, and that what they drop is zero there."""
     from prunekit.errors import MaskError
-    from prunekit.masking import match_names
-    from prunekit.masks import load_masks
-    from prunekit.sparse_checkpoints import load_weights
+    from prunekit.masks.masks import load_masks
+    from prunekit.masks.matching import match_names
+    from prunekit.masks.weight_files import load_weights
 
     matched = match_names(load_masks(file).tensors, load_weights(model))
     alive = {name: int(weight[~mask].count_nonzero()) for name, (weight, mask) in matched.items()}
@@ -150,7 +150,7 @@ def _say_written(path: str, masks: "Masks") -> None:
 
 def _print_masks(masks: "Masks") -> None:
     from prunekit.cli.tables import make_table, print_table
-    from prunekit.mask_patterns import empty_lines, find_pattern
+    from prunekit.masks.inspection import empty_lines, find_pattern
 
     numbers = ("shape", "kept", "weights", "density", "empty rows", "empty columns")
     table = make_table("Masks", "parameter", *numbers[:4], "", *numbers[4:], "pattern", numbers=numbers)
@@ -171,13 +171,13 @@ def _figures(kept: int, weights: int) -> tuple[str, str, str, str]:
     return f"{kept:,}", f"{weights:,}", f"{density:.6f}", "█" * filled + "·" * (_BAR - filled)
 
 
-def _meeting(comparison: "Comparison") -> tuple[str, ...]:
+def _meeting(comparison: "MaskOverlap") -> tuple[str, ...]:
     counts = (comparison.both, comparison.only_first, comparison.only_second, comparison.neither)
     return (*(f"{count:,}" for count in counts), f"{comparison.overlap:.6f}", f"{comparison.hamming:,}")
 
 
-def _sum(comparisons: "list[Comparison]") -> "Comparison":
-    from prunekit.masks import Comparison
+def _sum(comparisons: "list[MaskOverlap]") -> "MaskOverlap":
+    from prunekit.masks.masks import MaskOverlap
 
     parts = ("both", "only_first", "only_second", "neither")
-    return Comparison(*(sum(getattr(comparison, part) for comparison in comparisons) for part in parts))
+    return MaskOverlap(*(sum(getattr(comparison, part) for comparison in comparisons) for part in parts))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from prunekit.config import RunConfig
+    from prunekit.runs.config import RunConfig
 
 _OPTIONS = (
     click.argument("recipe", required=False, type=click.Path()),
@@ -66,7 +66,7 @@ def read_config(
         ConfigError: the recipe or an option is wrong.
     """
     from prunekit.errors import ConfigError
-    from prunekit.recipes import build_config, read_recipe
+    from prunekit.runs.recipes import build_config, read_recipe
 
     for name, value in {"recipe": recipe, "--data": data, "--out": flags.get("out")}.items():
         if value == "":

@@ -7,8 +7,8 @@ import click
 from prunekit.cli.options import config_options, read_config
 
 if TYPE_CHECKING:
-    from prunekit.preparation import Prepared
-    from prunekit.schedules import MaskUpdate
+    from prunekit.contracts.schedule import MaskUpdate
+    from prunekit.runs.preparation import PreparedRun
 
 _SHOWN_UPDATES = 3
 """Mask updates of a stage that are shown at either end, where it has many."""
@@ -18,9 +18,9 @@ _SHOWN_UPDATES = 3
 @config_options
 def plan(**flags: Any) -> None:
     """Print the layers, stages, densities and weights of a run, without training."""
-    from prunekit.plugins import make_manager
-    from prunekit.preparation import prepare
-    from prunekit.registry import collect
+    from prunekit.plugins.manager import make_manager
+    from prunekit.plugins.registry import collect
+    from prunekit.runs.preparation import prepare
 
     config = read_config(**flags)
     manager = make_manager(config.no_plugins)
@@ -30,7 +30,7 @@ def plan(**flags: Any) -> None:
     _print_stages(prepared)
 
 
-def _print_layers(prepared: "Prepared") -> None:
+def _print_layers(prepared: "PreparedRun") -> None:
     from prunekit.cli.tables import make_table, print_table
 
     numbers = ("groups", "outputs", "connections", "weights")
@@ -41,7 +41,7 @@ def _print_layers(prepared: "Prepared") -> None:
     print_table(table)
 
 
-def _print_stages(prepared: "Prepared") -> None:
+def _print_stages(prepared: "PreparedRun") -> None:
     from prunekit.cli.tables import make_table, print_table
 
     weights = {layer.name: layer.weights for layer in prepared.layers}
@@ -66,14 +66,15 @@ def _print_stages(prepared: "Prepared") -> None:
     )
 
 
-def _kept(update: "MaskUpdate", prepared: "Prepared") -> dict[str, int]:
+def _kept(update: "MaskUpdate", prepared: "PreparedRun") -> dict[str, int]:
     """Return how many weights an update leaves each layer."""
-    from prunekit.selection import Channels, asked_count
+    from prunekit.masks.selection import Channels, asked_count
 
     layers = {layer.name: layer for layer in prepared.layers}
-    if prepared.streams is not None and isinstance(update.pattern, Channels):
+    if prepared.channel_groups is not None and isinstance(update.pattern, Channels):
         return {
-            name: int(share * layers[name].weights) for name, share in prepared.streams.left(update.targets).items()
+            name: int(share * layers[name].weights)
+            for name, share in prepared.channel_groups.left(update.targets).items()
         }
     return {
         name: asked_count(density, layers[name].weights, update.pattern, layers[name].fan)

@@ -13,7 +13,7 @@ from prunekit.cli.options import config_options, read_config
 if TYPE_CHECKING:
     from signal import Signals
 
-    from prunekit.config import RunConfig
+    from prunekit.runs.config import RunConfig
 
 
 @click.command()
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 @click.option("--config", "asked", is_flag=True, help="Print the recipe that starts this same run, and stop.")
 def run(resume: str | None, force: bool, asked: bool, **flags: Any) -> None:
     """Train a network, prune it by a plan, re-train it, and save masks and weights."""
-    from prunekit.absolute import with_absolute_paths
-    from prunekit.plugins import make_manager
-    from prunekit.process_group import process_group
-    from prunekit.recipes import to_toml
-    from prunekit.registry import collect
+    from prunekit.distributed.process_group import process_group
+    from prunekit.plugins.manager import make_manager
+    from prunekit.plugins.registry import collect
+    from prunekit.runs.absolute_paths import with_absolute_paths
+    from prunekit.runs.recipes import to_toml
 
     config = _resumed_config(resume, force, flags) if resume is not None else read_config(**flags)
     if asked:
@@ -39,16 +39,16 @@ def run(resume: str | None, force: bool, asked: bool, **flags: Any) -> None:
 
 def _run(config: "RunConfig", resume: str | None, *, force: bool) -> None:
     """Do it, as one process of those that do."""
-    from prunekit.absolute import with_absolute_paths
     from prunekit.cli.run_table import print_files, print_result
-    from prunekit.engine import run as run_engine
-    from prunekit.files import held_alone
-    from prunekit.interruption import Interruption
-    from prunekit.plugins import make_manager
-    from prunekit.preparation import prepare
-    from prunekit.ranks import own_rank, text_from_first
-    from prunekit.registry import collect
-    from prunekit.run_folder import RunFolder
+    from prunekit.distributed.ranks import own_rank, text_from_first
+    from prunekit.files.atomic import held_alone
+    from prunekit.plugins.manager import make_manager
+    from prunekit.plugins.registry import collect
+    from prunekit.runs.absolute_paths import with_absolute_paths
+    from prunekit.runs.engine import run as run_engine
+    from prunekit.runs.folder import RunFolder
+    from prunekit.runs.interruption import Interruption
+    from prunekit.runs.preparation import prepare
 
     folder = RunFolder(Path(text_from_first(str(_out(config))) if resume is None else resume))
     manager = make_manager(config.no_plugins)
@@ -87,10 +87,10 @@ def _say_nothing(_: "Signals") -> None:
 
 def _resumed_config(resume: str, force: bool, flags: dict[str, Any]) -> "RunConfig":
     """Return the configuration of the run in a folder; a changed one would not be that run any more."""
-    from prunekit.config import is_utf8
     from prunekit.errors import ConfigError
-    from prunekit.recipes import build_config, read_recipe
-    from prunekit.run_folder import RunFolder
+    from prunekit.runs.config import is_utf8
+    from prunekit.runs.folder import RunFolder
+    from prunekit.runs.recipes import build_config, read_recipe
 
     if not resume or not is_utf8(resume):
         raise ConfigError(f"--resume is {resume!r}, expected the folder of a run, with a name in UTF-8")
@@ -105,7 +105,7 @@ def _resumed_config(resume: str, force: bool, flags: dict[str, Any]) -> "RunConf
 
 
 def _out(config: "RunConfig") -> Path:
-    from prunekit.run_folder import free_folder
+    from prunekit.runs.folder import free_folder
 
     if config.out is not None:
         return Path(config.out)

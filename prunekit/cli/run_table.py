@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from prunekit.events import RunFinished
-    from prunekit.run_folder import RunFolder
-    from prunekit.tasks import Evaluation
+    from prunekit.contracts.events import RunFinished
+    from prunekit.contracts.task import Evaluation
+    from prunekit.runs.folder import RunFolder
 
 _SHOWN = 3
 """Figures that fit a terminal; tasks name the most telling first."""

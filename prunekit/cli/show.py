@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from prunekit.registry import Entry
+    from prunekit.plugins.registry import Registered
 
 
 @click.command()
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 @click.option("--no-plugin", "no_plugins", multiple=True, metavar="NAME", help="Do without a plugin; repeatable.")
 def show(kind: Any, name: str, no_plugins: tuple[str, ...]) -> None:
     """Show documentation, options and source of one criterion, schedule or task."""
-    from prunekit.plugins import make_manager
-    from prunekit.registry import collect
+    from prunekit.plugins.manager import make_manager
+    from prunekit.plugins.registry import collect
 
     _print_entry(kind, name, collect(make_manager(no_plugins)).entry(kind, name))
 
 
-def _print_entry(kind: str, name: str, entry: "Entry[Any]") -> None:
+def _print_entry(kind: str, name: str, entry: "Registered[Any]") -> None:
     import inspect
 
     from prunekit.cli.tables import make_table, print_table

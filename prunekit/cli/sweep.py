@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from prunekit.nodes import Node
-    from prunekit.summary import Summary
-    from prunekit.sweep import Outcome
+    from prunekit.runs.sweep.execution import Outcome
+    from prunekit.runs.sweep.run_tree import Node
+    from prunekit.runs.sweep.summary import Summary
 
 
 @click.command()
@@ -47,15 +47,15 @@ def sweep(
     import json
     from time import perf_counter
 
-    from prunekit.environment import environment
-    from prunekit.files import make_writable_folder, write_atomically
-    from prunekit.grid import make_cells, read_sweep
-    from prunekit.nodes import chain
-    from prunekit.plugins import make_manager
-    from prunekit.recipes import read_recipe
-    from prunekit.registry import collect
-    from prunekit.summary import check_metrics, summarise, to_json, to_markdown
-    from prunekit.sweep import Work, carry_out
+    from prunekit.files.atomic import make_writable_folder, write_atomically
+    from prunekit.plugins.manager import make_manager
+    from prunekit.plugins.registry import collect
+    from prunekit.runs.environment import environment
+    from prunekit.runs.recipes import read_recipe
+    from prunekit.runs.sweep.execution import Work, carry_out
+    from prunekit.runs.sweep.grid import make_cells, read_sweep
+    from prunekit.runs.sweep.run_tree import chain
+    from prunekit.runs.sweep.summary import check_metrics, summarise, to_json, to_markdown
 
     spelled = (f"task.data={data}",) if data is not None else ()
     asked = read_sweep(read_recipe(recipe), {"seed": seed, "device": device}, (*spelled, *overrides))
@@ -95,7 +95,7 @@ def sweep(
 
 def _print(summary: "Summary") -> None:
     from prunekit.cli.tables import make_table, print_table
-    from prunekit.summary import differences_table, figures_table
+    from prunekit.runs.sweep.summary import differences_table, figures_table
 
     for title, (head, lines) in (
         (f"Means over {len(summary.seeds)} seeds ± standard error", figures_table(summary)),

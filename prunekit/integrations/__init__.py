@@ -1,1 +1,4 @@
-"""Thin adapters, one for each foreign trainer. Nothing else of prunekit imports them: each needs its package."""
+"""Adapters that hold masks inside other trainers, one file each.
+
+An adapter must not know more than masks and pruning. Nothing else imports adapters: each needs its trainer installed.
+"""

@@ -8,13 +8,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from prunekit.errors import ConfigError
-from prunekit.holding import Held
-from prunekit.masks import Masks
+from prunekit.masks.holding import Held
+from prunekit.masks.masks import Masks
 
 _SHARDED = {DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM}
 
 
-def hold(accelerator: Accelerator, masks: Masks, model: nn.Module, optimizer: Optimizer) -> Held:
+def hold(accelerator: Accelerator, masks: Masks, model: nn.Module, optimizer: Optimizer) -> Held[Masks]:
     """Return masks that a loop of Accelerate trains under, a context manager like ``Masks.hold``.
 
     After every step, and so in every ``accelerator.save_state``, the dropped weights are exactly 0.0; after

@@ -8,8 +8,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prunekit.errors import ConfigError
-from prunekit.holding import Held
-from prunekit.masks import Masks
+from prunekit.masks.holding import Held
+from prunekit.masks.masks import Masks
 
 
 class HoldMasks(TrainerCallback):
@@ -28,7 +28,7 @@ class HoldMasks(TrainerCallback):
 
     def __init__(self, masks: Masks) -> None:
         self.masks = masks
-        self._held: Held | None = None
+        self._held: Held[Masks] | None = None
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if args.fsdp or args.deepspeed:

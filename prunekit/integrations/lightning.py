@@ -7,8 +7,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from prunekit.errors import ConfigError
-from prunekit.holding import Held
-from prunekit.masks import Masks
+from prunekit.masks.holding import Held
+from prunekit.masks.masks import Masks
 
 
 class HoldMasks(Callback):
@@ -28,7 +28,7 @@ class HoldMasks(Callback):
 
     def __init__(self, masks: Masks) -> None:
         self.masks = masks
-        self._held: list[Held] = []
+        self._held: list[Held[Masks]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):

@@ -14,7 +14,7 @@ from prunekit_deepid2plus.batches import (
 )
 from torch import Tensor
 
-from prunekit.seeds import Seeds
+from prunekit.contracts.seeds import Seeds
 
 STILL = Augmentation(shift=0, turn=0, zoom=0, contrast=0, brightness=0, erased=0)
 

@@ -8,7 +8,7 @@ from prunekit_deepid2plus.data import FaceData, Faces
 from prunekit_deepid2plus.evaluation import evaluate_faces
 from prunekit_deepid2plus.pairs import balanced_pairs, evenly_drawn
 
-from prunekit.seeds import Seeds
+from prunekit.contracts.seeds import Seeds
 
 FOLDS = {"auc_by_person_fold_7", "auc_by_person_fold_8"}
 

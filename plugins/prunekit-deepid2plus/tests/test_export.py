@@ -13,16 +13,15 @@ from prunekit_deepid2plus.plugin import prunekit_layer_view
 
 import prunekit
 from prunekit.cli import main
-from prunekit.core_views import core_view
-from prunekit.export.writing import export
-from prunekit.finding import find_layers
-from prunekit.masks import Masks
-from prunekit.plugins import make_manager, view_of
-from prunekit.pruned import Pruned, open_pruned
-from prunekit.sample_inputs import random_samples
+from prunekit.deployment.export.writing import export
+from prunekit.deployment.pruned_network import PrunedNetwork, open_pruned, random_samples
+from prunekit.layers.lookup import find_layers
+from prunekit.layers.torch_views import core_view
+from prunekit.masks.masks import Masks
+from prunekit.plugins.manager import make_manager, view_of
 
 
-def check_exports(pruned: Pruned, folder: Path) -> None:
+def check_exports(pruned: PrunedNetwork, folder: Path) -> None:
     program = torch.export.load(str(folder / "a.pt2")).module()
     session = onnxruntime.InferenceSession(str(folder / "a.onnx"), providers=["CPUExecutionProvider"])
     for count in (1, 5):
@@ -46,7 +45,7 @@ def test_the_line_that_is_printed_loads_the_file(to: str, tmp_path: Path) -> Non
     masks.apply(network)
     views = view_of(make_manager())
     samples = random_samples(["3x28x24"], torch.float32)
-    pruned = Pruned(network, masks, find_layers(network, views), samples, "small", views)
+    pruned = PrunedNetwork(network, masks, find_layers(network, views), samples, "small", views)
     names = {
         "prunekit": prunekit,
         "safetensors": safetensors,
@@ -105,7 +104,7 @@ def test_the_papers_network_at_full_size_is_exported_and_its_sparse_file_is_smal
     )
     masks.apply(network)
     samples = random_samples(["3x112x96"], torch.float32).take(5)
-    pruned = Pruned(network, masks, views, samples, "the paper's network")
+    pruned = PrunedNetwork(network, masks, views, samples, "the paper's network")
     export(pruned, "torch-export", tmp_path / "a.pt2")
     export(pruned, "onnx", tmp_path / "a.onnx")
     check_exports(pruned, tmp_path)

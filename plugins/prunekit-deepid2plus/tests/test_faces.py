@@ -9,7 +9,7 @@ from prunekit_deepid2plus.face_canvas import rgb, wave
 from prunekit_deepid2plus.faces import draw_faces
 from torch import Tensor
 
-from prunekit.seeds import Seeds
+from prunekit.contracts.seeds import Seeds
 
 
 def test_the_same_seeds_give_the_same_bytes() -> None:

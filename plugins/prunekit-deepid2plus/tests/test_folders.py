@@ -11,8 +11,8 @@ from prunekit_deepid2plus.folders import read_folder
 from prunekit_deepid2plus.images import read_image
 from prunekit_deepid2plus.lfw import Protocol, read_protocol
 
+from prunekit.contracts.seeds import Seeds
 from prunekit.errors import DataError
-from prunekit.seeds import Seeds
 
 SIZE = (28, 24)
 

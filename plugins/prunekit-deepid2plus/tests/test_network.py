@@ -7,9 +7,9 @@ from prunekit_deepid2plus.network import POOLED, Network, NetworkSettings, activ
 from prunekit_deepid2plus.plugin import prunekit_layer_view
 from torch import Tensor
 
-from prunekit.core_views import core_view
-from prunekit.finding import find_layers
-from prunekit.layers import LayerView
+from prunekit.layers.lookup import find_layers
+from prunekit.layers.torch_views import core_view
+from prunekit.layers.view import LayerView
 
 PAPER = {
     "conv1a": 1_728,

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prunekit_deepid2plus.pairs import balanced_pairs, evenly_drawn, occurrences, pairs_of_one
 
-from prunekit.seeds import Seeds
+from prunekit.contracts.seeds import Seeds
 
 
 def test_occurrences_counts_the_equal_entries_before() -> None:

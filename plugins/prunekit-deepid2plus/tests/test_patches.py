@@ -12,7 +12,7 @@ from prunekit_deepid2plus.signals import SupervisedNetwork
 from torch import Tensor
 
 from prunekit.cli import main
-from prunekit.masks import load_masks
+from prunekit.masks.masks import load_masks
 
 TINY = NetworkSettings(width=1 / 16, feature=8, input_size=(28, 24))
 TWO = (Patch("whole"), Patch("eyes", 120, grey=True))

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from prunekit.grid import Cell, make_cells, read_sweep
-from prunekit.nodes import chain
-from prunekit.plugins import make_manager
-from prunekit.preparation import prepare
-from prunekit.recipes import build_config, read_recipe
-from prunekit.registry import collect
+from prunekit.plugins.manager import make_manager
+from prunekit.plugins.registry import collect
+from prunekit.runs.preparation import prepare
+from prunekit.runs.recipes import build_config, read_recipe
+from prunekit.runs.sweep.grid import Cell, make_cells, read_sweep
+from prunekit.runs.sweep.run_tree import chain
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 

@@ -3,7 +3,7 @@ import torch
 from prunekit_deepid2plus.network import Network, NetworkSettings
 
 import prunekit
-from prunekit.shrinking import coupled_masks, load_shrunk, save_shrunk, shrink
+from prunekit.deployment.shrinking import coupled_masks, load_shrunk, save_shrunk, shrink
 
 
 def faces(count: int = 3) -> torch.Tensor:

@@ -5,9 +5,9 @@ from prunekit_deepid2plus.local import LocallyConnected2d, LocalView
 from prunekit_deepid2plus.network import Network, NetworkSettings
 from torch import nn
 
-from prunekit.masks import Masks
-from prunekit.sparse import SparseLayer, load_csr, run_sparse, save_csr
-from prunekit.sparse.unrolling import unroll
+from prunekit.deployment.sparse import SparseLayer, load_csr, run_sparse, save_csr
+from prunekit.deployment.sparse.unrolling import unroll
+from prunekit.masks.masks import Masks
 
 PAPER = {"f.weight": 1 / 256, "local5b.weight": 1 / 128, "local5a.weight": 1 / 32}
 

@@ -11,11 +11,11 @@ from prunekit_deepid2plus.presets import PRESETS
 from prunekit_deepid2plus.task import DeepID2Plus
 from torch import nn
 
-from prunekit.core_views import core_view
-from prunekit.finding import find_layers
-from prunekit.layers import LayerView
-from prunekit.seeds import Seeds
-from prunekit.structure import resolve_structure
+from prunekit.contracts.seeds import Seeds
+from prunekit.layers.lookup import find_layers
+from prunekit.layers.torch_views import core_view
+from prunekit.layers.view import LayerView
+from prunekit.pruning.structure import resolve_structure
 from prunekit.testing import check_task
 
 SMALL = {"input_size": "28x24", "width": 1 / 16, "feature": 16, "batch_people": 5}

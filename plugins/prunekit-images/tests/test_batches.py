@@ -6,7 +6,7 @@ from prunekit_images.batches import PlainBatches, Scale, TrainingBatches, shifte
 from prunekit_images.data import Images
 from torch import Tensor
 
-from prunekit.seeds import Seeds
+from prunekit.contracts.seeds import Seeds
 
 SAME = Scale(torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
 

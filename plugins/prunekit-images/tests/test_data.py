@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prunekit_images.data import Images, divide, labelled
 
+from prunekit.contracts.seeds import Seeds
 from prunekit.errors import DataError
-from prunekit.seeds import Seeds
 
 
 def make(count: int, classes: int = 2, first: int = 0) -> Images:

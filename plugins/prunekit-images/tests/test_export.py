@@ -9,7 +9,7 @@ import torch
 from prunekit_images.presets import PRESETS
 
 from prunekit.cli import main
-from prunekit.pruned import open_pruned
+from prunekit.deployment.pruned_network import open_pruned
 
 
 @pytest.mark.parametrize("network", PRESETS)

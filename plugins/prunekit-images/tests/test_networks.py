@@ -6,7 +6,7 @@ from prunekit_images.vit import VisionTransformer, patch_side
 from torch import nn
 
 from prunekit.errors import ConfigError
-from prunekit.finding import find_layers
+from prunekit.layers.lookup import find_layers
 
 MNIST = (1, 28, 28)
 

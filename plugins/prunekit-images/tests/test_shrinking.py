@@ -7,7 +7,7 @@ from torch import nn
 
 import prunekit
 from prunekit.cli import main
-from prunekit.shrinking import coupled_masks, coupled_units, shrink
+from prunekit.deployment.shrinking import coupled_masks, coupled_units, shrink
 
 SHAPE = (3, 16, 16)
 

@@ -10,7 +10,7 @@ from prunekit_images.presets import PRESETS
 from prunekit_images.task import ImageClassification, measured
 
 from prunekit.cli import main
-from prunekit.seeds import Seeds
+from prunekit.contracts.seeds import Seeds
 from prunekit.testing import check_task
 
 

@@ -10,8 +10,8 @@ import attrs
 import torch
 from torch import Tensor
 
+from prunekit.contracts.seeds import Seeds
 from prunekit.errors import DataError
-from prunekit.seeds import Seeds
 from prunekit_deepid2plus.images import reorder
 from prunekit_deepid2plus.pairs import Pairs, balanced_pairs, occurrences
 

@@ -5,7 +5,7 @@ How many of each is here, how a face is drawn is not.
 
 import attrs
 
-from prunekit.seeds import Seeds
+from prunekit.contracts.seeds import Seeds
 from prunekit_deepid2plus.data import FaceData, Faces
 from prunekit_deepid2plus.faces import draw_faces
 from prunekit_deepid2plus.pairs import balanced_pairs

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Generator, Tensor
 
-from prunekit.seeds import Seeds
+from prunekit.contracts.seeds import Seeds
 
 from .face_drawing import draw
 

@@ -12,8 +12,8 @@ import attrs
 import torch
 from PIL import Image
 
+from prunekit.contracts.seeds import Seeds
 from prunekit.errors import DataError
-from prunekit.seeds import Seeds
 from prunekit_deepid2plus import lfw
 from prunekit_deepid2plus.data import (
     LEAST_TRAIN_PEOPLE,

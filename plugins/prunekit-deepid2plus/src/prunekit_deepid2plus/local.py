@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from prunekit.layers import LayerView
+from prunekit.layers.view import LayerView
 
 
 class LocallyConnected2d(nn.Module):

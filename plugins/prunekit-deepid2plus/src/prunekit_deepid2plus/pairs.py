@@ -7,7 +7,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from prunekit.seeds import Seeds
+from prunekit.contracts.seeds import Seeds
 
 
 @attrs.frozen(eq=False)

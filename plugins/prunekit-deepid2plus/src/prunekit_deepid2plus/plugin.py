@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from prunekit.layers import LayerView
-from prunekit.markers import hookimpl
-from prunekit.tasks import Task
+from prunekit.contracts.markers import hookimpl
+from prunekit.contracts.task import Task
+from prunekit.layers.view import LayerView
 from prunekit_deepid2plus.local import LocallyConnected2d, LocalView
 from prunekit_deepid2plus.task import DeepID2Plus
 

@@ -13,11 +13,11 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from prunekit.options import option
-from prunekit.parts import Part
-from prunekit.ranks import gather_samples
-from prunekit.seeds import Seeds
-from prunekit.tasks import Evaluation, Split, Task, Training
+from prunekit.contracts.options import option
+from prunekit.contracts.seeds import Seeds
+from prunekit.contracts.task import Evaluation, Split, Task, Training
+from prunekit.distributed.batch_shares import Part
+from prunekit.distributed.ranks import gather_samples
 from prunekit_deepid2plus import embedded
 from prunekit_deepid2plus.batches import Augmentation, BalancedBatches, PlainBatches, table_of, to_float
 from prunekit_deepid2plus.comparable import Comparable, cosine

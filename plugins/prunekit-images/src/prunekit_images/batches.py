@@ -12,8 +12,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from prunekit.parts import Part, run_of
-from prunekit.seeds import Seeds
+from prunekit.contracts.seeds import Seeds
+from prunekit.distributed.batch_shares import Part, run_of
 from prunekit_images.data import Images
 
 Batch = tuple[Tensor, Tensor]

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from prunekit.contracts.seeds import Seeds
 from prunekit.errors import DataError
-from prunekit.seeds import Seeds
 
 MOST_BYTES = 2**32
 """Of all pixels together. They stay in memory, and a small file can claim any amount."""

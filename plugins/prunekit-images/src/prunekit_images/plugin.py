@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from prunekit.markers import hookimpl
-from prunekit.tasks import Task
+from prunekit.contracts.markers import hookimpl
+from prunekit.contracts.task import Task
 from prunekit_images.task import ImageClassification
 
 

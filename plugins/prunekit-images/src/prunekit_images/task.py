@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunekit.options import option
-from prunekit.parts import Part
-from prunekit.seeds import Seeds
-from prunekit.tasks import Evaluation, Split, Task, Training
+from prunekit.contracts.options import option
+from prunekit.contracts.seeds import Seeds
+from prunekit.contracts.task import Evaluation, Split, Task, Training
+from prunekit.distributed.batch_shares import Part
 from prunekit_images.batches import Batch, PlainBatches, Scale, TrainingBatches
 from prunekit_images.data import ImageData, divide
 from prunekit_images.networks import build_network, check_network

@@ -1,0 +1,50 @@
+# The public names of prunekit, the one list: type checkers read it, and so does ``prunekit`` itself.
+
+from .contracts.criterion import Criterion as Criterion
+from .contracts.criterion import NetworkCriterion as NetworkCriterion
+from .contracts.criterion import Observation as Observation
+from .contracts.criterion import Scene as Scene
+from .contracts.markers import hookimpl as hookimpl
+from .contracts.options import option as option
+from .contracts.schedule import Budget as Budget
+from .contracts.schedule import Grow as Grow
+from .contracts.schedule import MaskUpdate as MaskUpdate
+from .contracts.schedule import Plan as Plan
+from .contracts.schedule import PlanRequest as PlanRequest
+from .contracts.schedule import Schedule as Schedule
+from .contracts.schedule import Stage as Stage
+from .contracts.schedule import Start as Start
+from .contracts.seeds import Seeds as Seeds
+from .contracts.task import Evaluation as Evaluation
+from .contracts.task import Task as Task
+from .contracts.task import Training as Training
+from .deployment.pruned_network import open_pruned as open_pruned
+from .deployment.shrinking import load_shrunk as load_shrunk
+from .deployment.shrinking import save_shrunk as save_shrunk
+from .deployment.shrinking.shrink import shrink as shrink
+from .deployment.sparse import load_csr as load_csr
+from .deployment.sparse import run_sparse as run_sparse
+from .deployment.sparse import save_csr as save_csr
+from .deployment.sparse.semi_structured import load_semi_structured as load_semi_structured
+from .errors import CheckpointError as CheckpointError
+from .errors import ConfigError as ConfigError
+from .errors import DataError as DataError
+from .errors import ExportError as ExportError
+from .errors import MaskError as MaskError
+from .errors import PluginError as PluginError
+from .errors import PrunekitError as PrunekitError
+from .errors import TrainingError as TrainingError
+from .layers.view import LayerShape as LayerShape
+from .layers.view import LayerView as LayerView
+from .masks.masks import Masks as Masks
+from .masks.masks import load_masks as load_masks
+from .masks.selection import Blocks as Blocks
+from .masks.selection import Channels as Channels
+from .masks.selection import NofM as NofM
+from .masks.selection import Quota as Quota
+from .masks.selection import Units as Units
+from .masks.weight_files import load_weights as load_weights
+from .masks.weight_files import save_sparse as save_sparse
+from .pruning.standalone import select as select
+
+__version__: str

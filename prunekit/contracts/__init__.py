@@ -1,0 +1,18 @@
+"""Everything that an author of a plugin programs against.
+
+It must not know who implements the contracts.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "criterion": ["Criterion", "NetworkCriterion", "Observation", "Scene"],
+        "schedule": ["Budget", "Grow", "MaskUpdate", "Plan", "PlanRequest", "Schedule", "Stage", "Start"],
+        "task": ["Evaluation", "Task", "Training"],
+        "options": ["option"],
+        "seeds": ["Seeds"],
+        "markers": ["hookimpl"],
+    },
+)

@@ -1,0 +1,37 @@
+"""Format ``csr``: a network whose layers run sparse on the CPU, where that was found to be faster on this machine."""
+
+from pathlib import Path
+
+from prunekit.deployment.export.formats import SINGLE_PRECISION, Encoded, Format, Run
+from prunekit.deployment.pruned_network import PrunedNetwork
+from prunekit.deployment.sparse.conversion import LayerReport, run_sparse
+from prunekit.deployment.sparse.csr_files import encode_csr, load_csr
+from prunekit.errors import ExportError
+from prunekit.layers.lookup import shown
+
+
+def _encode(pruned: PrunedNetwork) -> Encoded:
+    if not pruned.masks.tensors:
+        raise ExportError(f"{pruned.name} has no masks and no zeros, so nothing can run sparse; export it dense")
+    _, reports = run_sparse(pruned.network, pruned.masks, pruned.samples, view_of=pruned.view_of)
+    return Encoded(encode_csr(pruned.network, pruned.masks, reports), tuple(map(_told, reports)))
+
+
+def _told(report: LayerReport) -> str:
+    if report.reason:
+        return f"{shown(report.layer)}: dense ({report.reason})"
+    ratios = ", ".join(f"{timing.ratio:.2f} at batch {timing.batch_size}" for timing in report.timings)
+    return f"{shown(report.layer)}: sparse, {ratios} of the dense time here"
+
+
+def _reopen(path: Path, pruned: PrunedNetwork) -> Run:
+    network = load_csr(path, pruned.network, pruned.samples, view_of=pruned.view_of)
+    return lambda samples: samples.through(network)
+
+
+FORMAT = Format(
+    _encode,
+    _reopen,
+    SINGLE_PRECISION,
+    load="network = prunekit.load_csr({path}, network, sample_input)",
+)

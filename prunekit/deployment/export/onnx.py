@@ -1,0 +1,80 @@
+"""Format ``onnx``: one file for onnxruntime and others, weights within, with a batch of any size."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from prunekit.deployment.export.formats import SINGLE_PRECISION, Encoded, Format, Run
+from prunekit.deployment.export.torch_export import quiet, reason, traced
+from prunekit.deployment.pruned_network import PrunedNetwork
+from prunekit.errors import ConfigError, ExportError
+from prunekit.layers.samples import Samples
+
+_MOST_BYTES = 2**31 - 2**20
+"""Of weights: protobuf ends at 2 GiB, and the graph needs some."""
+
+
+def _encode(pruned: PrunedNetwork) -> Encoded:
+    _needed("onnxscript")
+    size = sum(tensor.numel() * tensor.element_size() for tensor in pruned.network.state_dict().values())
+    if size > _MOST_BYTES:
+        raise ExportError(
+            f"{pruned.name} has {size:,} bytes of weights, ONNX at most 2 GiB in one file; choose another"
+        )
+    if any(tensor.dtype == torch.bfloat16 for tensor in pruned.network.state_dict().values()):
+        raise ExportError(
+            f"{pruned.name} has bfloat16 weights, which onnxruntime does not run on a CPU; make it float32"
+        )
+    names = _names(pruned)
+    program = traced(pruned)
+    try:
+        with quiet():
+            made = torch.onnx.export(program, dynamo=True, output_names=names, verbose=False)
+    except Exception as error:  # for an operator that ONNX has not, torch has errors of many kinds
+        raise ExportError(
+            f"torch.onnx.export cannot write {type(pruned.network).__name__} ({pruned.name}): "
+            f"{reason(error)}; change what it names in the network, or export to torch-export"
+        ) from error
+    assert made is not None
+    for node in made.model.graph:  # names of files and lines of code of this machine
+        node.metadata_props.clear()
+    return Encoded(made.model_proto.SerializeToString(deterministic=True))
+
+
+def _names(pruned: PrunedNetwork) -> list[str]:
+    count = len(pruned.outputs(pruned.samples.take(1)))
+    return ["output"] if count == 1 else [f"output_{number}" for number in range(count)]
+
+
+def _reopen(path: Path, _: PrunedNetwork) -> Run:
+    onnx, runtime = _needed("onnx"), _needed("onnxruntime")
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+        session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime has errors of its own, one for each of its states
+        raise ExportError(f"onnxruntime cannot run what was made ({reason(error)}); export to torch-export") from error
+    names = [entry.name for entry in session.get_inputs()]
+
+    def run(samples: Samples) -> tuple[Tensor, ...]:
+        leaves = pytree.tree_leaves((samples.arguments, dict(samples.keywords)))
+        tensors = [leaf.numpy() for leaf in leaves if isinstance(leaf, Tensor)]
+        return tuple(map(torch.from_numpy, session.run(None, dict(zip(names, tensors, strict=True)))))
+
+    return run
+
+
+def _needed(package: str) -> Any:
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ConfigError(
+            f"format onnx needs the package {package}, which cannot be imported here ({error}); "
+            "install it with pip install 'prunekit[onnx]'"
+        ) from error
+
+
+FORMAT = Format(_encode, _reopen, SINGLE_PRECISION, load="session = onnxruntime.InferenceSession({path})")

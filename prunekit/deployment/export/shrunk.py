@@ -1,0 +1,29 @@
+"""Format ``shrunk``: the network without the units that are gone; its layers are smaller, and dense."""
+
+from pathlib import Path
+
+from prunekit.deployment.export.formats import Encoded, Format, Run
+from prunekit.deployment.pruned_network import PrunedNetwork
+from prunekit.deployment.shrinking.files import encode_shrunk, load_shrunk
+from prunekit.deployment.shrinking.shrink import shrink
+
+
+def _encode(pruned: PrunedNetwork) -> Encoded:
+    shrunk = shrink(pruned.network, pruned.samples, pruned.masks, view_of=pruned.view_of)
+    data = encode_shrunk(shrunk.network, view_of=pruned.view_of)
+    before, after = shrunk.report.units
+    nothing = ("no unit is gone, so this is the dense network; prune whole channels: --pattern channels",)
+    return Encoded(data, (*str(shrunk.report).splitlines(), *(nothing if before == after else ())))
+
+
+def _reopen(path: Path, pruned: PrunedNetwork) -> Run:
+    network = load_shrunk(pruned.network, path, view_of=pruned.view_of)
+    return lambda samples: samples.through(network)
+
+
+FORMAT = Format(
+    _encode,
+    _reopen,
+    tolerance=1e-5,  # constants are added in another order, and nothing else
+    load="network = prunekit.load_shrunk(network, {path})",
+)

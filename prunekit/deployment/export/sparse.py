@@ -1,0 +1,20 @@
+"""Format ``sparse``: a sparse checkpoint, the kept values and packed masks. It is small on disk, dense once loaded."""
+
+from prunekit.deployment.export.formats import SAME_WEIGHTS, Encoded, Format, reopen_weights
+from prunekit.deployment.pruned_network import PrunedNetwork
+from prunekit.errors import ExportError
+from prunekit.masks.weight_files import encode_sparse, load_weights
+
+
+def _encode(pruned: PrunedNetwork) -> Encoded:
+    if not pruned.masks.tensors:
+        raise ExportError(f"{pruned.name} has no masks and no zeros, so there is nothing to leave out; export it dense")
+    return Encoded(encode_sparse(pruned.network.state_dict(), pruned.masks))
+
+
+FORMAT = Format(
+    _encode,
+    reopen_weights(load_weights),
+    SAME_WEIGHTS,
+    load="network.load_state_dict(prunekit.load_weights({path}))",
+)

@@ -1,0 +1,251 @@
+"""A pruned network, opened for use: from the folder of a finished run, or from anyone's code and files.
+
+``prunekit export`` and ``prunekit bench`` share it. It reads and changes no file; it must not know how networks are
+pruned, exported or measured.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from prunekit.contracts.seeds import Seeds
+from prunekit.errors import CheckpointError, ConfigError, MaskError
+from prunekit.layers.lookup import find_layers, parameter_name
+from prunekit.layers.samples import MOST, Samples
+from prunekit.layers.torch_views import core_view
+from prunekit.layers.view import LayerView, ViewOf
+from prunekit.masks.masks import Masks, load_masks
+from prunekit.masks.matching import match
+from prunekit.masks.weight_files import check_weights, load_weights
+from prunekit.plugins.manager import make_manager, view_of
+from prunekit.plugins.registry import collect, import_named
+from prunekit.runs.folder import RunFolder
+from prunekit.runs.preparation import build_model
+from prunekit.runs.recipes import build_config, read_recipe
+from prunekit.runs.task_samples import task_samples
+
+
+@attrs.frozen(eq=False)
+class PrunedNetwork:
+    """A pruned network and what to run it on.
+
+    Attributes:
+        network: the deployed network, in evaluation mode, on the CPU, without gradients; dropped weights are exactly 0.
+        masks: parameter name in the network -> bool; what has none is dense.
+        views: its prunable layers by name, from input to output.
+        samples: what to call it with.
+        name: what the user called it.
+        view_of: what the views came from.
+    """
+
+    network: nn.Module
+    masks: Masks
+    views: dict[str, LayerView]
+    samples: Samples
+    name: str
+    view_of: ViewOf = core_view
+
+    def outputs(self, samples: Samples | None = None) -> tuple[Tensor, ...]:
+        """Run the network and return its output tensors; without ``samples`` on its own."""
+        return (samples or self.samples).through(self.network)
+
+    def layer_masks(self) -> dict[str, Tensor]:
+        """Return layer -> mask of the weight's shape, of the prunable layers that have one."""
+        matched = match(self.masks.tensors, self.network)
+        by_weight = {id(parameter): mask for parameter, mask in matched.values()}
+        found = {}
+        for name, view in self.views.items():
+            # By name too: a computed weight is another tensor at each look.
+            mask = self.masks.tensors.get(parameter_name(name, view), by_weight.get(id(view.weight)))
+            if mask is not None:
+                found[name] = mask
+        return found
+
+    def __str__(self) -> str:
+        kept = {name: int(mask.sum()) for name, mask in self.layer_masks().items()}
+        weights = {name: view.weight.numel() for name, view in self.views.items()}
+        total, left = sum(weights.values()), sum((weights | kept).values())
+        density = f" (density {left / total:.4g})" if total else ""
+        return f"{self.name}: {type(self.network).__name__}, {left:,} of {total:,} prunable weights left{density}"
+
+
+def open_pruned(
+    name: str,
+    *,
+    masks: str | os.PathLike[str] | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    inputs: Sequence[str] = (),
+    no_plugins: Sequence[str] = (),
+) -> PrunedNetwork:
+    """Open a pruned network.
+
+    Args:
+        name: a run folder, or ``file.py:function`` or ``module:Class``, which called without arguments gives the
+            network.
+        masks: of such a network: a mask file. Without one, what is exactly zero is dropped.
+        weights: of such a network: its state dict; a sparse checkpoint will do.
+        inputs: of such a network: the shapes of its arguments; see ``random_samples``.
+        no_plugins: names of plugins to do without.
+
+    Raises:
+        CheckpointError: a folder without a finished run; weights that cannot be read or do not fit.
+        ConfigError: no such thing; missing or wrong inputs; a function that gives no network.
+        MaskError: masks that cannot be read or do not fit.
+        DataError: the data of a run's task is not there.
+    """
+    if name and Path(name).is_dir():
+        if masks is not None or weights is not None or inputs:
+            raise ConfigError(f"{name} is a run folder, which has masks, weights and inputs; leave out those options")
+        return _open_run(RunFolder(Path(name)), no_plugins)
+    if ":" not in name:
+        raise ConfigError(f"there is no run folder {name!r}; name one, or a model as file.py:function or module:Class")
+    if not inputs:
+        raise ConfigError(f"model {name!r} needs the shape of a sample; give --input, for example --input 3x55x47")
+    return _open_model(name, masks, weights, inputs, no_plugins)
+
+
+def _open_run(folder: RunFolder, no_plugins: Sequence[str]) -> PrunedNetwork:
+    if not folder.config.is_file():
+        raise CheckpointError(f"{folder.path} holds no run (there is no {folder.config.name} in it)")
+    if not folder.model.is_file():
+        raise CheckpointError(
+            f"the run in {folder.path} has no {folder.model.name} yet; finish it with: "
+            f"prunekit run --resume {folder.path}"
+        )
+    config = build_config(read_recipe(folder.config), {"no_plugins": list(no_plugins) or None})
+    manager = make_manager(config.no_plugins)
+    task = collect(manager).make_task(config.task.name, config.task.options)
+    seeds = Seeds(config.seed)
+    task.setup(seeds)
+    model = build_model(task, seeds, "initial weights").eval().requires_grad_(requires_grad=False)
+    network = task.deployed(model)
+    _load(network, folder.model, "the task or its data is not as it was in the run")
+    loaded = load_masks(folder.masks) if folder.masks.is_file() else Masks({})
+    fitted = _fit(loaded, network, folder.masks)
+    samples = task_samples(task, model, seeds)
+    views_by = view_of(manager)
+    return PrunedNetwork(network, fitted, find_layers(network, views_by), samples, str(folder.path), views_by)
+
+
+def _open_model(
+    name: str,
+    masks: str | os.PathLike[str] | None,
+    weights: str | os.PathLike[str] | None,
+    inputs: Sequence[str],
+    no_plugins: Sequence[str],
+) -> PrunedNetwork:
+    network = _made(name).eval()
+    dtypes = [tensor.dtype for tensor in network.parameters() if tensor.dtype.is_floating_point]
+    samples = random_samples(inputs, dtypes[0] if dtypes else torch.get_default_dtype())
+    with _seeded():  # lazy modules draw their weights now
+        _check_call(network, samples, name, "give one --input for each argument")
+    _check_call(network, samples.take(1), name, "what is deployed has to take one sample alone, too")
+    network.requires_grad_(requires_grad=False)
+    if weights is not None:
+        _load(network, weights, "give a state dict of this network")
+    if masks is not None:
+        fitted = _fit(load_masks(masks), network, masks)
+    else:
+        zeros = Masks.from_zeros(network).tensors.items()
+        fitted = Masks({key: mask for key, mask in zeros if not bool(mask.all())})
+    views_by = view_of(make_manager(no_plugins))
+    return PrunedNetwork(network, fitted, find_layers(network, views_by), samples, name, views_by)
+
+
+def _check_call(network: nn.Module, samples: Samples, name: str, advice: str) -> None:
+    try:
+        samples.through(network.cpu())
+    except Exception as error:
+        shapes = " and ".join(str(list(leaf.shape)) for leaf in samples.arguments)
+        problem = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"model {name!r} cannot be called with inputs of {shapes}: {problem}; {advice}") from error
+
+
+def _made(name: str) -> nn.Module:
+    make = import_named("model", name)
+    try:
+        with _seeded():
+            network = make()
+    except Exception as error:
+        problem = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"model {name!r} cannot be called without arguments: {problem}") from error
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"model {name!r} gives a {type(network).__name__}, expected a torch.nn.Module")
+    # What torch.compile wraps is the network; through the wrapping nothing can be seen.
+    network = dict(network.named_children()).get("_orig_mod", network)
+    if isinstance(network, torch.jit.ScriptModule):
+        raise ConfigError(f"model {name!r} is a script, which cannot be changed; give the module that it was made of")
+    if prune.is_pruned(network):
+        raise ConfigError(
+            f"model {name!r} is pruned with torch.nn.utils.prune, which keeps masks beside weights that are whole; "
+            "call torch.nn.utils.prune.remove for each, so that what is dropped is 0"
+        )
+    return network
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """As for a run: the same command gives the same weights, and the caller's generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(Seeds(0).derive("initial weights"))
+        yield
+
+
+def _load(network: nn.Module, path: str | os.PathLike[str], advice: str) -> None:
+    weights: dict[str, Any] = load_weights(path)
+    check_weights(weights, network, Path(path), advice)
+    network.load_state_dict(weights)
+
+
+def _fit(masks: Masks, network: nn.Module, path: str | os.PathLike[str]) -> Masks:
+    """Apply masks to a network, and return them under the names that it gives its parameters."""
+    try:
+        matched = match(masks.tensors, network)
+    except MaskError as error:
+        raise MaskError(f"{os.fspath(path)}: {error}") from error
+    fitted = Masks({name: mask for name, (_, mask) in matched.items()}, masks.info)
+    fitted.apply(network)
+    return fitted
+
+
+_FORM = "expected sizes such as 3x55x47, or 128:0..999 for whole numbers from 0 to 999"
+
+
+def random_samples(shapes: Sequence[str], dtype: torch.dtype) -> Samples:
+    """Return a batch of ``MOST`` random samples, the same ones every time.
+
+    Args:
+        shapes: one for each argument of the network: the shape of one sample, without the batch. "3x55x47" are normal
+            numbers, "128:0..999" whole numbers (token ids) from 0 to 999.
+        dtype: of the normal numbers.
+
+    Raises:
+        ConfigError: a shape that is not understood.
+    """
+    return Samples(tuple(_random(text, number, dtype) for number, text in enumerate(shapes)))
+
+
+def _random(text: str, number: int, dtype: torch.dtype) -> Tensor:
+    found = re.fullmatch(r"([1-9]\d*(?:x[1-9]\d*)*)(?::(\d+)\.\.(\d+))?", text, re.ASCII)
+    if found is None:
+        raise ConfigError(f"--input is {text!r}, {_FORM}; the batch is not counted")
+    shape = (MOST, *map(int, found[1].split("x")))
+    generator = Seeds(0).generator("sample inputs", number)
+    low, high = (int(found[2]), int(found[3])) if found[2] else (0, 0)
+    if low > high:
+        raise ConfigError(f"--input is {text!r}, which has no whole number, {_FORM}")
+    try:
+        if found[2] is None:
+            return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        return torch.randint(low, high + 1, shape, generator=generator)
+    except (RuntimeError, TypeError, ValueError) as error:  # no memory; numbers beyond 64 bits
+        reason = str(error).partition("\n")[0][:200]
+        raise ConfigError(f"--input is {text!r}, of which {MOST} samples cannot be made: {reason}") from error

@@ -1,0 +1,253 @@
+"""A pruned network as a file of compressed sparse rows, which loads into a fresh dense model and runs sparse.
+
+A safetensors file. Each masked weight, as a matrix of ``columns`` (the longest product of its last dimensions that 16
+bits count, at least its last dimension), has three tensors: ``<name>_crow``, int32 ``[rows + 1]``, where each row
+begins; ``<name>_col``, the columns of the kept values, uint8, uint16 or int32, ascending in each row; and
+``<name>_values``. A weight that would be larger so, and every other tensor of the state dict, stands in it as it is, a
+tied one once. The metadata entry ``prunekit`` is a JSON object with sorted keys: ``csr`` (1, the version), ``tool``,
+``matrices`` (name -> columns), ``tied`` (name -> name it is stored under), ``forms`` (layer -> number of samples ->
+form). Never pickled; what a header claims costs no memory, since sizes are those of the model.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from prunekit.deployment.sparse.conversion import LayerReport, make_products, put_in
+from prunekit.deployment.sparse.sparse_layer import DENSE
+from prunekit.errors import CheckpointError
+from prunekit.files.atomic import write_atomically
+from prunekit.files.safetensors_files import open_tensors, read_header, some
+from prunekit.layers.lookup import masked_layers
+from prunekit.layers.samples import Samples
+from prunekit.layers.view import ViewOf
+from prunekit.masks.files import METADATA, tool
+from prunekit.masks.masks import Masks
+from prunekit.masks.matching import match_names
+from prunekit.masks.reparametrized import copy_of
+from prunekit.plugins.manager import installed_views
+
+VERSION = 1
+_PARTS = ("crow", "col", "values")
+_NARROW = ((2**8, torch.uint8), (2**16, torch.uint16))
+_DTYPE_NAMES = {torch.uint8: "U8", torch.uint16: "U16", torch.int32: "I32"}
+
+
+def save_csr(path: str | os.PathLike[str], model: nn.Module, masks: Masks, reports: tuple[LayerReport, ...]) -> None:
+    """Write a pruned model as compressed sparse rows, whole or not at all.
+
+    Args:
+        path: where to; by custom it ends in ``.safetensors``.
+        model: the dense model that was given to ``run_sparse``.
+        masks: that were given to it.
+        reports: that it returned; they say which layers run sparse, and in which form.
+
+    Raises:
+        CheckpointError: when the file cannot be written.
+        MaskError: listing every mask that fits no weight.
+    """
+    write_atomically(path, encode_csr(model, masks, reports))
+
+
+def encode_csr(model: nn.Module, masks: Masks, reports: tuple[LayerReport, ...]) -> bytes:
+    """Return the bytes that ``save_csr`` writes.
+
+    Raises:
+        CheckpointError: a tensor of the model has a name that is in the way.
+        MaskError: listing every mask that fits no weight.
+    """
+    state = model.state_dict(keep_vars=True)
+    matched = match_names(masks.tensors, state)
+    tensors: dict[str, Tensor] = {}
+    matrices, tied, first = dict[str, int](), dict[str, str](), dict[int, str]()
+    for name, tensor in state.items():
+        if first.setdefault(id(tensor), name) != name:
+            tied[name] = first[id(tensor)]
+    mask_of = {id(tensor): mask for tensor, mask in matched.values()}
+    for name, tensor in state.items():
+        if name in tied:
+            continue
+        weight = tensor.detach().cpu().contiguous()
+        if id(tensor) in mask_of:
+            mask = mask_of[id(tensor)].cpu()
+            weight = weight.masked_fill(~mask, 0)
+            columns = _columns(weight.shape)
+            parts = _compressed(weight.reshape(-1, columns), mask.reshape(-1, columns))
+            if sum(part.nbytes for part in parts) < weight.nbytes:
+                tensors |= {f"{name}_{kind}": part for kind, part in zip(_PARTS, parts, strict=True)}
+                matrices[name] = columns
+                continue
+        tensors[name] = weight.clone()
+    if len(tensors) != len(state) - len(tied) + 2 * len(matrices):
+        raise CheckpointError("cannot write compressed rows: a tensor of the model has the name of a part; rename it")
+    forms = {report.layer: {str(size): form for size, form in report.forms.items()} for report in reports}
+    header = {
+        "csr": VERSION,
+        "tool": tool(),
+        "matrices": matrices,
+        "tied": tied,
+        "forms": {layer: found for layer, found in forms.items() if found},
+    }
+    return safetensors.torch.save(tensors, {METADATA: json.dumps(header, sort_keys=True)})
+
+
+def load_csr(
+    path: str | os.PathLike[str], model: nn.Module, sample_input: Any, *, view_of: ViewOf | None = None
+) -> nn.Module:
+    """Return a copy of a dense model with the weights of a file, whose layers run sparse as the file says.
+
+    Nothing is measured: the forms are those found when the file was made.
+
+    Args:
+        path: a file of ``save_csr``.
+        model: of the same architecture, with any weights; it stays as it is.
+        sample_input: what the model is called with; see ``run_sparse``.
+        view_of: gives the views of the layers; ``None``: the core and all installed plugins do.
+
+    Returns:
+        The copy, in evaluation mode.
+
+    Raises:
+        CheckpointError: naming the file, and what is wrong with it or does not fit the model.
+    """
+    path = Path(path)
+    network = copy_of(model).eval().requires_grad_(requires_grad=False)
+    state = network.state_dict()
+    with open_tensors(path, CheckpointError) as file:
+        header = _header(read_header(file, METADATA, path, CheckpointError), path)
+        weights = _read(file, header, state, path)
+    network.load_state_dict(weights)
+    masks = Masks({name: weights[name] != 0 for name in header["matrices"]})
+    found = masked_layers(network, masks, installed_views() if view_of is None else view_of)
+    if unknown := sorted(header["forms"].keys() - found.keys()):
+        raise CheckpointError(
+            f"{path}: the model has no layers {some(unknown)} that could run sparse; build the same one"
+        )
+    layers = {name: found[name] for name in header["forms"]}
+    samples = Samples.of(sample_input)
+    products, reasons = make_products(network, layers, samples)
+    for name, reason in reasons.items():
+        raise CheckpointError(f"{path}: {name!r} runs sparse in the file, but in this model it {reason}")
+    forms = {name: {int(size): form for size, form in found.items()} for name, found in header["forms"].items()}
+    for name, product in products.items():
+        if odd := sorted(set(forms[name].values()) - {*product.forms, DENSE}):
+            raise CheckpointError(f"{path}: {name!r} has no form {some(odd)}; the file is damaged, write it again")
+    return put_in(network, layers, products, forms, samples)
+
+
+def _columns(shape: torch.Size) -> int:
+    """Return the columns of the matrix that a weight is stored as."""
+    products = [math.prod(shape[axis:]) for axis in range(len(shape) - 1, 0, -1)]
+    return max([product for product in products if product <= _NARROW[-1][0]], default=shape[-1] if shape else 1)
+
+
+def _index(columns: int) -> torch.dtype:
+    return next((dtype for most, dtype in _NARROW if columns <= most), torch.int32)
+
+
+def _compressed(weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    ends = mask.sum(1).cumsum(0)
+    crow = torch.cat([ends.new_zeros(1), ends]).int()
+    return crow, mask.nonzero()[:, 1].to(_index(mask.shape[1])), weight[mask]
+
+
+def _header(header: dict[str, Any] | None, path: Path) -> dict[str, Any]:
+    """Return the header, checked for its types."""
+    if header is None or "csr" not in header:
+        raise CheckpointError(f"{path}: is no file of compressed sparse rows; write one with save_csr")
+    if header["csr"] != VERSION or type(header["csr"]) is not int:
+        raise CheckpointError(
+            f"{path}: version {header['csr']!r}, written by {header.get('tool')!r}, but this version reads {VERSION}; "
+            "update prunekit"
+        )
+    matrices, tied, forms = (header.get(key) for key in ("matrices", "tied", "forms"))
+    good = (
+        isinstance(matrices, dict)
+        and all(type(columns) is int and columns > 0 for columns in matrices.values())
+        and isinstance(tied, dict)
+        and all(isinstance(name, str) for name in tied.values())
+        and isinstance(forms, dict)
+        and all(map(_is_forms, forms.values()))
+    )
+    if not good:
+        raise CheckpointError(f"{path}: the metadata entry {METADATA!r} is damaged; write the file again")
+    return header
+
+
+def _is_forms(forms: Any) -> bool:
+    most = 9  # digits
+    return (
+        isinstance(forms, dict)
+        and bool(forms)
+        and all(size.isascii() and size.isdecimal() and len(size) <= most and int(size) for size in forms)
+        and all(isinstance(form, str) for form in forms.values())
+    )
+
+
+def _read(file: Any, header: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Return the state dict in an open file, for a model whose state dict is given."""
+    matrices, tied = header["matrices"], header["tied"]
+    parts = {f"{name}_{part}" for name in matrices for part in _PARTS}
+    keys = set(file.keys())
+    names = (keys - parts) | matrices.keys()
+    if odd := sorted((parts - keys) | (set(tied.values()) - names) | (names & tied.keys()) | (matrices.keys() & keys)):
+        raise CheckpointError(f"{path}: header and tensors differ in {some(odd)}; the file is damaged, write it again")
+    if odd := sorted((names | tied.keys()) ^ state.keys()):
+        raise CheckpointError(f"{path}: is of another network, they differ in {some(odd)}; build the same model")
+    weights = {}
+    for name in sorted(names):
+        model = state[name]
+        if name in matrices:
+            weights[name] = _dense(file, name, matrices[name], model, path)
+        else:
+            weights[name] = _tensor(file, name, list(model.shape), path)
+        if weights[name].dtype != model.dtype:
+            raise CheckpointError(
+                f"{path}: {name} is {weights[name].dtype}, but {model.dtype} in the model; convert the model first"
+            )
+    for name, other in tied.items():
+        if weights[other].shape != state[name].shape:
+            raise CheckpointError(f"{path}: {name} is {list(state[name].shape)} in the model, not as {other}")
+    return weights | {name: weights[other] for name, other in tied.items()}
+
+
+def _tensor(file: Any, key: str, shape: list[int], path: Path, dtype: str | None = None) -> Tensor:
+    """Return a tensor, after a look at what the file says of it."""
+    entry = file.get_slice(key)
+    if entry.get_shape() != shape or dtype not in {None, entry.get_dtype()}:
+        raise CheckpointError(
+            f"{path}: {key} is {entry.get_dtype()} {entry.get_shape()}, expected {dtype or ''}{shape}; "
+            "build the same model, or write the file again"
+        )
+    tensor: Tensor = file.get_tensor(key)
+    return tensor
+
+
+def _dense(file: Any, name: str, columns: int, model: Tensor, path: Path) -> Tensor:
+    """Return a weight from its compressed rows, all checked."""
+    wrong = f"{path}: {name}_{{}} {{}}; the file is damaged, write it again"
+    if columns != _columns(model.shape) or not model.numel():
+        raise CheckpointError(
+            f"{path}: {name} has {columns} columns, {list(model.shape)} in the model; build the same one"
+        )
+    rows = model.numel() // columns
+    crow = _tensor(file, f"{name}_crow", [rows + 1], path, "I32").long()
+    counts = crow.diff()
+    if crow[0] != 0 or bool((counts < 0).any()) or bool((counts > columns).any()):
+        raise CheckpointError(wrong.format("crow", "does not say where rows begin"))
+    kept = int(crow[-1])
+    col = _tensor(file, f"{name}_col", [kept], path, _DTYPE_NAMES[_index(columns)]).long()
+    values = _tensor(file, f"{name}_values", [kept], path)
+    places = torch.repeat_interleave(torch.arange(rows), counts) * columns + col
+    if bool((col < 0).any()) or bool((col >= columns).any()) or bool((places.diff() <= 0).any()):
+        raise CheckpointError(wrong.format("col", "is not ascending, or beyond the last column"))
+    dense = values.new_zeros(model.numel())
+    dense[places] = values
+    return dense.reshape(model.shape)

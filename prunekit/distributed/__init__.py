@@ -1,0 +1,14 @@
+"""What several processes share: the launcher, devices, ranks and reductions, DTensor, DDP, FSDP2, and batch shares.
+
+It must not know layers, masks or tasks.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "ranks": ["own_rank", "rank_count", "sum_over_ranks"],
+        "batch_shares": ["Part", "map_tensors", "split_batch"],
+    },
+)

@@ -1,0 +1,73 @@
+"""Batch normalisation over the samples of all ranks, so that several processes train what one process would.
+
+It must not know layers that are pruned, nor how a run goes.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.distributed.ranks import own_rank, rank_count, sum_with_gradients
+
+
+def synchronize_norms(model: nn.Module) -> None:
+    """Let every batch normalisation of a model use the samples of all ranks; names and parameters stay.
+
+    On a GPU it is torch's ``SyncBatchNorm``, which exists there only. With one process nothing changes.
+    """
+    if rank_count() == 1:
+        return
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+                setattr(module, name, _shared(child))
+
+
+def _shared(norm: nn.modules.batchnorm._BatchNorm) -> nn.Module:
+    on_gpu = any(tensor.is_cuda for tensor in norm.state_dict().values())
+    made = (nn.SyncBatchNorm if on_gpu else SharedNorm)(
+        norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta"
+    )
+    for name, parameter in norm.named_parameters(recurse=False):
+        made.register_parameter(name, parameter)
+    for name, buffer in norm.named_buffers(recurse=False):
+        made.register_buffer(name, buffer)
+    return made.train(norm.training)
+
+
+class SharedNorm(nn.BatchNorm1d):
+    """Batch normalisation whose means and variances are those of the samples of all ranks, with their gradients."""
+
+    def _check_input_dim(self, values: Tensor) -> None:
+        """Take any number of dimensions: the one that was replaced has checked its own."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return the normalised ``[samples, features, ...]``, of the same type."""
+        if not self.training:
+            return super().forward(values)
+        # Single precision at least, as torch's own takes its sums.
+        exact = values.to(torch.promote_types(values.dtype, torch.float32))
+        variance, mean = torch.var_mean(exact, [0, *range(2, exact.dim())], correction=0)
+        count = torch.full_like(mean, exact.numel() / len(mean))
+        everyone = exact.new_zeros(rank_count(), 3, len(mean))
+        everyone[own_rank()] = torch.stack([count, mean, variance])
+        counts, means, variances = sum_with_gradients(everyone).unbind(1)
+        total = counts.sum(0)
+        mean = (counts * means).sum(0) / total
+        variance = (counts * (variances + (means - mean).square())).sum(0) / total
+        self._track(mean.detach(), (variance * total / (total - 1)).detach())
+        shape = [1, -1] + [1] * (exact.dim() - 2)
+        scale = (variance + self.eps).rsqrt()
+        if self.weight is not None:
+            scale = scale * self.weight
+        result = (exact - mean.view(shape)) * scale.view(shape)
+        if self.bias is not None:
+            result = result + self.bias.view(shape)
+        return result.to(values.dtype)
+
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked += 1
+        factor = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        self.running_mean += (mean - self.running_mean) * factor
+        self.running_var += (variance - self.running_var) * factor

@@ -1,0 +1,16 @@
+"""A network as prunable layers: views, look-up by name, densities over layers, and how the network is called.
+
+It must not know criteria, plugins or training.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "view": ["LayerShape", "LayerView"],
+        "torch_views": ["ConvolutionView", "LinearView"],
+        "lookup": ["find_layers", "parameter_name"],
+        "densities": ["spread"],
+    },
+)

@@ -1,0 +1,16 @@
+"""A mask: patterns, the exact choice from scores, applying, holding, and files of masks and of sparse weights.
+
+It must not know layers, criteria or runs.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "masks": ["Masks", "load_masks"],
+        "patterns": ["Blocks", "Channels", "NofM", "Units"],
+        "selection": ["Quota", "keep_best"],
+        "weight_files": ["load_weights", "save_sparse"],
+    },
+)

@@ -1,0 +1,205 @@
+"""Masks as safetensors files of ours, bit-packed; what others write is read too.
+
+A file of ours has, for each parameter, one tensor ``<parameter name>_mask``, and one metadata entry,
+``prunekit``, a JSON object with sorted keys (several entries would be stored in no fixed order, and the same
+masks must give the same bytes):
+
+- ``format``: 1; ``tool``: what wrote it; ``info``: criterion, schedule, seed and whatever else the masks carry;
+- ``layers``: parameter name -> ``shape``, ``kept`` (a count, checked on reading) and ``density``;
+- ``fingerprint``: SHA-256 of the names and shapes; ``packed``: whether the masks are bits or bools;
+- ``weights``: true where the weights are in the file too (see ``prunekit.masks.weight_files``); else it is not there.
+
+A packed mask is the weight as a matrix, first axis x all others, with the bits of each row packed by
+``numpy.packbits(axis=-1, bitorder="little")``: ``uint8 [rows, ceil(columns / 8)]``. (Packing the last axis of a
+convolution's weight itself would waste most bits of each byte.)
+
+This module must not know models, optimisers or training. It never unpickles, and it takes no memory for
+what a header merely claims.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+import torch
+from torch import Tensor
+
+from prunekit.errors import MaskError
+from prunekit.files.safetensors_files import check_format, damaged, open_tensors, read_header, some
+from prunekit.files.torch_files import is_torch_file, load_state_dict
+from prunekit.masks.foreign import read_foreign, zeros_and_ones
+
+FORMAT = 1
+METADATA = "prunekit"
+_MOST_DIMENSIONS = 32
+
+
+def encode(masks: Mapping[str, Tensor], info: Mapping[str, Any], *, packed: bool = True) -> bytes:
+    """Return the bytes of a mask file; the same masks and info always give the same bytes.
+
+    Args:
+        masks: parameter name -> bool of the parameter's shape, True = keep.
+        info: what is known of the masks, JSON only.
+        packed: eight weights to a byte; else plain bool of the parameter's shape, for readers that know no packing.
+
+    Raises:
+        MaskError: when there is no mask, or ``info`` cannot be written as JSON.
+    """
+    arrays, text = layout(masks, info, packed=packed)
+    return safetensors.numpy.save(arrays, {METADATA: text})
+
+
+def layout(
+    masks: Mapping[str, Tensor], info: Mapping[str, Any], *, packed: bool = True, weights: bool = False
+) -> tuple[dict[str, np.ndarray[Any, Any]], str]:
+    """Return the tensors of a mask file and the text of its metadata entry; see ``encode``.
+
+    Args:
+        masks: parameter name -> bool of the parameter's shape.
+        info: what is known of the masks, JSON only.
+        packed: eight weights to a byte.
+        weights: whether the file has weights too (see ``prunekit.masks.weight_files``).
+
+    Raises:
+        MaskError: when there is no mask, or ``info`` cannot be written as JSON.
+    """
+    if not masks:
+        raise MaskError("there is no mask to write; select weights first")
+    arrays, layers = {}, {}
+    for name, mask in masks.items():
+        array = mask.cpu().contiguous().numpy()
+        kept = int(np.count_nonzero(array))
+        arrays[f"{name}_mask"] = _pack(array) if packed else array
+        layers[name] = {"shape": list(mask.shape), "kept": kept, "density": kept / array.size if array.size else 1.0}
+    header = {
+        "format": FORMAT,
+        "tool": tool(),
+        "info": dict(info),
+        "layers": layers,
+        "fingerprint": fingerprint({name: tuple(mask.shape) for name, mask in masks.items()}),
+        "packed": packed,
+        **({"weights": True} if weights else {}),
+    }
+    try:
+        return arrays, json.dumps(header, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise MaskError(f"info of masks cannot be written as JSON: {error}; use numbers, texts and lists") from error
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the masks of a file: ours, or what others write (see ``prunekit.masks.foreign``).
+
+    The others' may be safetensors or a state dict of ``torch.save``.
+
+    Returns:
+        Parameter name -> bool mask, and the info of a file of ours (of others: nothing).
+
+    Raises:
+        MaskError: naming the file, and the key where it is one tensor that is wrong.
+    """
+    if is_torch_file(path):
+        state = load_state_dict(path, MaskError)
+        return read_foreign(state.keys(), state.__getitem__, path), {}
+    with open_tensors(path, MaskError) as file:
+        header = read_header(file, METADATA, path, MaskError)
+        if header is not None:
+            return read_own(file, header, path)
+        return read_foreign(file.keys(), file.get_tensor, path), {}
+
+
+def fingerprint(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Return the SHA-256 of parameter names and shapes, whatever their order: the network that masks are for."""
+    text = json.dumps({name: list(shape) for name, shape in shapes.items()}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tool() -> str:
+    """Return what files say they were written by."""
+    try:
+        return f"prunekit {version('prunekit')}"
+    except PackageNotFoundError:
+        return "prunekit (not installed)"
+
+
+def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    return (1, math.prod(shape)) if len(shape) < 2 else (shape[0], math.prod(shape[1:]))  # noqa: PLR2004 - a matrix
+
+
+def _packed_shape(shape: tuple[int, ...]) -> list[int]:
+    rows, columns = _matrix_shape(shape)
+    return [rows, (columns + 7) // 8]
+
+
+def _pack(mask: np.ndarray[Any, np.dtype[np.bool_]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.packbits(mask.reshape(_matrix_shape(mask.shape)), axis=-1, bitorder="little")
+
+
+def _unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
+    columns = _matrix_shape(shape)[1]
+    bits = np.unpackbits(packed.numpy(), axis=-1, count=columns, bitorder="little")
+    return torch.from_numpy(bits.view(np.bool_)).reshape(shape)
+
+
+def _check_header(header: dict[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes in the header, checked."""
+    check_format(header, METADATA, "mask", FORMAT, path, MaskError)
+    wrong = damaged(path, METADATA)
+    layers = header.get("layers")
+    if not isinstance(layers, dict) or not isinstance(header.get("info"), dict):
+        raise MaskError(wrong.format("no layers or no info"))
+    if not isinstance(header.get("packed"), bool):
+        raise MaskError(wrong.format("packed is neither true nor false"))
+    shapes = {}
+    for name, layer in layers.items():
+        shape = layer.get("shape") if isinstance(layer, dict) else None
+        if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+            raise MaskError(wrong.format(f"shape of {name!r}"))
+        if len(shape) > _MOST_DIMENSIONS or type(layer.get("kept")) is not int:
+            raise MaskError(wrong.format(f"shape or count of {name!r}"))
+        shapes[name] = tuple(shape)
+    if header.get("fingerprint") != fingerprint(shapes):
+        raise MaskError(wrong.format("the fingerprint is not that of its shapes"))
+    return shapes
+
+
+def read_own(file: Any, header: dict[str, Any], path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the masks and the info of an open file of ours.
+
+    Raises:
+        MaskError: when header and tensors are not what ``encode`` writes.
+    """
+    shapes = _check_header(header, path)
+    expected = {f"{name}_mask": name for name in shapes}
+    keys = set(file.keys())
+    odd = sorted(expected.keys() - keys if header.get("weights") is True else expected.keys() ^ keys)
+    if odd or not expected:
+        raise MaskError(f"{path}: the header and the tensors differ in {some(odd) or 'nothing: no mask is there'}")
+    masks = {}
+    for key, name in sorted(expected.items()):
+        entry, shape = file.get_slice(key), shapes[name]
+        dtype, stored = ("U8", _packed_shape(shape)) if header["packed"] else ("BOOL", list(shape))
+        if entry.get_dtype() != dtype or entry.get_shape() != stored:
+            raise MaskError(
+                f"{path}: {key} is {entry.get_dtype()} {entry.get_shape()}, expected {dtype} {stored} "
+                f"for a weight of {list(shape)}; write the file again"
+            )
+        if math.prod(shape) == 0:
+            mask = torch.zeros(shape, dtype=torch.bool)
+        elif header["packed"]:
+            mask = _unpack(file.get_tensor(key), shape)
+        else:
+            mask = zeros_and_ones(file.get_tensor(key), key, path)
+        kept = int(np.count_nonzero(mask.numpy()))
+        if kept != header["layers"][name]["kept"]:
+            raise MaskError(
+                f"{path}: {key} keeps {kept} weights, its header says {header['layers'][name]['kept']}; "
+                "the file is damaged, write it again"
+            )
+        masks[name] = mask
+    return masks, header["info"]

@@ -1,0 +1,104 @@
+"""The two things done with one mask: finding the parameter it belongs to, and making dropped weights zero.
+
+This module knows tensors, names and models. It must not know files, optimisers, criteria or training.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from prunekit.distributed.dtensor import reshard
+from prunekit.errors import MaskError
+from prunekit.masks.reparametrized import carriers, stays_finite
+
+_Weight = TypeVar("_Weight", bound=Tensor)
+
+
+def plain_name(name: str) -> str:
+    """Return a parameter's name without what wrappers put around it: ``module.`` and ``_orig_mod.``.
+
+    >>> plain_name("module._orig_mod.features._orig_mod.0.weight")
+    'features.0.weight'
+    """
+    parts = [part for part in name.split(".") if part != "_orig_mod"]
+    while len(parts) > 1 and parts[0] == "module":
+        parts = parts[1:]
+    return ".".join(parts)
+
+
+def match(masks: Mapping[str, Tensor], model: nn.Module) -> dict[str, tuple[nn.Parameter, Tensor]]:
+    """Find the parameter of each mask. Tied weights are one weight, whichever of its names is used.
+
+    The mask of a weight that is computed (weight norm) belongs to the parameter that carries its zeros.
+
+    Args:
+        masks: parameter name -> bool of the parameter's shape. Names match with or without ``module.`` and
+            ``_orig_mod.`` on either side; an exact match comes first.
+        model: any module, wrapped, compiled or plain.
+
+    Returns:
+        The parameter's name in the model -> (parameter, mask), in the order of the masks.
+
+    Raises:
+        MaskError: naming every mask that fits no parameter, has another shape, or contradicts another one.
+    """
+    reshard(model)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    computed = dict(carriers(model))
+    matched = match_names(masks, parameters | {name: parameters[key] for name, key in computed.items()})
+    for name in computed.keys() & matched.keys():
+        if not stays_finite(model, name, computed[name], matched[name][1]):
+            raise MaskError(
+                f"under its mask {name!r} is computed as 0 / 0, since an output unit keeps no connection; "
+                "keep one of each, for example with scope='unit'"
+            )
+    return matched
+
+
+def match_names(masks: Mapping[str, Tensor], parameters: Mapping[str, _Weight]) -> dict[str, tuple[_Weight, Tensor]]:
+    """Find the weight of each mask in a state dict; as ``match`` does in a model."""
+    by_plain_name: dict[str, dict[int, str]] = {}
+    for name, parameter in parameters.items():
+        by_plain_name.setdefault(plain_name(name), {}).setdefault(id(parameter), name)
+    found: dict[int, tuple[str, Tensor]] = {}
+    problems = []
+    for name, mask in masks.items():
+        candidates = [name] if name in parameters else list(by_plain_name.get(plain_name(name), {}).values())
+        if len(candidates) != 1:
+            problems.append(_not_found(name, candidates, parameters))
+            continue
+        parameter = parameters[candidates[0]]
+        first, known = found.setdefault(id(parameter), (candidates[0], mask))
+        if is_lazy(parameter):
+            problems.append(f"{name!r} has no shape yet, run one batch through the model first")
+        elif parameter.shape != mask.shape:
+            problems.append(f"{name!r} has a mask of {list(mask.shape)} for a weight of {list(parameter.shape)}")
+        elif not parameter.is_floating_point():
+            problems.append(f"{name!r} is {parameter.dtype}, which cannot be masked")
+        elif not same_mask(known, mask):
+            problems.append(f"{name!r} and {first!r} are one weight with two different masks")
+    if problems:
+        raise MaskError(
+            f"masks do not fit the model: {'; '.join(problems)}; compare their names with those of the weights"
+        )
+    return {name: (parameters[name], mask) for name, mask in found.values()}
+
+
+def _not_found(name: str, candidates: list[str], parameters: Iterable[str]) -> str:
+    if candidates:
+        return f"{name!r} could be {' or '.join(candidates)}"
+    module, dot, last = name.rpartition(".")
+    if any(known.startswith(f"{module}{dot}parametrizations.{last}.") for known in parameters):
+        return (
+            f"{name!r} is computed from other parameters, whose zeros are not its own; call "
+            "torch.nn.utils.parametrize.remove_parametrizations"
+        )
+    return f"no parameter {name!r}"
+
+
+def same_mask(first: Tensor, second: Tensor) -> bool:
+    """Say whether two masks are equal, wherever they are."""
+    return first is second or (first.shape == second.shape and torch.equal(first, second.to(first.device)))

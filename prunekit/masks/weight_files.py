@@ -1,0 +1,178 @@
+"""Weights as files: dense ones are read, and pruned networks are written in the room that kept weights need.
+
+A sparse checkpoint is a packed mask file (see ``prunekit.masks.files``) whose header says ``weights``: for each
+masked weight it has, besides ``<name>_mask``, its kept values in row-major order, one-dimensional, as
+``<name>_values``; every other tensor of the state dict stands in it as it is. So ``load_masks`` reads its masks.
+This module must not know models, optimisers or training, and unpickles no more than ``prunekit.files.torch_files``.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import CheckpointError, MaskError
+from prunekit.files.atomic import write_atomically
+from prunekit.files.safetensors_files import open_tensors, read_header, some
+from prunekit.files.torch_files import is_torch_file, load_state_dict
+from prunekit.masks import files as mask_files
+from prunekit.masks.masks import Masks
+from prunekit.masks.matching import match_names
+
+# Bits are moved as integers, so that no NaN is quietened and no -0.0 loses its sign.
+_INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def save_sparse(path: str | os.PathLike[str], weights: Mapping[str, Tensor], masks: Masks) -> None:
+    """Write a state dict with only the kept values of masked weights, whole or not at all.
+
+    Read back, kept values and all other tensors have the same bits; dropped weights are +0.0, whatever they were.
+    The same weights and masks give the same bytes.
+
+    Args:
+        path: where to; by custom it ends in ``.safetensors``.
+        weights: a state dict. Masks find their weights in it as ``Masks.apply`` does in a model; one that has several
+            names in it (tied) is masked under each.
+        masks: at least one.
+
+    Raises:
+        CheckpointError: when the file cannot be written, or a name in ``weights`` is in the way.
+        MaskError: listing every mask that fits no weight.
+    """
+    write_atomically(path, encode_sparse(weights, masks))
+
+
+def encode_sparse(weights: Mapping[str, Tensor], masks: Masks) -> bytes:
+    """Return the bytes that ``save_sparse`` writes.
+
+    Raises:
+        CheckpointError: a name in ``weights`` is in the way.
+        MaskError: listing every mask that fits no weight.
+    """
+    matched = _with_tied(match_names(masks.tensors, weights), weights)
+    arrays, header = mask_files.layout({name: mask for name, (_, mask) in matched.items()}, masks.info, weights=True)
+    stored = {key: torch.from_numpy(array) for key, array in arrays.items()}
+    for name, (weight, mask) in matched.items():
+        stored[f"{name}_values"] = _bits(weight)[mask.cpu()].view(weight.dtype)
+    others = {name: tensor for name, tensor in weights.items() if name not in matched}
+    if clash := sorted(stored.keys() & others.keys()):
+        raise CheckpointError(
+            f"cannot write a sparse checkpoint: {some(clash)} of the weights would be written twice; rename them"
+        )
+    return safetensors.torch.save(stored | plain_copies(others), {mask_files.METADATA: header})
+
+
+def _with_tied(
+    matched: Mapping[str, tuple[Tensor, Tensor]], weights: Mapping[str, Tensor]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Add the other names of masked weights: loaded dense, they would bring back what is dropped."""
+    masks = {place: mask for weight, mask in matched.values() if (place := _place(weight))}
+    tied = {name: (weight, masks[place]) for name, weight in weights.items() if (place := _place(weight)) in masks}
+    return tied | dict(matched)
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    """Return where the numbers of a tensor lie; nothing where it has no memory of its own."""
+    pointer = tensor.data_ptr()
+    return (pointer, tensor.shape, tensor.stride()) if pointer else ()
+
+
+def save_weights(path: str | os.PathLike[str], weights: Mapping[str, Tensor]) -> None:
+    """Write a state dict as plain safetensors, whole or not at all.
+
+    Raises:
+        CheckpointError: when the file cannot be written.
+    """
+    write_atomically(path, encode_weights(weights))
+
+
+def encode_weights(weights: Mapping[str, Tensor]) -> bytes:
+    """Return the bytes that ``save_weights`` writes."""
+    return safetensors.torch.save(plain_copies(weights))
+
+
+def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read the weights in a file: a sparse checkpoint, plain safetensors, or a state dict of ``torch.save``.
+
+    Returns:
+        A state dict, on the CPU.
+
+    Raises:
+        CheckpointError: naming the file and what is wrong with it.
+    """
+    path = Path(path)
+    if is_torch_file(path):
+        return load_state_dict(path, CheckpointError)
+    try:
+        with open_tensors(path, CheckpointError) as file:
+            header = read_header(file, mask_files.METADATA, path, CheckpointError)
+            if header is None:
+                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
+            return _read_sparse(file, header, path)
+    except MaskError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _read_sparse(file: Any, header: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    if header.get("weights") is not True:
+        raise CheckpointError(
+            f"{path}: holds no weights, or not as a dense or sparse file has them (masks? a checkpoint of a run? an "
+            "export to csr, or semi-structured?); give the model's file"
+        )
+    masks, _ = mask_files.read_own(file, header, path)
+    keys = set(file.keys())
+    if missing := sorted({f"{name}_values" for name in masks} - keys):
+        raise CheckpointError(f"{path}: there are no {some(missing)}; the file is damaged, write it again")
+    sparse = {f"{name}_{part}" for name in masks for part in ("mask", "values")}
+    if twice := sorted(masks.keys() & (keys - sparse)):
+        raise CheckpointError(f"{path}: has {some(twice)} both sparse and dense; write it again")
+    weights = {key: file.get_tensor(key) for key in sorted(keys - sparse)}
+    for name, mask in masks.items():
+        values, kept = file.get_tensor(f"{name}_values"), header["layers"][name]["kept"]
+        if list(values.shape) != [kept] or not values.is_floating_point():
+            raise CheckpointError(
+                f"{path}: {name}_values is {values.dtype} {list(values.shape)}, expected {kept} kept weights; "
+                "write the file again"
+            )
+        bits = _bits(values)
+        dense = torch.zeros(mask.shape, dtype=bits.dtype)
+        dense[mask] = bits
+        weights[name] = dense.view(values.dtype)
+    return weights
+
+
+def plain_copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors that can be written: safetensors refuses those that share memory, such as tied weights."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().view(_INTEGER[tensor.element_size()])
+
+
+def check_weights(weights: Mapping[str, Tensor], network: nn.Module, path: str | Path | None, advice: str) -> None:
+    """Refuse a state dict that is not that of a network.
+
+    Args:
+        weights: the state dict.
+        network: what it is for; it may be on the device "meta".
+        path: where it came from.
+        advice: the next step.
+
+    Raises:
+        CheckpointError: the names and shapes in which they differ.
+    """
+    expected = network.state_dict()
+    problems = [f"{name} is missing" for name in expected if name not in weights]
+    problems += [f"{name} is not in the network" for name in weights if name not in expected]
+    problems += [
+        f"{name} is {list(weights[name].shape)}, in the network {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if problems:
+        raise CheckpointError(f"{path}: its weights are not those of the network: {some(problems)}; {advice}")

@@ -1,0 +1,28 @@
+"""The built-in plugins: like any other's, but always registered. A plugin's name is that of its module."""
+
+PLUGINS = (
+    "prunekit.plugins.layer_views",
+    "prunekit.plugins.transformers_layers",
+    "prunekit.criteria.magnitude",
+    "prunekit.criteria.random_choice",
+    "prunekit.criteria.correlation",
+    "prunekit.criteria.movement",
+    "prunekit.criteria.wanda",
+    "prunekit.criteria.lamp",
+    "prunekit.criteria.snip",
+    "prunekit.criteria.taylor",
+    "prunekit.criteria.fisher",
+    "prunekit.criteria.obs",
+    "prunekit.criteria.sparsegpt",
+    "prunekit.criteria.grasp",
+    "prunekit.criteria.synflow",
+    "prunekit.schedules.one_shot",
+    "prunekit.schedules.layerwise",
+    "prunekit.schedules.gradual",
+    "prunekit.schedules.iterative",
+    "prunekit.schedules.dynamic_sparse",
+    "prunekit.schedules.ac_dc",
+    "prunekit.schedules.dense_sparse_dense",
+    "prunekit.reporting.progress:make_plugin",
+    "prunekit.reporting.metric_log:MetricLog",
+)

@@ -1,0 +1,75 @@
+"""The whole extension surface. Results come last-registered-first, so nothing may rely on order."""
+
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+
+from prunekit.contracts import events
+from prunekit.contracts.criterion import Criterion
+from prunekit.contracts.markers import hookspec
+from prunekit.contracts.schedule import Schedule
+from prunekit.contracts.task import Task
+from prunekit.layers.view import LayerView
+
+
+@hookspec
+def prunekit_criteria() -> Iterable[type[Criterion]]:
+    """Return criterion classes; each has a ``name``."""
+    raise NotImplementedError
+
+
+@hookspec
+def prunekit_schedules() -> Iterable[type[Schedule]]:
+    """Return schedule classes; each has a ``name``."""
+    raise NotImplementedError
+
+
+@hookspec
+def prunekit_tasks() -> Iterable[type[Task]]:
+    """Return task classes; each has a ``name``."""
+    raise NotImplementedError
+
+
+@hookspec(firstresult=True)
+def prunekit_layer_view(module: nn.Module) -> LayerView | Sequence[LayerView] | None:
+    """Return the view (of several weights: the views) of a module type that the core does not know, or ``None``."""
+
+
+@hookspec
+def prunekit_run_started(event: events.RunStarted) -> None:
+    """A run begins, or goes on."""
+
+
+@hookspec
+def prunekit_stage_started(event: events.StageStarted) -> None:
+    """A stage begins, or goes on."""
+
+
+@hookspec
+def prunekit_masks_updated(event: events.MasksUpdated) -> None:
+    """Masks were changed."""
+
+
+@hookspec
+def prunekit_step_finished(event: events.StepFinished) -> None:
+    """An optimiser step is done; called only when a plugin implements it."""
+
+
+@hookspec
+def prunekit_epoch_finished(event: events.EpochFinished) -> None:
+    """A pass over the training batches is done."""
+
+
+@hookspec
+def prunekit_stage_finished(event: events.StageFinished) -> None:
+    """A stage is trained, evaluated and saved."""
+
+
+@hookspec
+def prunekit_run_finished(event: events.RunFinished) -> None:
+    """All stages are done."""
+
+
+@hookspec
+def prunekit_run_stopped(event: events.RunStopped) -> None:
+    """The run ends early, by an error or an interruption; close what is open."""

@@ -1,0 +1,231 @@
+"""Masks for a model in a training loop that is not ours: one call, no task, no schedule, no run folder.
+
+It must not know the engine.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
+from typing import Any, SupportsFloat
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.contracts.criterion import Criterion, observes
+from prunekit.contracts.schedule import MaskUpdate, Target, check_density
+from prunekit.contracts.seeds import Seeds
+from prunekit.distributed.dtensor import is_sharded, reshard
+from prunekit.errors import ConfigError
+from prunekit.layers.channels.finding import find_channel_groups
+from prunekit.layers.channels.groups import ChannelGroups, by_parameter
+from prunekit.layers.densities import RULES, Rule
+from prunekit.layers.lookup import check_layers, find_layers, parameter_name
+from prunekit.layers.samples import called_with
+from prunekit.layers.view import LayerView, ViewOf
+from prunekit.masks.masks import Masks
+from prunekit.masks.patterns import Channels, NofM, Pattern, parse_pattern
+from prunekit.masks.selection import Scope
+from prunekit.plugins.manager import make_manager, view_of
+from prunekit.plugins.registry import collect
+from prunekit.pruning.observing import Evidence, Whole
+from prunekit.pruning.structure import distribute, join_channel_groups, resolve_densities
+from prunekit.pruning.update import choose_masks
+
+
+def select(
+    model: nn.Module,
+    criterion: str | Callable[[], Criterion] = "magnitude",
+    *,
+    density: SupportsFloat | Mapping[str, SupportsFloat] | None = None,
+    distribution: Rule | None = None,
+    keep_dense: Sequence[str] = (),
+    scope: Scope | None = None,
+    pattern: Pattern | str | None = None,
+    batches: Iterable[Any] | None = None,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    loss: Callable[[nn.Module, Any], Tensor] | None = None,
+    activations: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> Masks:
+    """Choose which connections of a model to keep; the model itself stays as it is, its ``.grad`` too.
+
+    Args:
+        model: any module with linear layers, convolutions or attention, or layers that a plugin knows.
+        criterion: the name of one, with its default options, or a callable that makes one.
+        density: kept / total in (0, 1], for all prunable layers, or by layer: a name, the end of one,
+            or a glob. A layer that is not named gets no mask. ``None``: that of an N:M pattern.
+        distribution: how the layers share one density, a total that is then met exactly: see
+            ``prunekit.layers.densities.spread``; ``None``: each layer has that density.
+        keep_dense: layers that get no mask: names, globs, "first", "last"; the others get sparser, so that one
+            density is met.
+        scope: what competes: the connections of a "unit", of a "layer", or of all layers ("global");
+            ``None``: what the criterion prefers.
+        pattern: "2:4", "4x4", "units", "channels", or ``NofM(2, 4)``, ``Blocks(4, 4)``, ``Units()``, ``Channels()``;
+            ``None``: unstructured. Of "channels" the masks are of more than weights: biases and batch normalisation of
+            channels that are gone go with them. Layers of which no channel can go get none.
+        batches: what a criterion with needs observes, a list or a loader; read once for each pass. For "channels" the
+            first one is run to see where they flow.
+        forward: runs the model on a batch; ``None``: ``model(batch)``, or its first entry if it is a tuple.
+        loss: for criteria that need gradients.
+        activations: layer -> module whose output is the layer's activation; a layer that is not
+            named counts as its own activation.
+        seed: of everything that is drawn.
+
+    Returns:
+        Masks by parameter name; ``apply`` or ``hold`` them.
+
+    Raises:
+        ConfigError: an unknown criterion or layer, a density outside (0, 1], data missing that the criterion needs;
+            a layer that cannot be pruned as it is (see ``prunekit.layers.view.check_layers``) or has no values.
+        MaskError: a pattern that does not fit a layer.
+    """
+    manager = make_manager()
+    registry = collect(manager)
+    make = criterion if callable(criterion) else lambda: registry.make_criterion(str(criterion))
+    layers = find_layers(model, view_of(manager))
+    if not layers:
+        raise ConfigError(f"{type(model).__name__} has no layer that can be pruned")
+    pattern = parse_pattern(pattern) if isinstance(pattern, str) else pattern
+    forward, channel_groups = forward or _forward, None
+    if isinstance(pattern, Channels):
+        batches, first = _with_first(batches)
+        channel_groups = _channel_groups(model, layers, view_of(manager), partial(forward, model, first))
+    entries = _entries(model, layers, density, distribution, keep_dense, pattern, channel_groups)
+    targets = {layer: value for entry in entries for layer, value in entry.targets.items()}
+    if not targets:
+        raise ConfigError("density names no layer; give one number for all, or for example {'conv*': 0.5}")
+    reshard(model)
+    _check(make(), {name: layers[name] for name in targets})
+
+    evidence = _evidence(model, batches, forward, loss, activations or {})
+    update = MaskUpdate(0.0, targets, scope, pattern)
+    training = {module: module.training for module in model.modules()}
+    gradients = {parameter: parameter.grad for parameter in model.parameters()} if loss else {}
+    model.eval()
+    try:
+        chosen = choose_masks(model, layers, update, {}, make, evidence, Seeds(seed), channel_groups)
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        for parameter, gradient in gradients.items():
+            parameter.grad = gradient
+    keys = {name: parameter_name(name, layers[name]) for name in targets}
+    info = {"criterion": make().name, "seed": seed, "asked": {keys[name]: targets[name] for name in targets}}
+    return Masks(by_parameter(layers, chosen.masks, channel_groups), info)
+
+
+def _with_first(batches: Iterable[Any] | None) -> tuple[Iterable[Any], Any]:
+    """Return batches and the first of them, which is among them still if they can be read only once."""
+    left = iter(batches or ())
+    for first in left:
+        return (chain([first], left) if left is batches else batches or ()), first
+    raise ConfigError("pattern 'channels' needs a batch to see where channels flow: give batches=[...]")
+
+
+def _channel_groups(
+    model: nn.Module, layers: Mapping[str, LayerView], views: ViewOf, run: Callable[[], Any]
+) -> ChannelGroups:
+    if any(is_sharded(view.weight) for view in layers.values()):
+        raise ConfigError(
+            "pattern 'channels' runs a copy of the whole network, but its weights are spread over processes; choose "
+            "the masks before fully_shard"
+        )
+    samples = called_with(model, run)
+    if samples is None:
+        raise ConfigError("pattern 'channels' needs to see how the model is called, but forward(model, batch) does not")
+    return find_channel_groups(model, samples, view_of=views)
+
+
+def _evidence(
+    model: nn.Module,
+    batches: Iterable[Any] | None,
+    forward: Callable[[nn.Module, Any], Any],
+    loss: Callable[[nn.Module, Any], Tensor] | None,
+    activations: Mapping[str, str],
+) -> Evidence:
+    """Return how to show a model's batches, as far as there are any; gradients are left behind."""
+    if batches is None:
+        return Evidence(None, None, activations)
+
+    def show() -> Iterator[float]:
+        for batch in batches:
+            with torch.no_grad():
+                forward(model, batch)
+            yield 1.0
+
+    def losses(of: Callable[[nn.Module, Any], Tensor]) -> Iterator[Tensor]:
+        return (of(model, batch) for batch in batches)
+
+    def show_gradients(of: Callable[[nn.Module, Any], Tensor]) -> Iterator[float]:
+        for batch in batches:
+            for parameter in model.parameters():
+                parameter.grad = None
+            with torch.enable_grad():
+                # torch's stubs leave backward untyped.
+                of(model, batch).backward()  # type: ignore[no-untyped-call]
+            yield 1.0
+
+    whole = Whole(model, partial(losses, loss) if loss else None, lambda: iter(batches), partial(forward, model))
+    return Evidence(show, partial(show_gradients, loss) if loss else None, activations, whole)
+
+
+def _entries(
+    model: nn.Module,
+    layers: Mapping[str, LayerView],
+    density: SupportsFloat | Mapping[str, SupportsFloat] | None,
+    distribution: Rule | None,
+    keep_dense: Sequence[str],
+    pattern: Pattern | None,
+    channel_groups: ChannelGroups | None,
+) -> tuple[Target, ...]:
+    shared = distribution is not None or len(keep_dense) > 0
+    if isinstance(pattern, NofM):
+        if distribution is not None or (shared and density is not None):
+            raise ConfigError(f"pattern {pattern} has one density in every layer; leave density and distribution out")
+        density = pattern.n / pattern.m if density is None else density
+    if density is None:
+        raise ConfigError("density is missing; give one number for all layers, or for example {'conv*': 0.5}")
+    if shared:
+        if isinstance(density, Mapping):
+            raise ConfigError("distribution and keep_dense share one density out, but density gives each layer its own")
+        rule = distribution or "uniform"
+        if rule not in RULES:
+            raise ConfigError(f"distribution is {rule!r}, expected one of {', '.join(RULES)}")
+        shapes = [view.shape(name) for name, view in layers.items()]
+        dense = (
+            *keep_dense,
+            *(name for name in layers if channel_groups is not None and name not in channel_groups.free),
+        )
+        spread = distribute(_number(density, "*"), shapes, rule, dense, {}, pattern)
+        weights = {shape.name: shape.weights for shape in shapes}
+        return spread if channel_groups is None else join_channel_groups(spread, channel_groups, weights)
+    wanted = density if isinstance(density, Mapping) else {"*": density}
+    others = dict(model.named_modules()).keys() - layers.keys()
+    densities = [(name, _number(value, name)) for name, value in wanted.items()]
+    entries = resolve_densities(densities, list(layers), {}, others)
+    return entries if channel_groups is None else join_channel_groups(entries, channel_groups)
+
+
+def _number(density: SupportsFloat, name: str) -> float:
+    try:
+        number = float(density)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # torch: more than one element
+        raise ConfigError(f"density of {name!r} is {density!r}, expected a number in (0, 1]") from error
+    check_density(number, f"layer {name!r}")
+    return number
+
+
+def _check(criterion: Criterion, layers: Mapping[str, LayerView]) -> None:
+    check_layers(layers, observed=observes(criterion), computed=not criterion.needs & {"gradients", "network"})
+    for name, view in layers.items():
+        if any(parameter.is_meta for parameter in view.module.parameters()):
+            raise ConfigError(f"layer {name!r} is on the device 'meta' and has no values; load the weights first")
+        if "network" in criterion.needs and is_sharded(view.weight):
+            raise ConfigError(
+                f"criterion {criterion.name!r} looks at the whole network at once, but layer {name!r} is spread over "
+                "processes; take another criterion, or choose the masks before fully_shard"
+            )
+
+
+def _forward(model: nn.Module, batch: Any) -> Any:
+    return model(batch[0] if isinstance(batch, tuple | list) else batch)

@@ -1,0 +1,253 @@
+"""Checkpoints: everything a run needs to go on exactly where it stopped, in one safetensors file.
+
+Tensors are tensors; all else is JSON in the file's header. A file is complete or absent, and a digest tells one that
+was damaged later. It must not know what a stage or a plan is; positions are two numbers.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from prunekit.errors import CheckpointError, ResumeError
+from prunekit.files.atomic import remove_whole, write_atomically
+from prunekit.files.safetensors_files import open_tensors, read_header
+
+_HEADER = "prunekit"
+_VERSION = 2
+# A folder holds a checkpoint that several processes wrote together, see ``prunekit.runs.checkpoints.sharded``.
+_NAME = re.compile(r"stage-(\d+)-step-(\d+)\.(safetensors|sharded)")
+
+
+@attrs.frozen
+class Checkpoint:
+    """The state of a run between two optimiser steps.
+
+    Attributes:
+        stage: index of the stage to go on with.
+        step: optimiser steps of it that are done.
+        tensors: groups of tensors: "model", "masks", "random", whatever the engine saves.
+        optimizer: ``Optimizer.state_dict()``, or ``None`` between stages.
+        facts: all that is JSON.
+    """
+
+    stage: int
+    step: int
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    optimizer: Mapping[str, Any] | None
+    facts: Mapping[str, Any]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
+    """Write a checkpoint, then remove all but it and the ``keep - 1`` before it.
+
+    Later ones are of a time that the run has gone back from: broken, or not to come like that again.
+
+    Raises:
+        CheckpointError: when it cannot be written; what was there stays.
+    """
+    path = checkpoint_path(folder, checkpoint.stage, checkpoint.step)
+    write_checkpoint(path, checkpoint)
+    keep_newest(path, keep)
+    return path
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint where others do not count or remove it.
+
+    Raises:
+        CheckpointError: when it cannot be written; what was there stays.
+    """
+    flat, header = flatten(checkpoint)
+    tensors = {key: tensor.cpu().contiguous().clone() for key, tensor in flat.items()}
+    header["digest"] = _digest(tensors, header)
+    # One metadata key: safetensors writes several in no stable order.
+    write_atomically(path, save(tensors, metadata={_HEADER: json.dumps(header, sort_keys=True)}))
+
+
+def flatten(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of a checkpoint, "<group>/<name>" each, and all else as JSON gives it back.
+
+    Raises:
+        CheckpointError: when the optimiser keeps what is neither.
+    """
+    tensors = {
+        f"{group}/{name}": tensor.detach()
+        for group, members in checkpoint.tensors.items()
+        for name, tensor in members.items()
+    }
+    optimizer = None
+    if checkpoint.optimizer is not None:
+        state, numbers = _split_state(checkpoint.optimizer["state"])
+        tensors |= {f"optimizer/{key}": tensor.detach() for key, tensor in state.items()}
+        optimizer = {"numbers": numbers, "groups": checkpoint.optimizer["param_groups"]}
+    header = {
+        "version": _VERSION,
+        "stage": checkpoint.stage,
+        "step": checkpoint.step,
+        "groups": sorted(checkpoint.tensors),
+        "optimizer": optimizer,
+        "facts": checkpoint.facts,
+    }
+    try:
+        return tensors, json.loads(json.dumps(header))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the optimiser cannot be saved ({error}); let its groups hold numbers, text and lists of them, its state "
+            "tensors too, each under its own name"
+        ) from error
+
+
+def checkpoint_path(folder: Path, stage: int, step: int, kind: str = "safetensors") -> Path:
+    """Return where a checkpoint is kept: a file, or for the kind "sharded" a folder."""
+    return folder / f"stage-{stage:03d}-step-{step:08d}.{kind}"
+
+
+def keep_newest(path: Path, keep: int) -> None:
+    """Remove all checkpoints but the one just written and the ``keep - 1`` before it.
+
+    Later ones are of a time that the run has gone back from: broken, or not to come like that again.
+
+    Raises:
+        CheckpointError: when one cannot be removed.
+    """
+    _remove_older(path.parent, _place(path), keep)
+    for other in _checkpoints(path.parent):
+        if other != path and _place(other) >= _place(path):
+            _remove(other)
+
+
+def remove_older(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
+    """Remove all before a checkpoint but ``keep - 1``; a run that was killed after writing one may not have got there.
+
+    Raises:
+        CheckpointError: when one cannot be removed.
+    """
+    _remove_older(folder, (checkpoint.stage, checkpoint.step), keep)
+
+
+def _remove_older(folder: Path, place: tuple[int, int], keep: int) -> None:
+    older = [path for path in _checkpoints(folder) if _place(path) < place]
+    for path in older[: max(0, len(older) - keep + 1)]:
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    try:
+        remove_whole(path)
+    except OSError as error:
+        raise CheckpointError(f"the old checkpoint {path} cannot be removed: {error.strerror}") from error
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read one checkpoint.
+
+    Raises:
+        CheckpointError: when the file is missing, cut short, damaged or not a checkpoint.
+    """
+    try:
+        with open_tensors(path, CheckpointError) as file:
+            header = read_header(file, _HEADER, path, CheckpointError)
+            if header is None:
+                raise CheckpointError(f"checkpoint {path} cannot be read: it has no entry {_HEADER!r}; is it one?")
+            flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
+        digest = header.pop("digest", None)
+        if header["version"] == _VERSION and digest != _digest(flat, header):
+            raise CheckpointError(f"checkpoint {path} cannot be read: its content was changed after it was written")
+        return restored(header, flat, path)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of contiguous tensors and of all else."""
+    hashed = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for key in sorted(tensors):
+        hashed.update(key.encode())
+        hashed.update(tensors[key].reshape(-1).view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
+
+
+def restored(header: Mapping[str, Any], flat: Mapping[str, Tensor], path: Path) -> Checkpoint:
+    """Return the checkpoint that ``flatten`` has taken apart.
+
+    Raises:
+        CheckpointError: another version, or a damaged header; other damage is a ``KeyError`` or the like.
+    """
+    if header["version"] != _VERSION:
+        raise CheckpointError(
+            f"checkpoint {path} has format version {header['version']}, this prunekit reads {_VERSION}"
+        )
+    if type(header["stage"]) is not int or type(header["step"]) is not int or not isinstance(header["facts"], dict):
+        raise CheckpointError(f"checkpoint {path} cannot be read: stage, step or facts are damaged")
+    tensors: dict[str, dict[str, Tensor]] = {group: {} for group in [*header["groups"], "optimizer"]}
+    for key, tensor in flat.items():
+        group, _, name = key.partition("/")
+        tensors[group][name] = tensor
+    state = tensors.pop("optimizer")
+    optimizer = None
+    if header["optimizer"] is not None:
+        optimizer = {
+            "state": _join_state(state, header["optimizer"]["numbers"]),
+            "param_groups": header["optimizer"]["groups"],
+        }
+    return Checkpoint(header["stage"], header["step"], tensors, optimizer, header["facts"])
+
+
+def newest_path(folder: Path) -> Path | None:
+    """Return where the newest checkpoint is, readable or not; ``None`` where there is none."""
+    return next(reversed(_checkpoints(folder)), None)
+
+
+def newest_checkpoint(
+    folder: Path, load: Callable[[Path], Checkpoint] = load_checkpoint
+) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest checkpoint that can be read, and what was wrong with newer ones; ``load`` reads one.
+
+    A folder without any gives ``None``: the run starts at the beginning.
+
+    Raises:
+        ResumeError: when there are some, and none can be read.
+    """
+    broken: list[str] = []
+    for path in reversed(_checkpoints(folder)):
+        try:
+            return load(path), broken
+        except CheckpointError as error:
+            broken.append(str(error))
+    if broken:
+        raise ResumeError(f"no checkpoint in {folder} can be read: {'; '.join(broken)}")
+    return None, broken
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints, oldest first."""
+    return sorted((path for path in folder.glob("stage-*") if _NAME.fullmatch(path.name)), key=_place)
+
+
+def _place(path: Path) -> tuple[int, int]:
+    """Return stage and step."""
+    stage, step = re.findall(r"\d+", path.name)
+    return int(stage), int(step)
+
+
+def _split_state(state: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Part the state of an optimiser into tensors and plain numbers, keyed "<parameter>/<name>"."""
+    flat = {f"{index}/{name}": value for index, entry in state.items() for name, value in entry.items()}
+    tensors = {key: value for key, value in flat.items() if isinstance(value, Tensor)}
+    return tensors, {key: value for key, value in flat.items() if key not in tensors}
+
+
+def _join_state(tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**numbers, **tensors}.items():
+        index, _, name = key.partition("/")
+        state.setdefault(int(index), {})[name] = value
+    return state

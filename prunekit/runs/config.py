@@ -1,0 +1,181 @@
+"""What a user asked for, as one frozen record that contradicts itself nowhere.
+
+It is text and numbers only; what the names stand for is looked up later, by the registry. This module must not know
+recipes, flags or files.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from prunekit.contracts.schedule import check_density
+from prunekit.contracts.task import Training, budget_of
+from prunekit.errors import ConfigError
+from prunekit.layers.densities import Rule
+from prunekit.masks.patterns import NofM, Pattern, parse_pattern
+from prunekit.masks.selection import Scope
+from prunekit.plugins.construct import construct
+from prunekit.pruning.structure import parse_structure
+
+_NO_OPTIONS: Mapping[str, Any] = {}
+
+
+@attrs.frozen
+class Choice:
+    """One plugin class by name, and its options as the user wrote them."""
+
+    name: str
+    options: Mapping[str, Any] = _NO_OPTIONS
+
+
+@attrs.frozen
+class RunConfig:
+    """Everything a run depends on.
+
+    Attributes:
+        task: what is being learned.
+        criterion: which connections of a layer to keep.
+        schedule: when to prune what.
+        structure: "LAYER=DENSITY ..."; ``None``: the task's own.
+        density: short for the structure "*=DENSITY"; not together with ``structure``.
+        distribution: how the layers share ``density``, a total that is then met exactly: "uniform", "erdos-renyi",
+            "erdos-renyi-kernel"; ``None``: each layer has that density.
+        keep_dense: layers that are not pruned: names, aliases, globs, "first", "last"; the others get sparser, so
+            that ``density`` is met.
+        pattern: "2:4", "4x1" (rows x columns), "units"; of every mask update that has none of its own.
+        scope: what competes, "unit", "layer" or "global", in every mask update that says nothing else; ``None``: what
+            the criterion prefers.
+        masks: a mask file to start from; ``None``: all weights are kept at first.
+        freeze_masks: only re-train, in one stage, under these masks.
+        dense: train through the plan's stages, but change no mask: the control of a pruned run.
+        weights: a file with weights of the deployed network to start from; ``None``: the task's own.
+        sparse_model: whether the run writes its model as a sparse checkpoint.
+        training: fields of ``tasks.Training`` that differ from the task's own.
+        seed: the root seed, at least 0.
+        device: "auto", "cpu", "cuda", "cuda:1".
+        out: the run folder; ``None``: a new one under "runs".
+        no_plugins: names of plugins to do without.
+
+    Raises:
+        ConfigError: what can be seen to be wrong without a task.
+    """
+
+    task: Choice = Choice("deepid2plus")
+    criterion: Choice = Choice("correlation")
+    schedule: Choice = Choice("layerwise")
+    structure: str | None = None
+    density: float | None = None
+    distribution: Rule | None = None
+    keep_dense: tuple[str, ...] = ()
+    pattern: str | None = None
+    scope: Scope | None = None
+    masks: str | None = None
+    freeze_masks: bool = False
+    dense: bool = False
+    weights: str | None = None
+    sparse_model: bool = False
+    training: Mapping[str, Any] = _NO_OPTIONS
+    seed: int = 0
+    device: str = "auto"
+    out: str | None = None
+    no_plugins: tuple[str, ...] = ()
+
+    def __attrs_post_init__(self) -> None:
+        for field in attrs.fields(RunConfig):
+            _check_text(getattr(self, field.name), field.name)
+        for key in ("masks", "weights", "out"):
+            if getattr(self, key) == "":
+                raise ConfigError(f"{key} is empty, expected a path; leave it out where none is meant")
+        if self.structure is not None and self.density is not None:
+            raise ConfigError(f"both structure {self.structure!r} and density {self.density:g} are given; keep one")
+        if self.freeze_masks and self.masks is None:
+            raise ConfigError("freeze_masks re-trains under given masks, but none are; give --masks FILE")
+        if self.freeze_masks and self.dense:
+            raise ConfigError("dense prunes nothing and freeze_masks re-trains under given masks; keep one of them")
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}, expected a whole number of at least 0")
+        if self.density is not None:
+            check_density(self.density, "density")
+        if self.structure is not None:
+            parse_structure(self.structure)
+        self._check_shares()
+        merge_training(Training(), self.training)
+
+    def _check_shares(self) -> None:
+        pattern = self.parsed_pattern
+        for key, value in (("distribution", self.distribution), ("keep_dense", ", ".join(self.keep_dense))):
+            if value and self.structure is not None:
+                raise ConfigError(
+                    f"{key} {value!r} shares one density out, but structure {self.structure!r} gives each layer its "
+                    "own; keep one of them, or give --density in place of the structure"
+                )
+            if value and self.asked_density is None:
+                raise ConfigError(f"{key} {value!r} shares one density out, but none is given; add --density NUMBER")
+        if not isinstance(pattern, NofM):
+            return
+        share = pattern.n / pattern.m
+        if self.density is not None and not math.isclose(self.density, share):
+            raise ConfigError(
+                f"pattern {pattern} has density {share:g}, asked was {self.density:g}; leave the density out"
+            )
+        if self.distribution is not None:
+            raise ConfigError(
+                f"pattern {pattern} has density {share:g} in every layer, so distribution {self.distribution!r} "
+                "has nothing to share out; leave it out"
+            )
+        if self.keep_dense and self.density is not None:
+            raise ConfigError(
+                f"pattern {pattern} cannot make up for layers that stay dense, since it has density {share:g} "
+                "everywhere; leave the density out"
+            )
+
+    @property
+    def parsed_pattern(self) -> Pattern | None:
+        """The pattern as a record."""
+        return None if self.pattern is None else parse_pattern(self.pattern)
+
+    @property
+    def asked_density(self) -> float | None:
+        """The one density that the user asked for, by an N:M pattern alone too; ``None``: densities by layer."""
+        pattern = self.parsed_pattern
+        if self.density is None and self.structure is None and isinstance(pattern, NofM):
+            return pattern.n / pattern.m
+        return self.density
+
+    @property
+    def asked_structure(self) -> str | None:
+        """The structure that the user asked for in either way; ``None``: the task's own."""
+        return self.structure if self.asked_density is None else f"*={self.asked_density!r}"
+
+
+def _check_text(value: Any, where: str) -> None:
+    """Refuse what no recipe can hold: file names that are no UTF-8 reach Python as text that cannot be written."""
+    if isinstance(value, Choice):
+        _check_text({"name": value.name, **value.options}, where)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_text(item, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_text(item, where)
+    elif isinstance(value, str) and not is_utf8(value):
+        raise ConfigError(f"{where} is {value!r}, which is no UTF-8 text; rename the file or folder")
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether a text can be written to a file; what the shell gave in another encoding cannot."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def merge_training(defaults: Training, overrides: Mapping[str, Any]) -> Training:
+    """Return the task's training settings with a user's overrides.
+
+    Raises:
+        ConfigError: an unknown setting, or a value that it does not take; names "training.KEY".
+    """
+    settings = attrs.asdict(defaults) | dict(overrides)
+    training: Training = construct(Training, settings, "training", "section [training]")
+    budget_of(training)
+    return training

@@ -1,0 +1,85 @@
+"""What a run starts from besides its seed: masks and weights in files that the user gives, read and checked.
+
+This module must not know plans or training.
+"""
+
+from collections.abc import Mapping
+
+import attrs
+from torch import Tensor, nn
+
+from prunekit.errors import MaskError
+from prunekit.files.safetensors_files import some
+from prunekit.layers.channels.groups import ChannelGroups
+from prunekit.layers.view import LayerView
+from prunekit.masks.masks import load_masks
+from prunekit.masks.matching import match, same_mask
+from prunekit.masks.weight_files import check_weights, load_weights
+from prunekit.runs.config import RunConfig
+
+
+@attrs.frozen
+class StartingPoint:
+    """Masks and weights to start from.
+
+    Attributes:
+        masks: layer -> bool of the weight's shape, for the layers that have one.
+        weights: a state dict of the deployed network; ``None``: the task's own first weights.
+    """
+
+    masks: Mapping[str, Tensor] = attrs.field(factory=dict)
+    weights: Mapping[str, Tensor] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.masks) or self.weights is not None
+
+    def densities(self) -> dict[str, float]:
+        """Return kept / total of each layer that has a mask."""
+        return {name: int(mask.sum()) / mask.numel() for name, mask in self.masks.items()}
+
+
+def read_given(
+    config: RunConfig, network: nn.Module, views: Mapping[str, LayerView], channel_groups: ChannelGroups | None = None
+) -> StartingPoint:
+    """Read the files that a run is to start from.
+
+    Args:
+        config: names them, or none.
+        network: the deployed network; it may be on the device "meta".
+        views: its prunable layers.
+        channel_groups: where the pattern is channels, those of the network: masks may be of what goes with them, too.
+
+    Raises:
+        CheckpointError: weights that cannot be read, or are not those of the network: all differences.
+        MaskError: masks that cannot be read, or fit no prunable layer: all of them.
+    """
+    masks = {} if config.masks is None else _masks(config.masks, network, views, channel_groups)
+    weights = None if config.weights is None else load_weights(config.weights)
+    if weights is not None:
+        check_weights(weights, network, config.weights, "give the model.safetensors of a run of this task")
+    return StartingPoint(masks, weights)
+
+
+def _masks(
+    path: str, network: nn.Module, views: Mapping[str, LayerView], channel_groups: ChannelGroups | None
+) -> dict[str, Tensor]:
+    masks = load_masks(path).tensors
+    try:
+        matched = match(masks, network)
+    except MaskError as error:
+        raise MaskError(f"{path}: {error}") from error
+    layers = {id(view.weight): name for name, view in views.items()}
+    others = {name: mask for name, (parameter, mask) in matched.items() if id(parameter) not in layers}
+    known = {} if channel_groups is None else dict.fromkeys(channel_groups.followers)
+    if strange := [name for name in others if name not in known]:
+        hint = "" if known else ", or take --pattern channels if they go with channels that are gone"
+        raise MaskError(f"{path}: {some(strange)} are weights of no prunable layer; leave their masks out{hint}")
+    found = {layers[id(parameter)]: mask for parameter, mask in matched.values() if id(parameter) in layers}
+    follow = {} if channel_groups is None else channel_groups.follow(views, found)
+    if wrong := [name for name, mask in others.items() if not bool(mask.all()) and not _same(mask, follow.get(name))]:
+        raise MaskError(f"{path}: masks of {some(wrong)} are not those of channels that are gone; leave them out")
+    return found
+
+
+def _same(mask: Tensor, other: Tensor | None) -> bool:
+    return other is not None and same_mask(mask, other)

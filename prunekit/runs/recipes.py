@@ -1,0 +1,177 @@
+"""Recipes: a ``RunConfig`` from a TOML file, flags and ``-o section.key=value``, and back into TOML.
+
+Order of precedence: ``-o``, then flags, then the recipe, then the record's defaults. This module must not know what
+the names in a recipe stand for.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import tomli_w
+
+from prunekit.contracts.task import Training
+from prunekit.errors import ConfigError, nearest
+from prunekit.plugins.construct import convert_options
+from prunekit.runs.config import Choice, RunConfig
+
+_CHOICES = ("task", "criterion", "schedule")
+# Two ways to say one thing: what comes later takes the place of both.
+_DENSITIES = {"structure", "density"}
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """Read a TOML recipe as nested dicts.
+
+    Raises:
+        ConfigError: a file that cannot be read or is no TOML; names file and line.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"recipe {str(path)!r} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"recipe {str(path)!r} is no UTF-8 text") from error
+    except (ValueError, RecursionError) as error:  # a number too long for Python is not tomllib's own error
+        raise ConfigError(f"recipe {str(path)!r} is no TOML: {error}") from error
+
+
+def build_config(
+    recipe: Mapping[str, Any] | None = None,
+    flags: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+) -> RunConfig:
+    """Put recipe, flags and overrides together.
+
+    Args:
+        recipe: as ``read_recipe`` returns it.
+        flags: top-level key -> value; ``None`` counts as not given. "task", "criterion" and "schedule"
+            take a name; where it is another than the recipe's, the recipe's options of the old one are left out.
+        overrides: "section.key=value" or "key=value"; the value is TOML, else text.
+
+    Raises:
+        ConfigError: an unknown section or key, a value of a wrong type, two ways of saying one thing.
+    """
+    data = {key: dict(value) if isinstance(value, Mapping) else value for key, value in (recipe or {}).items()}
+    given = {key: value for key, value in (flags or {}).items() if value is not None}
+    if given.keys() & _DENSITIES:
+        data = {key: value for key, value in data.items() if key not in _DENSITIES}
+    for key, value in given.items():
+        if key in _CHOICES:
+            _rename(data, key, value)
+        else:
+            data[key] = value
+    for text in overrides:
+        _set_override(data, text)
+    return _to_config(data)
+
+
+def to_toml(config: RunConfig) -> str:
+    """Return a recipe that says the same as ``config``."""
+    data: dict[str, Any] = {}
+    for field in attrs.fields(RunConfig):
+        value = getattr(config, field.name)
+        if isinstance(value, Choice):
+            data[field.name] = {"name": value.name, **value.options}
+        elif value is not False and value not in (None, (), {}):
+            data[field.name] = dict(value) if isinstance(value, Mapping) else value
+    # Plain values must come before the first table.
+    return tomli_w.dumps(_tables_last(_without_none(data)))
+
+
+def _tables_last(data: dict[str, Any]) -> dict[str, Any]:
+    return dict(sorted(data.items(), key=lambda item: isinstance(item[1], dict)))
+
+
+def _without_none(value: Any) -> Any:
+    """TOML has no null; an option reads "none" as ``None``."""
+    if isinstance(value, Mapping):
+        return {key: _without_none(item) for key, item in value.items()}
+    return "none" if value is None else value
+
+
+def _set_override(data: dict[str, Any], text: str) -> None:
+    path, equals, value = text.partition("=")
+    section, dot, key = path.strip().partition(".")
+    if not equals or not section or (dot and not key):
+        raise ConfigError(
+            f"-o {text!r} is not understood, expected section.key=value, for example criterion.strength=1"
+        )
+    if not dot:
+        for rival in _DENSITIES & {*data} if section in _DENSITIES else ():
+            del data[rival]
+        data[section] = _parse_value(value)
+        return
+    if section not in (*_CHOICES, "training"):
+        raise ConfigError(f"-o {text!r}: there is no section {section!r}{nearest(section, (*_CHOICES, 'training'))}")
+    if section in _CHOICES and key == "name":
+        _rename(data, section, value.strip())
+    else:
+        _table(data, section)[key] = _parse_value(value)
+
+
+def _rename(data: dict[str, Any], section: str, name: str) -> None:
+    table = _table(data, section)
+    default: Choice = getattr(RunConfig(), section)
+    if table.get("name", default.name) != name:
+        table.clear()  # another plugin's options mean nothing to this one
+    table["name"] = name
+
+
+def _table(data: dict[str, Any], section: str) -> dict[str, Any]:
+    table: Any = data.setdefault(section, {})
+    if not isinstance(table, dict):
+        example = 'budget = "600 steps"' if section == "training" else f'name = "{getattr(RunConfig(), section).name}"'
+        raise ConfigError(f"{section} is {table!r}, expected a section [{section}]; write {section}.{example}")
+    return table
+
+
+def _parse_value(text: str) -> Any:
+    """Read a TOML value; whatever TOML would write differently stays text, for the option's own type."""
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
+        return text
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int | float):
+        return value if str(value) == text.strip() else text
+    return value if text.lstrip()[:1] in {'"', "'", "[", "{"} else text
+
+
+def _to_config(data: Mapping[str, Any]) -> RunConfig:
+    known = {field.name for field in attrs.fields(RunConfig)}
+    for key in data:
+        if key not in known:
+            raise ConfigError(f"the recipe has an unknown key {key!r}{nearest(key, known)}")
+    values: dict[str, Any] = {}
+    for section in _CHOICES:
+        if section in data:
+            values[section] = to_choice(section, _table(dict(data), section))
+    if "training" in data:
+        values["training"] = convert_options(Training, _table(dict(data), "training"), "training", "section [training]")
+    if isinstance(data.get("structure"), Mapping):
+        example = " ".join(f"{layer}={density}" for layer, density in data["structure"].items()) or "conv*=0.5"
+        raise ConfigError(f'structure is a section, expected text; write structure = "{example}"')
+    plain = {key: value for key, value in data.items() if key not in (*_CHOICES, "training")}
+    values |= convert_options(RunConfig, plain, "", "the recipe")
+    return RunConfig(**values)
+
+
+def to_choice(section: str, table: Mapping[str, Any]) -> Choice:
+    """Read one plugin with its options from a table of a recipe.
+
+    Args:
+        section: "task", "criterion" or "schedule".
+        table: "name" and options; without a name, the section's default.
+
+    Raises:
+        ConfigError: a name that is no text.
+    """
+    default: Choice = getattr(RunConfig(), section)
+    name = table.get("name", default.name)
+    if not isinstance(name, str):
+        raise ConfigError(f"{section}.name is {name!r}, expected text")
+    return Choice(name, {key: value for key, value in table.items() if key != "name"})

@@ -1,0 +1,67 @@
+"""Mean absolute correlation of the connections that a mask keeps: what the paper's second table shows beside accuracy.
+
+Of a layer whose weights are shared over positions, each position counts alike. This module measures a network as it
+is; it must not know who pruned it, or how.
+"""
+
+from collections.abc import Callable, Mapping
+
+import attrs
+import torch
+from torch import Tensor
+
+from prunekit.contracts.criterion import Criterion, Observation
+from prunekit.contracts.seeds import Seeds
+from prunekit.layers.view import LayerView
+from prunekit.pruning.observing import Evidence, observe
+from prunekit.runs.preparation import PreparedRun
+from prunekit.runs.training.hardware import Hardware
+from prunekit.runs.training.showing import BatchShower
+
+
+@attrs.define
+class _PerPosition(Criterion):
+    """A correlation criterion whose scores are means over positions, not sums."""
+
+    name = "per-position"
+    inner: Criterion
+    positions: int = 1
+
+    def observe(self, seen: Observation) -> None:
+        self.positions = seen.layer.positions(seen.inputs)
+        self.inner.observe(seen)
+
+    def end_pass(self) -> bool:
+        return self.inner.end_pass()
+
+    def score(self, weight: Tensor, generator: torch.Generator) -> Tensor:
+        return self.inner.score(weight, generator) / self.positions
+
+
+def kept_correlation(
+    prepared: PreparedRun,
+    hardware: Hardware,
+    seeds: Seeds,
+    masks: Mapping[str, Tensor],
+    correlation: Callable[[], Criterion],
+) -> dict[str, float]:
+    """Return layer -> mean absolute correlation of its kept connections, on the task's calibration set.
+
+    Args:
+        prepared: the run; its network is measured with the weights that it has.
+        hardware: where it is.
+        seeds: of the calibration batches.
+        masks: layer -> mask of the weight's shape.
+        correlation: makes a fresh criterion whose scores are sums of absolute correlations over positions.
+    """
+    layers: dict[str, LayerView] = {name: prepared.views[name] for name in masks}
+    criteria = {name: _PerPosition(correlation()) for name in layers}
+    shower = BatchShower(prepared.task, prepared.model, hardware, seeds, prepared.training.calibration_batches)
+    evidence = Evidence(shower.activations, activation_of=prepared.task.activations(prepared.network))
+    observe(prepared.network, layers, criteria, evidence, shower.activations)
+    means = {}
+    for name, view in layers.items():
+        weight = view.to_matrix(view.weight.detach())
+        scores = criteria[name].score(weight, torch.Generator())
+        means[name] = float(scores[view.to_matrix(masks[name])].double().mean())
+    return means

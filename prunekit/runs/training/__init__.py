@@ -1,0 +1,4 @@
+"""The training loop: batches, hardware, optimizers, steps.
+
+It must not know stages, masks or checkpoints.
+"""

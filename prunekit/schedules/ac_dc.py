@@ -1,0 +1,60 @@
+"""The schedule "ac-dc": compressed and dense phases take turns while the network trains."""
+
+from collections.abc import Iterable
+
+import attrs
+
+from prunekit.contracts.markers import hookimpl
+from prunekit.contracts.options import option
+from prunekit.contracts.schedule import Grow, MaskUpdate, Plan, PlanRequest, Schedule, Stage
+from prunekit.errors import ConfigError
+from prunekit.masks.selection import Scope
+
+
+@attrs.frozen
+class AlternatingCompression(Schedule):
+    """Alternate compressed and decompressed training, and end compressed (AC/DC, Peste et al., 2021, algorithm 1).
+
+    One stage of the training budget. After ``warmup`` of it, dense, the layers are pruned to their densities; after a
+    phase all connections come back, from 0; after another the layers are pruned anew; and so on. There are ``phases``
+    compressed phases with dense ones between them, all of one length, but for the last: that is ``final`` of the stage.
+    The paper trains ImageNet for 100 epochs with 10 of warm-up, phases of 5, and a last one of 15.
+    """
+
+    name = "ac-dc"
+
+    phases: int = option(8, "compressed phases, with the last one", low=1)
+    warmup: float = option(0.1, "fraction of the stage that is dense before the first of them", low=0, high=1)
+    final: float = option(0.15, "fraction of the stage that is the last of them", low=0, high=1)
+    scope: Scope | None = option(
+        None, "what competes; none: what the criterion prefers", choices=("unit", "layer", "global")
+    )
+
+    def plan(self, request: PlanRequest) -> Plan:
+        """Return one stage with all updates.
+
+        Raises:
+            ConfigError: when warm-up and last phase leave no room for the others.
+        """
+        turns = 2 * (self.phases - 1)
+        room = 1 - self.final - self.warmup
+        if room < 0 or (turns and room == 0):
+            raise ConfigError(
+                f"schedule.warmup {self.warmup:g} and schedule.final {self.final:g} leave no room for "
+                f"{self.phases} compressed phases; make one of them shorter"
+            )
+        targets = dict(request.structure)
+        dense = dict.fromkeys(targets, 1.0)
+        updates = [
+            MaskUpdate(self.warmup + room * turn / turns, dense, grow=Grow("random"))
+            if turn % 2
+            else MaskUpdate(self.warmup + room * turn / turns, targets, scope=self.scope)
+            for turn in range(turns)
+        ]
+        return Plan((Stage("ac-dc", request.training, (*updates, MaskUpdate(1 - self.final, targets, self.scope))),))
+
+
+@hookimpl
+def prunekit_schedules() -> Iterable[type[Schedule]]:
+    """Bring the schedule."""
+    return [AlternatingCompression]

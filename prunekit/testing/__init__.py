@@ -1,0 +1,9 @@
+"""The kit for authors of plugins: a toy task, and checks of criteria, schedules and tasks.
+
+It must not know runs or deployment.
+"""
+
+from prunekit.testing.checks import check_criterion, check_schedule, check_task
+from prunekit.testing.toy_task import ToyNetwork, ToyTask
+
+__all__ = ["ToyNetwork", "ToyTask", "check_criterion", "check_schedule", "check_task"]

@@ -1,0 +1,80 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from prunekit.cli import main
+from prunekit.distributed.devices import pick_device
+from prunekit.distributed.launcher import Launched, launched
+from prunekit.distributed.process_group import process_group
+from prunekit.distributed.ranks import gather_numbers, gather_samples, own_rank, rank_count, text_from_first
+from prunekit.errors import ConfigError
+
+
+@pytest.fixture
+def launch(monkeypatch):
+    def go(rank, ranks, local_rank="0"):
+        for name, value in (("RANK", rank), ("WORLD_SIZE", ranks), ("LOCAL_RANK", local_rank)):
+            monkeypatch.setenv(name, value)
+
+    return go
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE"])
+def test_without_a_launcher_there_is_one_process(monkeypatch, launch, name):
+    launch("1", "2")
+    monkeypatch.delenv(name)
+    assert launched() is None
+
+
+def test_one_process_of_one_is_alone_and_joins_no_group(launch):
+    launch("0", "1")
+    assert launched() is None
+    with process_group("cpu"):
+        assert (own_rank(), rank_count()) == (0, 1)
+        assert gather_numbers([3, 4]) == [[3, 4]]
+        assert text_from_first("alone") == "alone"
+        values = object()
+        assert gather_samples(values) is values
+
+
+def test_a_launcher_says_which_of_several_this_is(launch):
+    launch("5", "8", "1")
+    assert launched() == Launched(5, 8, 1)
+
+
+@pytest.mark.parametrize(("rank", "ranks", "local"), [("2", "2", "0"), ("x", "2", "0"), ("0", "", "0"), ("0", "2", "")])
+def test_an_environment_that_cannot_be_is_an_error_that_names_torchrun(launch, rank, ranks, local):
+    launch(rank, ranks, local)
+    with pytest.raises(ConfigError, match="torchrun"):
+        launched()
+
+
+def test_each_process_takes_a_gpu_of_its_own_so_one_gpu_cannot_be_named(launch):
+    launch("0", "2")
+    with pytest.raises(ConfigError, match="one for each"):
+        pick_device("cuda:1")
+
+
+def test_processes_that_have_nowhere_to_meet_are_told_of_torchrun(launch, monkeypatch):
+    launch("0", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(ConfigError, match=r"MASTER_ADDR.*torchrun"), process_group("cpu"):
+        pass
+
+
+@pytest.mark.parametrize("command", ["plan", "sweep", "list"])
+def test_commands_for_one_process_refuse_a_launcher(launch, capsys, command):
+    launch("0", "2")
+    assert main([command]) == 2
+    assert "start it without torchrun" in capsys.readouterr().err
+
+
+def test_a_rank_says_all_it_has_to_say_and_ends_with_its_code():
+    environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    for words, code in ((["list"], 0), (["show", "nothing"], 2)):
+        command = [sys.executable, "-m", "prunekit", *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 - ours
+        assert done.returncode == code
+        assert ("correlation" in done.stdout) if code == 0 else ("error: " in done.stderr)
