@@ -1,4 +1,4 @@
-"""Writes docs/criteria and docs/schedules: a page for each built-in, from its docstring and its options.
+"""Writes docs/reference/criteria and docs/reference/schedules: a page for each built-in, from its docstring and its options.
 
     python docs/make_reference.py
 
@@ -13,8 +13,8 @@ from typing import Any
 from prunekit.plugins.manager import make_manager
 from prunekit.plugins.registry import Registered, Registry, collect
 
-DOCS = Path(__file__).parent
-ROOT = DOCS.parent
+DOCS = Path(__file__).parent / "reference"
+ROOT = DOCS.parents[1]
 PACKAGE = "prunekit"
 
 
@@ -37,7 +37,7 @@ def page_of(kind: str, name: str, entry: Registered[Any]) -> str:
         summary,
         rest.strip(),
         f"```bash\nprunekit run --{flag} {name}\n```",
-        f"Source: [{source}](../../{source}). [All of them, and which one when](../methods.md).",
+        f"Source: [{source}](../../../{source}). [All of them, and which one when](../../guide/criteria_and_schedules.md).",
         options_table(flag, entry),
     ]
     return "\n\n".join(filter(None, (part.replace("``", "`") for part in parts))) + "\n"

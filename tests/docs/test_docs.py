@@ -90,7 +90,7 @@ def test_a_block_that_shows_a_file_is_the_file(page):
 
 
 def test_every_hook_stands_in_the_reference_with_its_arguments():
-    reference = (ROOT / "docs" / "plugins.md").read_text()
+    reference = (ROOT / "docs" / "reference" / "plugins.md").read_text()
     hooks = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("prunekit_")}
     assert len(hooks) >= 12
     for name, hook in hooks.items():
@@ -99,7 +99,7 @@ def test_every_hook_stands_in_the_reference_with_its_arguments():
 
 
 def test_every_member_of_the_contracts_stands_in_the_reference():
-    reference = (ROOT / "docs" / "plugins.md").read_text()
+    reference = (ROOT / "docs" / "reference" / "plugins.md").read_text()
     for contract in (
         prunekit.Criterion,
         prunekit.NetworkCriterion,
@@ -117,7 +117,7 @@ def test_the_pages_of_the_built_ins_are_those_of_their_docstrings(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     make_reference = importlib.import_module("make_reference")
     made = dict(make_reference.pages())
-    there = {path for kind in ("criteria", "schedules") for path in (ROOT / "docs" / kind).glob("*.md")}
+    there = {path for kind in ("criteria", "schedules") for path in (ROOT / "docs" / "reference" / kind).glob("*.md")}
     assert there == made.keys(), "run python docs/make_reference.py"
     for path, text in made.items():
         assert path.read_text() == text, f"{name_of(path)} is old; run python docs/make_reference.py"

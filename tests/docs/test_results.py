@@ -8,9 +8,9 @@ import pytest
 
 from prunekit.runs.sweep.summary import Summary, differences_table, figures_table
 
-DOCS = Path(__file__).parents[2] / "docs"
-PAGE = "\n".join((DOCS / name).read_text(encoding="utf-8") for name in ("results.md", "sparsest.md", "mnist.md"))
-SUMMARIES = sorted((DOCS / "results").glob("*.json"))
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+PAGE = "\n".join((RESULTS / name).read_text(encoding="utf-8") for name in ("paper.md", "sparsest.md", "mnist.md"))
+SUMMARIES = sorted((RESULTS / "data").glob("*.json"))
 
 
 def tables_of(page: str) -> list[list[list[str]]]:
@@ -38,7 +38,7 @@ def pivot(summary: Summary) -> tuple[list[str], list[list[str]]]:
     return [summary.metrics[0], *(f"`{structure}`" for structure in structures)], table
 
 
-@pytest.mark.parametrize("path", sorted((DOCS / "results").glob("mnist-*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((RESULTS / "data").glob("mnist-*.json")), ids=lambda path: path.stem)
 def test_the_short_table_of_a_comparison_is_that_of_its_summary(path: Path) -> None:
     head, lines = pivot(cattrs.structure(json.loads(path.read_text(encoding="utf-8")), Summary))
     assert [head, *lines] in tables_of(PAGE)
@@ -54,4 +54,4 @@ def test_both_tables_of_a_summary_stand_on_the_page(path: Path) -> None:
 def test_there_are_summaries_and_each_is_linked() -> None:
     assert SUMMARIES
     for path in SUMMARIES:
-        assert f"(results/{path.name})" in PAGE
+        assert f"(data/{path.name})" in PAGE

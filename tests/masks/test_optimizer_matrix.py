@@ -3,7 +3,7 @@
 After every step all dropped weights are +0.0. At the end the kept ones are compared with a reference that multiplies
 the mask in the forward pass (the paper's dropping matrix) and leaves the dropped weights behind at what they were,
 except where those count: then it starts with zeros there.
-The table in docs/optimizers.md is made of the same lists, and a test compares the two.
+The table in docs/guide/optimizers.md is made of the same lists, and a test compares the two.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from prunekit.masks.masks import Masks
 
-PAGE = Path(__file__).parents[2] / "docs" / "optimizers.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guide" / "optimizers.md"
 
 OPTIMIZERS: list[tuple[type[Optimizer], dict[str, Any]]] = [
     (torch.optim.SGD, {"lr": 0.1}),
