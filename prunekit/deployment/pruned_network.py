@@ -28,7 +28,7 @@ from prunekit.masks.weight_files import check_weights, load_weights
 from prunekit.plugins.manager import make_manager, view_of
 from prunekit.plugins.registry import collect, import_named
 from prunekit.runs.folder import RunFolder
-from prunekit.runs.preparation import build_model
+from prunekit.runs.network import build_model
 from prunekit.runs.recipes import build_config, read_recipe
 from prunekit.runs.task_samples import task_samples
 

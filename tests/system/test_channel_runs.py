@@ -166,7 +166,7 @@ def test_the_plan_names_what_goes_together_and_what_stays(toy_run):
     _, prepared, folder = toy_run({**RECIPE, "schedule": {"name": "layerwise"}}, [Tasks()])
     assert [stage.name for stage in prepared.plan.stages] == ["dense", "stem+1", "inner"]
     assert prepared.plan.stages[1].updates[0].targets == {"stem": 0.5, "outer": 0.5}
-    assert "all channels of classifier stay (it is an output of the network)" in prepared.headline
+    assert "no channel of classifier can be removed (it is an output of the network)" in prepared.headline
     stage = json.loads(folder.plan.read_text())["stages"][1]
     assert (stage["name"], stage["updates"][0]["pattern"]) == ("stem+1", "channels")
 
