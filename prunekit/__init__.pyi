@@ -4,6 +4,7 @@ from .contracts.criterion import Criterion as Criterion
 from .contracts.criterion import NetworkCriterion as NetworkCriterion
 from .contracts.criterion import Observation as Observation
 from .contracts.criterion import Scene as Scene
+from .contracts.evaluation import Evaluation as Evaluation
 from .contracts.markers import hookimpl as hookimpl
 from .contracts.options import option as option
 from .contracts.schedule import Budget as Budget
@@ -15,9 +16,8 @@ from .contracts.schedule import Schedule as Schedule
 from .contracts.schedule import Stage as Stage
 from .contracts.schedule import Start as Start
 from .contracts.seeds import Seeds as Seeds
-from .contracts.task import Evaluation as Evaluation
 from .contracts.task import Task as Task
-from .contracts.task import Training as Training
+from .contracts.training import Training as Training
 from .deployment.pruned_network import open_pruned as open_pruned
 from .deployment.shrinking import load_shrunk as load_shrunk
 from .deployment.shrinking import save_shrunk as save_shrunk

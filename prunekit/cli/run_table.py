@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from prunekit.contracts.evaluation import Evaluation
     from prunekit.contracts.events import RunFinished
-    from prunekit.contracts.task import Evaluation
     from prunekit.runs.folder import RunFolder
 
 _SHOWN = 3
@@ -30,14 +30,14 @@ def print_result(finished: "RunFinished") -> None:
     numbers = ("asked", "realised", "weights left", "compression", *metrics, "time")
     table = make_table("Stages", "stage", "layer", *numbers, numbers=numbers)
     for stage in finished.stages:
-        realised = "\n".join(f"{stage.kept[name] / stage.weights[name]:.5g}" for name in stage.asked) or "-"
+        realised = "\n".join(f"{stage.kept[name] / stage.weights[name]:.5g}" for name in stage.requested) or "-"
         table.add_row(
             stage.name,
-            "\n".join(stage.asked) or "-",
-            "\n".join(f"{density:.5g}" for density in stage.asked.values()) or "-",
+            "\n".join(stage.requested) or "-",
+            "\n".join(f"{density:.5g}" for density in stage.requested.values()) or "-",
             realised,
             f"{sum(stage.kept.values()):,}",
-            f"{stage.compression:.4f}",
+            f"{stage.weights_left:.4f}",
             *(_figure(stage.evaluation, name) for name in metrics),
             str(timedelta(seconds=round(stage.seconds))),
         )

@@ -10,7 +10,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "criterion": ["Criterion", "NetworkCriterion", "Observation", "Scene"],
         "schedule": ["Budget", "Grow", "MaskUpdate", "Plan", "PlanRequest", "Schedule", "Stage", "Start"],
-        "task": ["Evaluation", "Task", "Training"],
+        "task": ["Task"],
+        "training": ["Training"],
+        "evaluation": ["Evaluation"],
         "options": ["option"],
         "seeds": ["Seeds"],
         "markers": ["hookimpl"],

@@ -1,25 +1,31 @@
-"""What the engine tells plugins: one frozen record per notification. Plain data, no live objects."""
+"""What the engine reports to listeners: one frozen record for each notification, plain data without live objects.
+
+All indices of stages count from 0, and so does ``step``, the number of optimiser steps of the stage that are done.
+Epochs count from 1. Layers are named by their module in the deployed network. Densities are kept / total, in (0, 1].
+Times are seconds of wall time.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
 
+from prunekit.contracts.evaluation import Evaluation
 from prunekit.contracts.schedule import Plan
-from prunekit.contracts.task import Evaluation
 
 
 @attrs.frozen
 class RunStarted:
-    """A run begins, or goes on.
+    """A run starts or resumes.
 
     Attributes:
-        folder: where the run writes.
+        folder: the run folder, to which all files of the run are written.
         headline: one line: network, weights, data, device.
-        plan: all stages.
-        steps: optimiser steps of each stage.
-        resumed_at: (stage, step) of the checkpoint that the run goes on from, or ``None``.
-        notes: what the user should know, one line each, for example a broken checkpoint passed over.
+        plan: the stages of the run, in order.
+        steps: optimiser steps of each stage of the plan.
+        resumed_at: (stage, steps of it that are done) of the checkpoint the run resumes from; ``None``: a new run. A
+            stage equal to ``len(plan.stages)`` means that all are done.
+        notes: what the user should know, one line each, for example that a damaged checkpoint was skipped.
     """
 
     folder: Path
@@ -32,7 +38,14 @@ class RunStarted:
 
 @attrs.frozen
 class StageStarted:
-    """A stage begins (or goes on at ``step``)."""
+    """A stage starts, or resumes at ``step``.
+
+    Attributes:
+        index: the stage's index in the plan, from 0.
+        name: the stage's name in the plan.
+        steps: optimiser steps of the whole stage.
+        step: steps of the stage that are done: 0, or those before the checkpoint.
+    """
 
     index: int
     name: str
@@ -42,18 +55,18 @@ class StageStarted:
 
 @attrs.frozen
 class LayerUpdate:
-    """What a mask update did to one layer.
+    """The result of a mask update in one layer.
 
     Attributes:
-        asked: density asked for.
-        kept: connections kept.
-        weights: connections there are.
-        mean_kept_score: mean score of the kept connections, as the criterion scored them; NaN where all came back
-            and nothing was scored.
-        mean_score: mean score of all connections, likewise.
+        requested: the density that the plan requests, in (0, 1].
+        kept: number of connections that the new mask keeps.
+        weights: number of connections of the layer, without biases.
+        mean_kept_score: mean of the criterion's finite scores over the kept connections; NaN where every connection
+            was let back without scoring.
+        mean_score: the same mean over all connections of the layer.
     """
 
-    asked: float
+    requested: float
     kept: int
     weights: int
     mean_kept_score: float
@@ -62,7 +75,14 @@ class LayerUpdate:
 
 @attrs.frozen
 class MasksUpdated:
-    """Masks were changed and are held from now on."""
+    """New masks are in force.
+
+    Attributes:
+        stage: the stage's index in the plan, from 0.
+        step: optimiser steps of the stage done before the update; 0: before the first.
+        layers: layer name -> result, for the layers of this update.
+        seconds: wall time of the update: observing, scoring and selecting.
+    """
 
     stage: int
     step: int
@@ -72,7 +92,13 @@ class MasksUpdated:
 
 @attrs.frozen
 class StepFinished:
-    """One optimiser step is done. Sent only when a plugin listens."""
+    """One optimiser step is done. Sent only when a plugin listens.
+
+    Attributes:
+        stage: the stage's index in the plan, from 0.
+        step: optimiser steps of the stage that are done, with this one: 1 after the first.
+        steps: optimiser steps of the whole stage.
+    """
 
     stage: int
     step: int
@@ -81,14 +107,17 @@ class StepFinished:
 
 @attrs.frozen
 class EpochFinished:
-    """One pass over the training batches is done, or the stage's last part of one.
+    """One pass over the training batches is done; the last one of a stage may be incomplete.
 
     Attributes:
-        epoch: 1, 2, ... within the stage.
-        loss: mean training loss over the epoch.
-        learning_rate: of the first parameter group, at the last step.
+        stage: the stage's index in the plan, from 0.
+        epoch: the epoch's number within the stage, from 1.
+        step: optimiser steps of the stage that are done.
+        steps: optimiser steps of the whole stage.
+        loss: mean training loss over the epoch's steps.
+        learning_rate: rate of the optimiser's first parameter group at the last step.
         seconds: wall time since the last ``EpochFinished``.
-        skipped: steps of the run so far that were left out for a loss or gradient that is no number.
+        skipped: steps of the run so far that were skipped for a non-finite loss or gradient.
     """
 
     stage: int
@@ -105,31 +134,45 @@ class EpochFinished:
 class StageFinished:
     """A stage is trained, evaluated and saved.
 
+    A listener that draws the primary figure over the weights left of each stage:
+
+        @prunekit.hookimpl
+        def prunekit_stage_finished(self, event):
+            self.curve.append((event.weights_left, event.evaluation.value))
+
     Attributes:
-        asked: layer -> density, of the layers that this stage changed.
-        kept: layer -> connections kept, of all layers.
-        weights: layer -> connections there are.
-        evaluation: figures on the test data.
-        seconds: wall time of the stage.
+        index: the stage's index in the plan, from 0.
+        name: the stage's name in the plan.
+        requested: layer name -> density in (0, 1], for the layers whose masks this stage changed.
+        kept: layer name -> number of connections kept, for all prunable layers.
+        weights: layer name -> number of connections without biases, for all prunable layers.
+        evaluation: the task's evaluation at the end of the stage; ``evaluation.value`` is the primary figure.
+        seconds: wall time of the stage, with that before a resume.
     """
 
     index: int
     name: str
-    asked: Mapping[str, float]
+    requested: Mapping[str, float]
     kept: Mapping[str, int]
     weights: Mapping[str, int]
     evaluation: Evaluation
     seconds: float
 
     @property
-    def compression(self) -> float:
-        """Weights left / prunable weights (no biases)."""
+    def weights_left(self) -> float:
+        """Weights left / prunable weights, no biases: the paper's compression ratio."""
         return sum(self.kept.values()) / sum(self.weights.values())
 
 
 @attrs.frozen
 class RunFinished:
-    """All stages are done; ``stages`` has one record for each, those before a resume too."""
+    """All stages are done.
+
+    Attributes:
+        folder: the run folder.
+        stages: one record for each stage of the plan, in order, those before a resume too.
+        seconds: wall time of the run, with that before a resume.
+    """
 
     folder: Path
     stages: tuple[StageFinished, ...]
@@ -138,11 +181,11 @@ class RunFinished:
 
 @attrs.frozen
 class RunStopped:
-    """The run ends before its last stage is done; what is saved stays.
+    """The run ends before its last stage is done; its checkpoints are kept.
 
     Attributes:
-        folder: where the run wrote.
-        reason: the error in words.
+        folder: the run folder.
+        reason: the error that ended the run: its type and its message.
     """
 
     folder: Path

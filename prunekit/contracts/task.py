@@ -9,70 +9,16 @@ import abc
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-import attrs
 import torch
 from torch import Tensor, nn
 
-from prunekit.contracts.options import option
-from prunekit.contracts.schedule import Budget
+from prunekit.contracts.evaluation import Evaluation
 from prunekit.contracts.seeds import Seeds
+from prunekit.contracts.training import Training
 from prunekit.distributed.batch_shares import Part, split_batch
 from prunekit.distributed.fsdp import blocks_of
 
 Split = Literal["train", "calibration"]
-
-
-def _floats(values: Mapping[str, Any]) -> dict[str, float]:
-    """Return plain numbers: a forgotten ``.item()`` would fail where they are written."""
-    return {name: float(value) for name, value in values.items()}
-
-
-@attrs.frozen
-class Evaluation:
-    """Named figures of a trained network.
-
-    Attributes:
-        primary: the name of the one that tables show.
-        metrics: name -> value; fractions, not percent.
-        standard_errors: name -> standard error, where one is known.
-    """
-
-    primary: str
-    metrics: Mapping[str, float] = attrs.field(converter=_floats)
-    standard_errors: Mapping[str, float] = attrs.field(factory=dict, converter=_floats)
-
-
-@attrs.frozen
-class Training:
-    """How to train: the task's defaults, which the ``[training]`` section of a recipe overrides."""
-
-    budget: str = option("10 epochs", "length of the dense training: '600 steps' or '12 epochs'")
-    retraining: str = option("5 epochs", "length of each stage after it")
-    decay: str = option("cosine", "fall of the learning rate within a stage", choices=("cosine", "linear", "constant"))
-    warmup: float = option(0.0, "fraction of a stage in which the learning rate rises linearly", low=0, high=1)
-    retraining_rate: float = option(
-        1.0, "factor on the learning rates of stages that go on from trained weights", low=0
-    )
-    accumulate: int = option(1, "batches whose gradients are averaged into one optimiser step", low=1)
-    clip_norm: float | None = option(None, "greatest norm of the whole gradient", low=0)
-    precision: str = option("fp32", "arithmetic of forward and backward", choices=("fp32", "bf16", "fp16"))
-    tf32: bool = option(False, "let a GPU round the factors of fp32 products to TF32, never in statistics")
-    channels_last: bool = option(False, "keep images and convolutions in channels-last memory order")
-    compile: bool = option(False, "run the model through torch.compile")
-    fused: bool = option(False, "take the optimiser's step in one kernel; of SGD, Adam, AdamW, Adagrad")
-    parallel: str = option(
-        "ddp", "with several processes: each has the whole model, or a part (fsdp)", choices=("ddp", "fsdp")
-    )
-    workers: int = option(0, "processes that prepare batches; 0: the main process", low=0)
-    checkpoint_every: int = option(0, "optimiser steps between checkpoints; 0: only at the end of a stage", low=0)
-    skip_bad_steps: int = option(
-        0,
-        "most steps of a run left out for a loss or gradient that is no number (each step waits for the device)",
-        low=0,
-    )
-    keep_checkpoints: int = option(2, "checkpoints of steps that stay in the run folder, the newest ones", low=1)
-    check_every: int = option(20, "optimiser steps between two looks at the loss (each waits for the device)", low=1)
-    calibration_batches: int = option(0, "most batches a criterion observes; 0: the whole calibration set", low=0)
 
 
 class Task(abc.ABC):
@@ -171,12 +117,3 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def evaluate(self, model: nn.Module, device: torch.device) -> Evaluation:
         """Measure the model, which is in evaluation mode, under ``torch.inference_mode``."""
-
-
-def budget_of(training: Training) -> tuple[Budget, Budget]:
-    """Return the dense budget and the re-training budget.
-
-    Raises:
-        ConfigError: when one of them is not understood.
-    """
-    return Budget.parse(training.budget), Budget.parse(training.retraining)

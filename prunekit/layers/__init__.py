@@ -11,6 +11,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "view": ["LayerShape", "LayerView"],
         "torch_views": ["ConvolutionView", "LinearView"],
         "lookup": ["find_layers", "parameter_name"],
-        "densities": ["spread"],
+        "densities": ["allocate_density"],
     },
 )

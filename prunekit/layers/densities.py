@@ -16,7 +16,7 @@ Rule = Literal["uniform", "erdos-renyi", "erdos-renyi-kernel"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 
 
-def spread(
+def allocate_density(
     layers: Sequence[LayerShape],
     density: float,
     rule: Rule = "uniform",

@@ -55,7 +55,7 @@ def select(
         density: kept / total in (0, 1], for all prunable layers, or by layer: a name, the end of one,
             or a glob. A layer that is not named gets no mask. ``None``: that of an N:M pattern.
         distribution: how the layers share one density, a total that is then met exactly: see
-            ``prunekit.layers.densities.spread``; ``None``: each layer has that density.
+            ``prunekit.layers.densities.allocate_density``; ``None``: each layer has that density.
         keep_dense: layers that get no mask: names, globs, "first", "last"; the others get sparser, so that one
             density is met.
         scope: what competes: the connections of a "unit", of a "layer", or of all layers ("global");
@@ -76,7 +76,7 @@ def select(
 
     Raises:
         ConfigError: an unknown criterion or layer, a density outside (0, 1], data missing that the criterion needs;
-            a layer that cannot be pruned as it is (see ``prunekit.layers.view.check_layers``) or has no values.
+            a layer that cannot be pruned as it is (see ``prunekit.layers.lookup.check_layers``) or has no values.
         MaskError: a pattern that does not fit a layer.
     """
     manager = make_manager()

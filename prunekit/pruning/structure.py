@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from prunekit.contracts.schedule import Target, check_density
 from prunekit.errors import ConfigError
 from prunekit.layers.channels.groups import ChannelGroups
-from prunekit.layers.densities import Rule, spread
+from prunekit.layers.densities import Rule, allocate_density
 from prunekit.layers.lookup import resolve
 from prunekit.layers.view import LayerShape
 from prunekit.masks.patterns import NofM, Pattern, pattern_problem
@@ -131,7 +131,7 @@ def distribute(
     Args:
         density: of all layers together; of N:M, of each that is pruned.
         layers: the prunable layers, from input to output.
-        rule: see ``prunekit.layers.densities.spread``.
+        rule: see ``prunekit.layers.densities.allocate_density``.
         keep_dense: names, aliases, globs, "first" and "last".
         aliases: the task's short names, alias -> layer or glob.
         pattern: what stays or goes together.
@@ -154,7 +154,7 @@ def distribute(
     if isinstance(pattern, NofM):
         densities = dict.fromkeys(names, density)
     else:
-        densities = spread(layers, density, rule, tuple(dense), pattern)
+        densities = allocate_density(layers, density, rule, tuple(dense), pattern)
     return tuple(Target(name, {name: densities[name]}) for name in names if name not in dense)
 
 

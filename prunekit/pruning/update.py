@@ -276,7 +276,7 @@ def _describe(asked: float, mask: Tensor, scores: Tensor) -> LayerUpdate:
     # Zeros in the place of the others: picking values out would take many times as long.
     known = torch.where(finite, scores, 0.0).double()
     return LayerUpdate(
-        asked=asked,
+        requested=asked,
         kept=int(mask.count_nonzero()),
         weights=mask.numel(),
         mean_kept_score=float((known * mask).sum()) / max(1, int((finite & mask).count_nonzero())),

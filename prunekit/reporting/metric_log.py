@@ -49,7 +49,7 @@ class MetricLog:
     def prunekit_stage_finished(self, event: events.StageFinished) -> None:
         """Log the evaluation."""
         facts = attrs.asdict(event)
-        self._log("stage_finished", {"stage": facts.pop("index"), **facts, "compression": event.compression})
+        self._log("stage_finished", {"stage": facts.pop("index"), **facts, "weights_left": event.weights_left})
 
     def _log(self, event: str, facts: dict[str, Any]) -> None:
         self._write(json.dumps(_without_nan({"event": event, **facts})) + "\n", "a")

@@ -11,7 +11,8 @@ import attrs
 from prunekit.contracts.criterion import Criterion
 from prunekit.contracts.schedule import Schedule
 from prunekit.contracts.seeds import Seeds
-from prunekit.contracts.task import Task, Training
+from prunekit.contracts.task import Task
+from prunekit.contracts.training import Training
 from prunekit.distributed.devices import pick_device
 from prunekit.plugins.registry import Registry
 from prunekit.runs.config import RunConfig, merge_training

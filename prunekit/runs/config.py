@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 
 from prunekit.contracts.schedule import check_density
-from prunekit.contracts.task import Training, budget_of
+from prunekit.contracts.training import Training, budget_of
 from prunekit.errors import ConfigError
 from prunekit.layers.densities import Rule
 from prunekit.masks.patterns import NofM, Pattern, parse_pattern

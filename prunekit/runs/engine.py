@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from prunekit.contracts import events
+from prunekit.contracts.evaluation import Evaluation
 from prunekit.contracts.schedule import Stage, Start, to_json
-from prunekit.contracts.task import Evaluation
 from prunekit.distributed.ddp import parallel
 from prunekit.distributed.fsdp import is_fully_sharded
 from prunekit.distributed.random_state import seed_all

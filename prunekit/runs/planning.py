@@ -10,7 +10,8 @@ from torch import nn
 
 from prunekit.contracts.criterion import Criterion, observes
 from prunekit.contracts.schedule import Plan, PlanRequest, Stage, Target, check_plan
-from prunekit.contracts.task import Task, budget_of
+from prunekit.contracts.task import Task
+from prunekit.contracts.training import budget_of
 from prunekit.errors import ConfigError
 from prunekit.layers.lookup import check_layers
 from prunekit.layers.view import LayerShape

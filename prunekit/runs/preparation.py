@@ -11,7 +11,8 @@ from torch import nn
 
 from prunekit.contracts.criterion import Criterion
 from prunekit.contracts.schedule import Plan, Target
-from prunekit.contracts.task import Task, Training
+from prunekit.contracts.task import Task
+from prunekit.contracts.training import Training
 from prunekit.files.safetensors_files import some
 from prunekit.layers.channels.groups import ChannelGroups
 from prunekit.layers.view import LayerShape, LayerView
@@ -93,9 +94,7 @@ def prepare(
     """
     pattern = config.parsed_pattern
     chosen = choose_plugins(config, registry, (like.task, like.data) if like else None)
-    found = inspect_network(
-        chosen.task, chosen.seeds, view_of(manager), device, channels=isinstance(pattern, Channels)
-    )
+    found = inspect_network(chosen.task, chosen.seeds, view_of(manager), device, channels=isinstance(pattern, Channels))
     given = StartingPoint() if resumed else read_given(config, found.network, found.views, found.channel_groups)
     planned = plan_run(config, chosen, found, given.densities())
     return PreparedRun(

@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import tomli_w
 
-from prunekit.contracts.task import Training
+from prunekit.contracts.training import Training
 from prunekit.errors import ConfigError, nearest
 from prunekit.plugins.construct import convert_options
 from prunekit.runs.config import Choice, RunConfig

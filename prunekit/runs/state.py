@@ -125,7 +125,7 @@ class RunState:
     def as_masks(self) -> Masks:
         """Return the masks by parameter name, what goes with channels too, with the facts that go into their file."""
         views = self.prepared.views
-        asked = {name: density for stage in self.finished for name, density in stage.asked.items()}
+        asked = {name: density for stage in self.finished for name, density in stage.requested.items()}
         info = {
             "criterion": Path(self.config.criterion.name).name,  # of a file, not where it lies
             "schedule": Path(self.config.schedule.name).name,

@@ -10,9 +10,11 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from prunekit.contracts.evaluation import Evaluation
 from prunekit.contracts.options import option
 from prunekit.contracts.seeds import Seeds
-from prunekit.contracts.task import Evaluation, Split, Task, Training
+from prunekit.contracts.task import Split, Task
+from prunekit.contracts.training import Training
 
 _SIDE = 6  # pixels
 _BATCH = 32

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prunekit.contracts.task import Training
+from prunekit.contracts.training import Training
 from prunekit.distributed.batch_shares import Part, split_batch
 from prunekit.errors import ConfigError, DataError
 from prunekit.runs.training.batches import check_share

@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from prunekit.errors import ConfigError
-from prunekit.layers.densities import RULES, spread
+from prunekit.layers.densities import RULES, allocate_density
 from prunekit.layers.view import LayerShape
 from prunekit.masks.patterns import Blocks, NofM, Units, asked_count, kept_count
 
@@ -37,7 +37,7 @@ def test_the_total_is_exact_and_each_layer_keeps_something(layers, density, rule
     budget = kept_count(density, total)
     floor = sum(each.weights if each.name in dense else 1 for each in layers)
     assume(budget >= floor)
-    densities = spread(layers, density, rule, dense)
+    densities = allocate_density(layers, density, rule, dense)
     assert list(densities) == [each.name for each in layers]
     assert all(0 < value <= 1 for value in densities.values())
     assert all(densities[name] == 1 for name in dense)
@@ -82,21 +82,21 @@ NETWORK = [
     ],
 )
 def test_densities_are_those_of_the_published_rule_to_a_weight(rule, factor, density):
-    densities = spread(NETWORK, density, rule)
+    densities = allocate_density(NETWORK, density, rule)
     expected = rigl_reference(NETWORK, density, factor)
     for each in NETWORK:
         assert densities[each.name] * each.weights == pytest.approx(expected[each.name] * each.weights, abs=1.01)
 
 
 def test_a_layer_of_many_groups_has_the_density_that_one_of_them_has():
-    one = spread([layer("a", 16, 8), layer("b", 64, 64)], 0.2, "erdos-renyi")
+    one = allocate_density([layer("a", 16, 8), layer("b", 64, 64)], 0.2, "erdos-renyi")
     # Groups are small networks of their own, so only the total is shared in another way.
-    many = spread([layer("a", 16, 8, groups=4), layer("b", 64, 64)], 0.2, "erdos-renyi")
+    many = allocate_density([layer("a", 16, 8, groups=4), layer("b", 64, 64)], 0.2, "erdos-renyi")
     assert one["a"] / one["b"] == pytest.approx(many["a"] / many["b"], rel=0.05)
 
 
 def test_small_layers_stay_dense_and_the_rest_shares():
-    densities = spread(NETWORK, 0.5, "erdos-renyi-kernel")
+    densities = allocate_density(NETWORK, 0.5, "erdos-renyi-kernel")
     assert densities["conv1"] == densities["fc"] == 1
     assert densities["conv3"] < 0.5 < densities["conv2"]
 
@@ -105,7 +105,7 @@ def test_small_layers_stay_dense_and_the_rest_shares():
 @given(networks(), st.floats(0.05, 1), st.sampled_from(RULES), st.sampled_from([Units(), Blocks(1, 1)]))
 def test_blocks_and_units_are_shared_whole(layers, density, rule, pattern):
     assume(kept_count(density, sum(each.weights for each in layers)) >= len(layers))
-    densities = spread(layers, density, rule, pattern=pattern)
+    densities = allocate_density(layers, density, rule, pattern=pattern)
     for each in layers:
         size = each.fan if isinstance(pattern, Units) else 1
         kept = asked_count(densities[each.name], each.weights, pattern, each.fan)
@@ -125,7 +125,7 @@ def test_blocks_and_units_are_shared_whole(layers, density, rule, pattern):
 )
 def test_what_cannot_be_met_is_explained_with_numbers(density, dense, pattern, message):
     if message is None:
-        assert set(spread(NETWORK, density, "uniform", dense, pattern).values()) == {1.0}
+        assert set(allocate_density(NETWORK, density, "uniform", dense, pattern).values()) == {1.0}
         return
     with pytest.raises(ConfigError, match=message):
-        spread(NETWORK, density, "uniform", dense, pattern)
+        allocate_density(NETWORK, density, "uniform", dense, pattern)

@@ -5,7 +5,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from prunekit.contracts.criterion import Criterion
-from prunekit.contracts.task import Evaluation, Task, Training
+from prunekit.contracts.evaluation import Evaluation
+from prunekit.contracts.task import Task
+from prunekit.contracts.training import Training
 from prunekit.layers.torch_views import core_view
 from prunekit.pruning.training_traces import no_traces, tracing
 from prunekit.runs.training.batches import Parts

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from prunekit.contracts import events
+from prunekit.contracts.evaluation import Evaluation
 from prunekit.contracts.schedule import Plan
-from prunekit.contracts.task import Evaluation
 from prunekit.errors import CheckpointError
 from prunekit.reporting.metric_log import MetricLog
 

@@ -4,8 +4,8 @@ import pytest
 from rich.console import Console
 
 from prunekit.contracts import events
+from prunekit.contracts.evaluation import Evaluation
 from prunekit.contracts.schedule import Budget, MaskUpdate, Plan, Stage
-from prunekit.contracts.task import Evaluation
 from prunekit.reporting.progress import LiveProgress, PlainProgress
 
 PLAN = Plan((Stage("dense", Budget(20, "steps")), Stage("f", Budget(10, "steps"))))

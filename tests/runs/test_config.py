@@ -1,7 +1,7 @@
 import attrs
 import pytest
 
-from prunekit.contracts.task import Training
+from prunekit.contracts.training import Training
 from prunekit.errors import ConfigError
 from prunekit.runs.config import merge_training
 from prunekit.runs.recipes import build_config

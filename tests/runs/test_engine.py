@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from prunekit.cli.run_table import print_result
+from prunekit.contracts.evaluation import Evaluation
 from prunekit.contracts.markers import hookimpl
-from prunekit.contracts.task import Evaluation
 from prunekit.errors import CheckpointError, DataError, NotFiniteError, TrainingError
 from prunekit.layers.lookup import parameter_name
 from prunekit.masks.masks import load_masks
@@ -404,7 +404,7 @@ def test_the_dense_control_trains_through_the_same_stages_and_prunes_nothing(toy
     control, _, folder = toy_run({**RECIPE, "dense": True}, out="control")
     assert [stage.name for stage in control.stages] == [stage.name for stage in pruned.stages]
     assert control.stages[0].evaluation == pruned.stages[0].evaluation
-    assert {stage.compression for stage in control.stages} == {1.0}
+    assert {stage.weights_left for stage in control.stages} == {1.0}
     assert not folder.masks.exists()
 
 

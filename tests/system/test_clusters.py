@@ -9,7 +9,7 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 from prunekit.cli.run import run
-from prunekit.contracts.task import Training
+from prunekit.contracts.training import Training
 
 PAGE = Path(__file__).parents[2] / "docs" / "guide" / "clusters.md"
 SCRIPTS = re.findall(r"^```sh\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)

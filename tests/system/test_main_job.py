@@ -32,10 +32,10 @@ def test_the_main_job_trains_prunes_and_leaves_masks_that_fit(tmp_path):
         assert word in done.stdout
     dense, *pruned = stages_of(tmp_path / "run")
     assert 0.80 <= dense["evaluation"]["metrics"]["accuracy"] <= 0.95
-    assert [list(stage["asked"]) for stage in pruned] == [["f"], ["local5b"], ["conv4b"]]
+    assert [list(stage["requested"]) for stage in pruned] == [["f"], ["local5b"], ["conv4b"]]
     for stage in pruned:
         assert stage["evaluation"]["metrics"]["accuracy"] >= 0.80
-        assert stage["compression"] < dense["compression"]
+        assert stage["weights_left"] < dense["weights_left"]
     masks = prunekit.load_masks(tmp_path / "run" / "masks.safetensors")
     weights = load_file(tmp_path / "run" / "model.safetensors")
     assert set(masks.tensors) == {"f.weight", "local5b.weight", "conv4b.weight"}

@@ -12,7 +12,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from prunekit.contracts.task import Training
+from prunekit.contracts.training import Training
 from prunekit.distributed.batch_shares import map_tensors
 from prunekit.distributed.devices import pick_device
 from prunekit.distributed.ranks import rank_count

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.contracts.seeds import Seeds
-from prunekit.contracts.task import Task, Training
+from prunekit.contracts.task import Task
+from prunekit.contracts.training import Training
 from prunekit.distributed.batch_shares import Part
 from prunekit.distributed.ddp import averaging
 from prunekit.distributed.dtensor import reshard

@@ -2,7 +2,7 @@ import attrs
 import pytest
 import torch
 
-from prunekit.contracts.task import Training
+from prunekit.contracts.training import Training
 from prunekit.distributed.devices import pick_device
 from prunekit.errors import ConfigError
 from prunekit.runs.training.hardware import Hardware

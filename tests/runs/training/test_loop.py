@@ -5,8 +5,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from prunekit import Masks
+from prunekit.contracts.evaluation import Evaluation
 from prunekit.contracts.seeds import Seeds
-from prunekit.contracts.task import Evaluation, Task, Training
+from prunekit.contracts.task import Task
+from prunekit.contracts.training import Training
 from prunekit.criteria.movement import Movement
 from prunekit.errors import DataError
 from prunekit.layers.lookup import find_layers

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunekit.contracts.task import Training
+from prunekit.contracts.training import Training
 from prunekit.distributed.batch_shares import Part
 from prunekit.runs.training.hardware import Hardware
 from prunekit.runs.training.loop import Loop

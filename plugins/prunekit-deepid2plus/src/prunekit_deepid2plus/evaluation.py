@@ -5,8 +5,8 @@ This module must not know how features are computed or compared.
 
 import torch
 
+from prunekit.contracts.evaluation import Evaluation
 from prunekit.contracts.seeds import Seeds
-from prunekit.contracts.task import Evaluation
 from prunekit_deepid2plus.all_pairs import curves_by_person
 from prunekit_deepid2plus.comparable import Comparable
 from prunekit_deepid2plus.data import FaceData

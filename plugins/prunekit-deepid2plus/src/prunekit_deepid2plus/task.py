@@ -13,9 +13,11 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from prunekit.contracts.evaluation import Evaluation
 from prunekit.contracts.options import option
 from prunekit.contracts.seeds import Seeds
-from prunekit.contracts.task import Evaluation, Split, Task, Training
+from prunekit.contracts.task import Split, Task
+from prunekit.contracts.training import Training
 from prunekit.distributed.batch_shares import Part
 from prunekit.distributed.ranks import gather_samples
 from prunekit_deepid2plus import embedded

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prunekit.contracts.evaluation import Evaluation
 from prunekit.contracts.options import option
 from prunekit.contracts.seeds import Seeds
-from prunekit.contracts.task import Evaluation, Split, Task, Training
+from prunekit.contracts.task import Split, Task
+from prunekit.contracts.training import Training
 from prunekit.distributed.batch_shares import Part
 from prunekit_images.batches import Batch, PlainBatches, Scale, TrainingBatches
 from prunekit_images.data import ImageData, divide
