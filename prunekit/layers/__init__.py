@@ -1,4 +1,4 @@
-"""A network as prunable layers: views, look-up by name, densities over layers, and how the network is called.
+"""A network as prunable layers: views, look-up by name, densities over layers, and how to call the network.
 
 It must not know criteria, plugins or training.
 """

@@ -1,6 +1,6 @@
-"""Which layers a network has, what they are called, and which of them can be pruned.
+"""Find the prunable layers of a network, by name.
 
-This module knows names and modules; it must not know what a view makes of a layer.
+This module knows names and modules; it must not know how a view sees a layer.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +19,7 @@ from prunekit.masks.reparametrized import carrier
 
 
 def all_views(network: nn.Module, view_of: ViewOf = core_view) -> Iterator[tuple[str, LayerView]]:
-    """Yield every weight of a network that can be pruned with the name of its layer, shared weights at each module."""
+    """Yield (layer name, view) for every prunable weight of a network, shared weights once for each module."""
     for name, module in network.named_modules():
         found = view_of(module)
         for view in () if found is None else (found,) if isinstance(found, LayerView) else found:
@@ -27,16 +27,20 @@ def all_views(network: nn.Module, view_of: ViewOf = core_view) -> Iterator[tuple
 
 
 def find_layers(network: nn.Module, view_of: ViewOf = core_view) -> dict[str, LayerView]:
-    """Return the prunable layers of a network by module name, in the order of the modules.
+    """Return the prunable layers of a network: name -> view, in the order of the modules.
 
-    A module that appears twice, or a weight that two modules share, is one layer, under its first name. The
-    weights of a module that has several are layers under its name and their part: "attention.in_proj". Looks
-    at no value of a weight, so the network may be on the device "meta".
+    >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+    >>> [(name, view.kind) for name, view in find_layers(network).items()]
+    [('0', 'convolution'), ('3', 'linear')]
+
+    A module that appears twice, or a weight that two modules share, is one layer, under its first name. A module with
+    several weights has a layer for each, named by module and part: "attention.in_proj". The values of the weights are
+    not read, so the network may be on the device "meta".
     """
     layers: dict[str, LayerView] = {}
     known: set[int] = set()
     for name, view in all_views(network, view_of):
-        # What is no parameter is made anew at each look, and looking may change it (spectral norm).
+        # A computed weight is a new tensor at each access, and the access may change it (spectral norm).
         weight = parameter_of(view)
         if weight is None or id(weight) not in known:
             known.add(id(weight))
@@ -45,27 +49,27 @@ def find_layers(network: nn.Module, view_of: ViewOf = core_view) -> dict[str, La
 
 
 def parameter_name(layer: str, view: LayerView) -> str:
-    """Return the name of a layer's weight in the network's ``state_dict``."""
+    """Return the name of a layer's weight in the network's ``state_dict``, for example "fc.weight"."""
     module = layer.removesuffix(view.part).removesuffix("." if view.part else "")
     return f"{module}.{view.parameter}" if module else view.parameter
 
 
 def shown(layer: str) -> str:
-    """Return what people call a layer; the one that is itself the network has no name."""
+    """Return a layer's name for display; a network that is a single layer has an empty name."""
     return layer or "the network"
 
 
 def check_layers(layers: Mapping[str, LayerView], *, observed: bool, computed: bool = False) -> None:
-    """Refuse layers that cannot be pruned as they are.
+    """Raise an error if a layer cannot be pruned as it is.
 
     Args:
-        layers: those that are to be pruned.
-        observed: whether a criterion is to see what comes into them and out of them.
-        computed: whether weights that are computed will do, where the zeros of one parameter are theirs.
+        layers: layer name -> view, the layers to prune.
+        observed: whether a criterion observes the inputs and outputs of the layers.
+        computed: whether to accept a computed weight whose zeros are those of one parameter (weight norm).
 
     Raises:
-        ConfigError: a weight without a shape (a lazy module), a weight that is computed from other parameters
-            (weight norm, ``torch.nn.utils.prune``), or a layer whose inputs cannot be observed; names the layer.
+        ConfigError: a layer has a lazy weight without a shape, a weight computed from other parameters (weight norm,
+            ``torch.nn.utils.prune``), or inputs that cannot be observed. The message names the layer.
     """
     for name, view in layers.items():
         weight = parameter_of(view)
@@ -73,20 +77,20 @@ def check_layers(layers: Mapping[str, LayerView], *, observed: bool, computed: b
             continue
         if weight is None:
             raise ConfigError(
-                f"layer {name!r} computes its {view.parameter} from other parameters; make it one again "
-                f"before pruning, with {_way_back(view)}, or leave the layer out"
+                f"layer {name!r} is parametrized: its {view.parameter} is computed from other parameters; "
+                f"call {_way_back(view)} before pruning, or exclude the layer"
             )
         if is_lazy(weight):
             raise ConfigError(f"layer {name!r} has no shape yet; run one batch through the model first")
         if observed and not view.observable:
             raise ConfigError(
-                f"layer {name!r} computes inside {type(view.module).__name__}, where its inputs cannot be observed; "
-                "leave it out, or take a criterion that needs weights only, such as 'magnitude'"
+                f"layer {name!r} is computed inside {type(view.module).__name__}, where its inputs cannot be observed; "
+                "exclude it, or use a criterion that needs only weights, such as 'magnitude'"
             )
 
 
 def parameter_of(view: LayerView) -> nn.Parameter | None:
-    """Return the parameter that is a view's weight; ``None`` where the weight is made of others."""
+    """Return the parameter that holds a view's weight; ``None`` if the weight is computed from other parameters."""
     return dict(view.module.named_parameters(remove_duplicate=False)).get(view.parameter)
 
 
@@ -101,13 +105,18 @@ def _way_back(view: LayerView) -> str:
 
 
 def resolve(pattern: str, names: Iterable[str], aliases: Mapping[str, str] | None = None) -> list[str]:
-    """Return the layers that a user means, in the order of the network.
+    """Return the names of the layers that a user's pattern matches, in the order of the network.
 
-    A pattern is a full name, an alias of the task (which may stand for a glob), the unambiguous end of a dotted
-    name ("f" for "features.f"), or a glob ("conv*").
+    >>> resolve("f", ["features.conv", "features.f"])
+    ['features.f']
+
+    Args:
+        pattern: a full name, an alias of the task, the unambiguous end of a dotted name, or a glob ("conv*").
+        names: names of all prunable layers, in the order of the network.
+        aliases: alias -> layer name or glob.
 
     Raises:
-        ConfigError: when nothing, or more than one layer where one is meant, answers to it.
+        ConfigError: the pattern matches no layer, or the end of several names.
     """
     known = list(names)
     aliases = aliases or {}
@@ -122,7 +131,7 @@ def resolve(pattern: str, names: Iterable[str], aliases: Mapping[str, str] | Non
     if len(ends) == 1:
         return ends
     if len(ends) > 1:
-        raise ConfigError(f"layer {pattern!r} could be {', '.join(ends)}; write the full name")
+        raise ConfigError(f"layer {pattern!r} is ambiguous: it could be {', '.join(ends)}; write the full name")
     matches = [name for name in known if fnmatchcase(name, pattern)]
     if not matches:
         raise ConfigError(f"no prunable layer is called {pattern!r}{nearest(pattern, [*known, *aliases])}")
@@ -130,16 +139,14 @@ def resolve(pattern: str, names: Iterable[str], aliases: Mapping[str, str] | Non
 
 
 def masked_layers(network: nn.Module, masks: Masks, view_of: ViewOf) -> dict[str, LayerView]:
-    """Return the layers that have a mask, by name; those that share a weight all count."""
+    """Return the layers that have a mask: name -> view, all layers where several share a masked weight."""
     masked = {id(parameter) for parameter, _ in match(masks.tensors, network).values()}
     layers: dict[str, LayerView] = {}
-    for name, module in network.named_modules():
-        found = view_of(module)
-        for view in [] if found is None else [found] if isinstance(found, LayerView) else found:
-            parameter = parameter_of(view)
-            # Of a weight that is computed the mask is on one of the parameters it is computed from.
-            own = module.parameters() if parameter is None else [parameter]
-            if any(id(each) in masked for each in own):
-                # The output projection of attention is a linear layer, too; it is never called, and comes second.
-                layers.setdefault(".".join(filter(None, (name, view.part))), view)
+    for name, view in all_views(network, view_of):
+        parameter = parameter_of(view)
+        # The mask of a computed weight belongs to one of the parameters that it is computed from.
+        sources = view.module.parameters() if parameter is None else [parameter]
+        if any(id(source) in masked for source in sources):
+            # The output projection of attention is found a second time as a linear layer, which is never called.
+            layers.setdefault(name, view)
     return layers

@@ -1,7 +1,7 @@
-"""What a network is called with, by the batch: real inputs of a task, or random ones of a given shape.
+"""The arguments of a call of a network: a batch of real inputs of a task, or of random ones of a given shape.
 
-Whoever measures, converts or compares a network takes its inputs from here. This module must not know masks, files or
-how a network was pruned.
+Measuring, converting and comparing networks take their inputs from here. This module must not know masks, files or how
+a network was pruned.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,15 +19,18 @@ from prunekit.errors import ConfigError
 class Samples:
     """The arguments of one call of a network: a batch of samples.
 
-    A tensor whose first dimension is ``count`` has one entry for each sample; others belong to all of them.
+    >>> samples = Samples.of(torch.randn(8, 3, 32, 32))
+    >>> outputs = samples.take(2).call(nn.Conv2d(3, 4, 3))
+
+    A tensor whose first dimension is ``count`` has one entry for each sample; others belong to all samples.
 
     Attributes:
-        arguments: the positional ones: tensors, nested tuples, lists, dicts of tensors, anything else.
-        keywords: the others, by name.
-        count: samples in the batch: the first dimension of the first tensor.
+        arguments: positional arguments: tensors, nested tuples, lists and dicts of tensors, or anything else.
+        keywords: keyword arguments by name.
+        count: number of samples in the batch: the first dimension of the first tensor.
 
     Raises:
-        ConfigError: there is no such tensor, or it is empty.
+        ConfigError: no argument is a tensor with a first dimension, or the first one is empty.
     """
 
     arguments: tuple[Any, ...]
@@ -38,12 +41,12 @@ class Samples:
     def _size(self) -> int:
         tensors = [leaf for leaf in self._leaves() if isinstance(leaf, Tensor) and leaf.dim()]
         if not tensors or not len(tensors[0]):
-            raise ConfigError("the network is called with no batch of tensors; give it one as its first argument")
+            raise ConfigError("the network needs a batch of tensors, but got none; pass one as its first argument")
         return len(tensors[0])
 
     @classmethod
     def of(cls, given: Any) -> "Samples":
-        """Return what a user means: a tuple of arguments, a mapping of named ones, samples, or one argument alone."""
+        """Return samples from a tuple of arguments, a mapping of keyword arguments, one argument, or samples."""
         if isinstance(given, Samples):
             return given
         if isinstance(given, Mapping):
@@ -55,11 +58,11 @@ class Samples:
         return leaves
 
     def is_batched(self, value: Any) -> bool:
-        """Say whether a value among the arguments is a tensor with one entry for each sample."""
+        """Return whether a value among the arguments is a tensor with one entry for each sample."""
         return isinstance(value, Tensor) and value.dim() > 0 and len(value) == self.count
 
     def take(self, count: int) -> "Samples":
-        """Return the first ``count`` samples, beginning again from the first where there are fewer."""
+        """Return the first ``count`` samples, repeated from the first one if there are fewer."""
         index = torch.arange(count) % self.count
 
         def taken(value: Any) -> Any:
@@ -68,7 +71,7 @@ class Samples:
         return Samples(*pytree.tree_map(taken, (self.arguments, dict(self.keywords))))
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "Samples":
-        """Return the same samples on a device, floating-point ones as ``dtype`` where one is given."""
+        """Return the samples on a device, floating-point tensors as ``dtype`` if one is given."""
 
         def moved(value: Any) -> Any:
             if not isinstance(value, Tensor):
@@ -78,30 +81,30 @@ class Samples:
         return Samples(*pytree.tree_map(moved, (self.arguments, dict(self.keywords))))
 
     def call(self, network: Any) -> Any:
-        """Call a network, or what was made of it, without gradients; it may change copies of the tensors in place."""
+        """Call a network, or an exported form of it, without gradients, on copies that it may change in place."""
         arguments, keywords = pytree.tree_map_only(Tensor, torch.clone, (self.arguments, dict(self.keywords)))
         with torch.no_grad():
             return network(*arguments, **keywords)
 
     def through(self, network: Any) -> tuple[Tensor, ...]:
-        """Call a network, and return every tensor of what it gives."""
+        """Call a network and return all tensors of its result."""
         return tuple(leaf for leaf in pytree.tree_leaves(self.call(network)) if isinstance(leaf, Tensor))
 
 
 MOST = 32
-"""Samples of a calibration batch that are kept: what the largest batch that is measured needs."""
+"""Most samples kept of a calibration batch: enough for the largest batch that is measured."""
 
 
 class _CalledError(Exception):
-    """Ends a forward pass of which only the arguments are wanted."""
+    """Ends a forward pass whose arguments are known and whose result is not needed."""
 
 
 def called_with(network: nn.Module, run: Callable[[], Any]) -> Samples | None:
-    """Return what a network is called with first when something is run, up to ``MOST`` samples.
+    """Return the arguments of the first call of a network while ``run`` runs, up to ``MOST`` samples.
 
     Args:
         network: any module; nothing is computed in it.
-        run: is ended by the call. Without one, it runs to its end, and the result is ``None``.
+        run: a function that calls the network; the first call ends it. ``None`` is returned if it never calls it.
     """
     called: list[Samples] = []
 

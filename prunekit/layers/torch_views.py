@@ -1,6 +1,6 @@
-"""The layers of PyTorch that the core knows: linear, convolutions, the projections of attention.
+"""Views of PyTorch's own layers: linear, convolutions and the projections of attention.
 
-This module must not know where in a network they are, nor what is pruned.
+This module must not know where the layers are in a network, nor which of them are pruned.
 """
 
 import math
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunekit.layers.view import LayerView
 
-Box = tuple[tuple[int, int], ...]  # first and last + 1 of each spatial dimension
+Box = tuple[tuple[int, int], ...]  # (start, stop) of each spatial dimension
 
 
 class LinearView(LayerView):
@@ -42,7 +42,7 @@ class LinearView(LayerView):
 class ConvolutionView(LayerView):
     """``nn.Conv1d/2d/3d`` with any groups, stride, padding, padding mode and dilation.
 
-    Padding positions are inputs like others: constant 0 with zero padding, so they correlate with nothing.
+    Padding counts as input; with zero padding it is constantly 0, so it correlates with nothing.
     """
 
     kind = "convolution"
@@ -104,7 +104,7 @@ class ConvolutionView(LayerView):
             size, stride = images.shape[axis + 2], module.stride[axis]
             start = first * stride - margin
             stop = (last - 1) * stride - margin + self._extents()[axis]
-            # What lies in the image is cut out, the rest is padding; a box may lie in the padding altogether.
+            # Cut out the part inside the image and pad the rest; a box may lie entirely in the padding.
             begin, end = min(max(start, 0), size), min(max(stop, 0), size)
             windows = windows.narrow(axis + 2, begin, end - begin)
             amounts = [max(min(stop, 0) - start, 0), max(stop - max(start, size), 0), *amounts]
@@ -118,7 +118,7 @@ class ConvolutionView(LayerView):
         return ordered.reshape(self.groups, count, samples, self.fan)
 
     def _padded(self, inputs: Tensor, positions: Tensor) -> tuple[Tensor, int]:
-        """Return the padded inputs, of the first dimension only what the positions see, and where that begins."""
+        """Return the padded inputs, cut in the first dimension to what the positions see, and where the cut begins."""
         amounts = [amount for margin in reversed(self._margins()) for amount in margin]
         mode = "constant" if self.module.padding_mode == "zeros" else self.module.padding_mode
         images = nn.functional.pad(self._batched(inputs.detach()), amounts, mode=mode)
@@ -127,7 +127,7 @@ class ConvolutionView(LayerView):
         return images[:, :, first : last + self._extents()[0]], first
 
     def cells(self, inputs: Tensor, positions: Tensor) -> Tensor:
-        """Return the pixels, padding too, group by group: ``[G * pixels, samples, channels of a group]``."""
+        """Return the pixels, with padding, group by group: ``[G * pixels, samples, channels of a group]``."""
         images, _ = self._padded(inputs, positions)
         channels = self.fan_shape[0]
         grouped = images.reshape(len(images), self.groups, channels, math.prod(images.shape[2:]))
@@ -153,9 +153,9 @@ class ConvolutionView(LayerView):
 
 
 class AttentionView(LayerView):
-    """One projection of ``nn.MultiheadAttention``; the packed one of query, key and value is three groups.
+    """One projection of ``nn.MultiheadAttention``; the packed projection of query, key and value has three groups.
 
-    The projections happen inside one call of the module, so what comes into them and out of them is not seen.
+    The projections are computed inside one call of the module, so their inputs and outputs cannot be observed.
     """
 
     kind = "attention"
@@ -168,7 +168,7 @@ class AttentionView(LayerView):
         super().__init__(module, groups, rows // groups, (columns,))
 
     def uses(self, inputs: Mapping[str, Any], outputs: Any) -> tuple[int, ...]:
-        """Return the tokens that are projected; those of query, key and value where the three are packed."""
+        """Return the number of projected tokens: one number, or those of query, key and value if they are packed."""
         sources = {
             "in_proj": ("query", "key", "value"),
             "q_proj": ("query",),
@@ -189,14 +189,14 @@ class AttentionView(LayerView):
 
 
 def _projections(attention: nn.MultiheadAttention) -> tuple[AttentionView, ...]:
-    # Query, key and value are packed into one parameter where they have the same size.
+    # Query, key and value of the same size are packed into one parameter.
     inputs = ("q_proj", "k_proj", "v_proj") if attention.in_proj_weight is None else ("in_proj",)
     parameters = {part: f"{part}_weight" for part in inputs} | {"out_proj": "out_proj.weight"}
     return tuple(AttentionView(attention, part, parameter) for part, parameter in parameters.items())
 
 
 def _boxes(size: Sequence[int], start: int, stop: int) -> Iterator[Box]:
-    """Cut the run start..stop-1 of flattened positions into boxes, in order."""
+    """Split the flattened positions start..stop-1 into boxes, in order."""
     inner = math.prod(size[1:])
     whole = tuple((0, length) for length in size[1:])
     while start < stop:
@@ -212,8 +212,8 @@ def _boxes(size: Sequence[int], start: int, stop: int) -> Iterator[Box]:
 
 
 def core_view(module: nn.Module) -> LayerView | tuple[LayerView, ...] | None:
-    """Return the view, or the views, of a module type that the core knows, else ``None``."""
-    # Transposed convolutions are no subclasses of these three.
+    """Return the view, or views, of a layer of PyTorch; ``None`` for any other module."""
+    # Transposed convolutions do not inherit from these three.
     if isinstance(module, nn.Linear):
         return LinearView(module)
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):

@@ -117,8 +117,8 @@ def test_blocks_and_units_are_shared_whole(layers, density, rule, pattern):
 @pytest.mark.parametrize(
     ("density", "dense", "pattern", "message"),
     [
-        (0.01, ["conv1", "fc"], None, r"conv1, fc, which stay dense, are 0\.01\d* of the [\d,]+ weights"),
-        (1e-6, [], None, r"keeps 0 of [\d,]+ weights, fewer than there are layers \(4\)"),
+        (0.01, ["conv1", "fc"], None, r"the layers kept dense \(conv1, fc\) hold 0\.01\d* of the [\d,]+ weights"),
+        (1e-6, [], None, r"keeps 0 of [\d,]+ weights, fewer than the number of layers \(4\)"),
         (0.5, [], NofM(2, 4), "pattern 2:4 has density 0.5 in every layer"),
         (1.0, ["fc"], None, None),
     ],

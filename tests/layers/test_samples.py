@@ -59,7 +59,7 @@ def test_samples_are_cut_and_begin_again_where_there_are_too_few():
 
 def test_a_call_without_a_batch_is_refused():
     for arguments in ((), (3,), (torch.tensor(1.0),), (torch.empty(0, 3),)):
-        with pytest.raises(ConfigError, match="no batch of tensors"):
+        with pytest.raises(ConfigError, match="needs a batch of tensors, but got none"):
             Samples(arguments)
 
 

@@ -239,8 +239,8 @@ class Transformer(ToyTask):
     ("criterion", "structure", "words"),
     [
         ("magnitude", "self_attn.*=0.5 linear2=0.5", ""),
-        ("correlation", "self_attn.in_proj=0.5", "layer 'self_attn.in_proj' computes inside MultiheadAttention"),
-        ("magnitude", "linear1=0.5", "layer 'linear1' computes its weight from other parameters"),
+        ("correlation", "self_attn.in_proj=0.5", "layer 'self_attn.in_proj' is computed inside MultiheadAttention"),
+        ("magnitude", "linear1=0.5", "layer 'linear1' is parametrized: its weight is computed"),
     ],
 )
 def test_a_plan_for_layers_that_cannot_be_pruned_is_refused_before_training(
@@ -283,7 +283,7 @@ def test_a_computed_weight_is_refused_with_the_way_back_and_its_model_stays_as_i
     torch.manual_seed(0)
     model = nn.Sequential(make(), nn.Linear(4, 4))
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ConfigError, match=f"layer '0' computes its weight from other parameters.*{way_back}"):
+    with pytest.raises(ConfigError, match=f"layer '0' is parametrized: its weight is computed.*{way_back}"):
         prunekit.select(model, density=0.5)
     assert prunekit.select(model, density={"1": 0.5}).densities() == {"1.weight": 0.5}
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -389,7 +389,7 @@ def test_a_unit_of_a_weight_norm_that_keeps_nothing_is_refused():
 @pytest.mark.parametrize("criterion", ["snip", "taylor", "fisher", "obs", "grasp", "synflow"])
 def test_a_criterion_that_needs_gradients_of_a_computed_weight_is_refused(criterion):
     model = nn.Sequential(parametrizations.weight_norm(nn.Linear(6, 5)))
-    with pytest.raises(ConfigError, match="computes its weight from other parameters"):
+    with pytest.raises(ConfigError, match="its weight is computed from other parameters"):
         prunekit.select(
             model, criterion, density=0.5, batches=[torch.randn(4, 6)], loss=lambda model, batch: model(batch).sum()
         )

@@ -304,7 +304,7 @@ def test_what_cannot_be_is_refused_by_name():
         run_sparse(model, masks_for(model), sample, batch_sizes=(1, 0))
     with pytest.raises(MaskError, match="no parameter 'wait'"):
         run_sparse(model, prunekit.Masks({"wait": torch.ones(4, 6, dtype=torch.bool)}), sample)
-    with pytest.raises(ConfigError, match="no batch of tensors"):
+    with pytest.raises(ConfigError, match="needs a batch of tensors"):
         run_sparse(model, masks_for(model), torch.zeros(0, 6))
 
 
