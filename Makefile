@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 PLUGINS := plugins/prunekit-deepid2plus plugins/prunekit-images
 
-.PHONY: run test lint types docs bench check clean
+.PHONY: run test quick lint types docs bench check clean
 
 run: .venv/run  ## train, prune and re-train on the embedded faces; prints the table of stages
 	$(BIN)/prunekit run --criterion correlation
 
 test: .venv/dev  ## all tests, the slow ones too
 	$(BIN)/pytest
+
+quick: .venv/dev  ## after each edit: everything but whole runs, other processes and slow tests; under a minute
+	$(BIN)/pytest -m "not slow and not system" -q
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -18,7 +21,9 @@ lint: .venv/dev
 types: .venv/dev
 	$(BIN)/mypy
 
-docs: .venv/dev  ## links, hooks and every example of README and docs
+docs: .venv/dev  ## makes the generated pages, then checks links, names, hooks and every example
+	$(BIN)/python docs/make_reference.py
+	$(BIN)/python docs/make_architecture.py
 	$(BIN)/pytest tests/docs
 
 bench: .venv/dev

@@ -47,8 +47,10 @@ def mnist() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[Any]) -> None:
-    """Mark the tests that use real data."""
+    """Mark the tests that use real data, and those in ``tests/system``."""
     for item in items:
+        if item.path.is_relative_to(ROOT / "tests" / "system"):
+            item.add_marker(pytest.mark.system)
         if _FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.real_data)
 

@@ -123,6 +123,32 @@ def test_the_pages_of_the_built_ins_are_those_of_their_docstrings(monkeypatch):
         assert path.read_text() == text, f"{name_of(path)} is old; run python docs/make_reference.py"
 
 
+def test_the_drawing_of_the_rooms_is_that_of_their_imports(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    architecture = importlib.import_module("make_architecture")
+    assert architecture.PICTURE.read_text() == architecture.draw(), "run python docs/make_architecture.py"
+
+
+def test_every_room_stands_on_the_page_of_the_architecture():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rooms = {path.parent.name for path in (ROOT / "prunekit").glob("*/__init__.py")}
+    assert rooms == set(re.findall(r"^\| `(\w+)/` \|", page, flags=re.MULTILINE))
+
+
+def test_every_folder_has_an_index_of_all_its_pages():
+    for folder in ("start", "guide", "deploy", "reference", "results"):
+        index = ROOT / "docs" / folder / "README.md"
+        targets = re.findall(r"\]\(([^)#]+)[^)]*\)", index.read_text())
+        pages = {path.name for path in index.parent.glob("*.md")} - {"README.md"}
+        assert pages <= set(targets), folder
+
+
+def test_the_readme_is_short_and_leads_to_few_pages():
+    readme = (ROOT / "README.md").read_text()
+    assert readme.count("\n") <= 150
+    assert readme.partition("## Where to go on")[2].count("\n- ") <= 10
+
+
 def test_the_changelog_has_the_version():
     assert f"## {prunekit.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 

@@ -98,8 +98,8 @@ def read_sweep(
     """Read a recipe with a section [sweep]; an axis that it leaves out has the recipe's own single value.
 
     Args:
-        recipe: as ``config.read_recipe`` returns it.
-        flags: as for ``config.build_config``.
+        recipe: as ``recipes.read_recipe`` returns it.
+        flags: as for ``recipes.build_config``.
         overrides: likewise.
 
     Raises:
