@@ -31,7 +31,7 @@ def prunekit_tasks() -> Iterable[type[Task]]:
 
 
 @hookspec(firstresult=True)
-def prunekit_layer_view(module: nn.Module) -> LayerView | Sequence[LayerView] | None:
+def prunekit_layer_views(module: nn.Module) -> LayerView | Sequence[LayerView] | None:
     """Return the view (of several weights: the views) of a module type that the core does not know, or ``None``."""
 
 

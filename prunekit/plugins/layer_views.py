@@ -8,6 +8,6 @@ from prunekit.layers.view import LayerView
 
 
 @hookimpl(trylast=True)
-def prunekit_layer_view(module: nn.Module) -> LayerView | tuple[LayerView, ...] | None:
+def prunekit_layer_views(module: nn.Module) -> LayerView | tuple[LayerView, ...] | None:
     """View linear layers, convolutions and attention."""
     return core_view(module)

@@ -118,7 +118,7 @@ def view_of(manager: pluggy.PluginManager) -> ViewOf:
     """Return the function that asks the plugins for the view of a module."""
 
     def view(module: Any) -> Any:
-        return manager.hook.prunekit_layer_view(module=module)
+        return manager.hook.prunekit_layer_views(module=module)
 
     return view
 

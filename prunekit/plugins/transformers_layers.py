@@ -42,7 +42,7 @@ class TransposedLinearView(LayerView):
 
 
 @hookimpl
-def prunekit_layer_view(module: nn.Module) -> LayerView | None:
+def prunekit_layer_views(module: nn.Module) -> LayerView | None:
     """View ``transformers.pytorch_utils.Conv1D``."""
     kind = type(module)
     transposed = (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")

@@ -186,7 +186,7 @@ def test_a_misspelt_hook_is_named_with_the_nearest() -> None:
 def test_a_hook_with_wrong_arguments_is_one_line() -> None:
     class Wrong:
         @hookimpl
-        def prunekit_layer_view(self, modul: nn.Module) -> None: ...
+        def prunekit_layer_views(self, modul: nn.Module) -> None: ...
 
     with pytest.raises(PluginError, match=r"'mine' of package 'my-package'.*modul.*--no-plugin mine") as caught:
         PluginManager().add(Wrong(), SOURCE)
@@ -453,7 +453,7 @@ def test_a_plugins_view_comes_before_the_cores(installed: list[FakeEntryPoint]) 
 
     class Views:
         @hookimpl
-        def prunekit_layer_view(self, module: nn.Module) -> LayerView | None:
+        def prunekit_layer_views(self, module: nn.Module) -> LayerView | None:
             return OwnView(module) if isinstance(module, OwnLinear) else None
 
     installed.append(FakeEntryPoint.of("views", "their-package", Views()))

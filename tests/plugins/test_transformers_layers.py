@@ -5,7 +5,7 @@ from transformers.pytorch_utils import Conv1D
 
 import prunekit
 from prunekit.deployment.shrinking import shrink
-from prunekit.plugins.transformers_layers import prunekit_layer_view
+from prunekit.plugins.transformers_layers import prunekit_layer_views
 
 
 def test_a_transposed_layer_is_pruned_like_the_linear_layer_it_is():
@@ -24,7 +24,7 @@ def test_a_transposed_layer_is_pruned_like_the_linear_layer_it_is():
             for model in (transposed, linear)
         )
         assert torch.equal(first.tensors["0.weight"], second.tensors["0.weight"].t())
-    assert prunekit_layer_view(nn.Linear(2, 2)) is None
+    assert prunekit_layer_views(nn.Linear(2, 2)) is None
 
 
 def test_zeros_of_a_gpt_2_stay_in_training_and_through_a_file(tmp_path):

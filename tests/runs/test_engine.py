@@ -226,7 +226,7 @@ def test_dropped_weights_are_zero_after_every_step(toy_run, task):
         """Catches the network that is trained."""
 
         @hookimpl
-        def prunekit_layer_view(self, module):
+        def prunekit_layer_views(self, module):
             if isinstance(module, ToyNetwork):
                 built.append(module)
 

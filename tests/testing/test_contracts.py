@@ -242,7 +242,7 @@ def test_what_is_dropped_and_grown_in_one_update_starts_from_zero(toy_run):
             return [Exchanging]
 
         @hookimpl
-        def prunekit_layer_view(self, module):
+        def prunekit_layer_views(self, module):
             if isinstance(module, ToyNetwork):
                 seen.append(module)
 

@@ -9,7 +9,7 @@ import torch
 from prunekit_deepid2plus import embedded
 from prunekit_deepid2plus.embedded import Group
 from prunekit_deepid2plus.network import Network, NetworkSettings
-from prunekit_deepid2plus.plugin import prunekit_layer_view
+from prunekit_deepid2plus.plugin import prunekit_layer_views
 
 import prunekit
 from prunekit.cli import main
@@ -95,7 +95,7 @@ def test_the_papers_network_at_full_size_is_exported_and_its_sparse_file_is_smal
             module.running_var.uniform_(0.5, 2, generator=generator)
             module.running_mean.normal_(generator=generator)
     densities = {"f": 1 / 256, "local5b": 1 / 128, "local5a": 1 / 32}
-    views = find_layers(network, lambda module: core_view(module) or prunekit_layer_view(module))
+    views = find_layers(network, lambda module: core_view(module) or prunekit_layer_views(module))
     masks = Masks(
         {
             f"{name}.weight": torch.rand(views[name].weight.shape, generator=generator) < density

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prunekit_deepid2plus.local import LocallyConnected2d, LocalView
-from prunekit_deepid2plus.plugin import prunekit_layer_view
+from prunekit_deepid2plus.plugin import prunekit_layer_views
 from torch import Tensor, nn
 
 
@@ -98,8 +98,8 @@ def test_the_products_of_the_view_are_the_outputs(stride: int) -> None:
 
 def test_the_plugin_views_locally_connected_layers_and_no_others() -> None:
     layer, _ = make()
-    view = prunekit_layer_view(layer)
+    view = prunekit_layer_views(layer)
     assert view is not None
     shape = view.shape("local5a")
     assert (shape.kind, shape.groups, shape.outputs, shape.fan_shape) == ("locally connected", 20, 4, (3, 3, 3))
-    assert prunekit_layer_view(nn.Linear(2, 2)) is None
+    assert prunekit_layer_views(nn.Linear(2, 2)) is None

@@ -4,7 +4,7 @@ import attrs
 import pytest
 import torch
 from prunekit_deepid2plus.network import POOLED, Network, NetworkSettings, activation_names, stage_values
-from prunekit_deepid2plus.plugin import prunekit_layer_view
+from prunekit_deepid2plus.plugin import prunekit_layer_views
 from torch import Tensor
 
 from prunekit.layers.lookup import find_layers
@@ -28,7 +28,7 @@ SMALL = NetworkSettings(width=1 / 16, feature=16, input_size=(56, 48))
 
 
 def layers_of(network: Network) -> dict[str, LayerView]:
-    return find_layers(network, lambda module: core_view(module) or prunekit_layer_view(module))
+    return find_layers(network, lambda module: core_view(module) or prunekit_layer_views(module))
 
 
 def paper_weights() -> dict[str, int]:

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from prunekit_deepid2plus import embedded
 from prunekit_deepid2plus.embedded import Group
-from prunekit_deepid2plus.plugin import prunekit_layer_view, prunekit_tasks
+from prunekit_deepid2plus.plugin import prunekit_layer_views, prunekit_tasks
 from prunekit_deepid2plus.presets import PRESETS
 from prunekit_deepid2plus.task import DeepID2Plus
 from torch import nn
@@ -30,7 +30,7 @@ def few_faces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def view_of(module: nn.Module) -> LayerView | None:
-    return core_view(module) or prunekit_layer_view(module)
+    return core_view(module) or prunekit_layer_views(module)
 
 
 @pytest.mark.usefixtures("few_faces")

@@ -18,6 +18,6 @@ def prunekit_tasks() -> Iterable[type[Task]]:
 
 
 @hookimpl
-def prunekit_layer_view(module: nn.Module) -> LayerView | None:
+def prunekit_layer_views(module: nn.Module) -> LayerView | None:
     """Bring the view of locally connected layers."""
     return LocalView(module) if isinstance(module, LocallyConnected2d) else None
