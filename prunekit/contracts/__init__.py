@@ -1,4 +1,4 @@
-"""Everything that an author of a plugin programs against.
+"""The contracts that authors of plugins program against.
 
 It must not know who implements the contracts.
 """

@@ -1,7 +1,7 @@
 """Options of plugins: an option is an attrs field with a help text and a check.
 
-Criteria, schedules and tasks are attrs classes; what their constructor takes is what a user may set
-with ``-o section.key=value`` or in a recipe, and what ``prunekit show`` prints.
+Criteria, schedules and tasks are attrs classes. The arguments of their constructors are the settings that a user can
+change with ``-o section.key=value`` or in a recipe.
 """
 
 import math
@@ -21,16 +21,20 @@ def option(
 ) -> Any:
     """Declare an option of a plugin class.
 
+        @attrs.define
+        class Weighted(prunekit.Criterion):
+            strength: float = prunekit.option(0.75, "share of the stronger half", low=0, high=1)
+
     Args:
-        default: the value where the user says nothing.
-        text: one line for ``prunekit show``.
-        choices: the only values allowed.
-        low: the least value allowed.
-        high: the greatest value allowed.
+        default: the value unless the user sets one.
+        text: a one-line description of the option, for tables and help.
+        choices: the allowed values; ``None``: any.
+        low: the smallest allowed value.
+        high: the largest allowed value.
 
     Returns:
-        An ``attrs`` field. A value outside, an infinite one and NaN raise ``ValueError`` when the object is made; the
-        registry turns that into a ``ConfigError`` naming the option.
+        An ``attrs`` field. Creating the object raises ``ValueError`` for a value outside the limits, infinity or NaN;
+        the registry turns that into a ``ConfigError`` that names the option.
     """
 
     def check(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:

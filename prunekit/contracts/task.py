@@ -1,8 +1,7 @@
-"""The contract of a task: what is being learned.
+"""The contract of a task: the network, its data, its loss, its optimiser and its evaluation.
 
-A task gives the network, the batches, the loss, the optimiser and the evaluation; the engine does the
-loops. A task is an attrs class; its constructor's arguments are its options. It must not know criteria,
-schedules or masks.
+The engine runs the training loop. A task is an attrs class; the arguments of its constructor are its options. It must
+not know criteria, schedules or masks.
 """
 
 import abc
@@ -22,13 +21,35 @@ Split = Literal["train", "calibration"]
 
 
 class Task(abc.ABC):
-    """What is being learned.
+    """A learning problem: a network, batches, a loss, an optimiser and an evaluation.
+
+        @attrs.define
+        class Digits(Task):
+            name = "digits"
+
+            def build_model(self):
+                return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+
+            def batches(self, split, epoch, seeds):
+                order = torch.randperm(len(IMAGES), generator=seeds.generator("order", epoch))
+                return [(IMAGES[chosen], LABELS[chosen]) for chosen in order.split(64)]
+
+            def loss(self, model, batch):
+                images, labels = batch
+                return cross_entropy(model(images), labels)
+
+            def optimizer(self, model):
+                return torch.optim.SGD(model.parameters(), lr=0.1)
+
+            def evaluate(self, model, device):
+                right = model(TEST_IMAGES.to(device)).argmax(1).cpu() == TEST_LABELS
+                return Evaluation("accuracy", {"accuracy": right.float().mean()})
 
     Class attributes:
-        name: what the user writes.
-        aliases: short layer names for ``--structure``, alias -> module name in the deployed network, or a glob
-            where that holds several networks: the same layer of each, which ``layerwise`` prunes in one stage.
-        structure: the ``--structure`` used where the user gives none; "" if there is no sensible one.
+        name: the task's name on the command line and in recipes.
+        aliases: short layer names for ``--structure``: alias -> module name in the deployed network. If that contains
+            several networks, a glob stands for the same layer of each, which ``layerwise`` prunes in one stage.
+        structure: the default of ``--structure``; "" if there is no sensible one.
     """
 
     name: ClassVar[str]
@@ -36,84 +57,94 @@ class Task(abc.ABC):
     structure: str = ""
 
     def training(self) -> Training:
-        """Return the training settings that suit this task; a recipe overrides single fields."""
+        """Return the training settings that suit this task; a user can override each of them."""
         return Training()
 
     def setup(self, seeds: Seeds) -> str:
-        """Find and check the data. Called once, first; whatever is wrong with the data surfaces here.
+        """Find and check the data. Called once, before all other methods, so that bad data is reported at once.
 
         Returns:
-            One line that says what the data is, for the person who waits.
+            One line that describes the data, for the headline of the run.
 
         Raises:
-            DataError: when there is too little of it, or something cannot be read.
+            DataError: there are too few data, or some cannot be read.
         """
         return ""
 
     @abc.abstractmethod
     def build_model(self) -> nn.Module:
-        """Return the model to train, freshly initialised from torch's global generator.
+        """Return a new model to train, initialised from torch's global generator.
 
-        The engine seeds that generator before. ``prunekit plan`` calls this on the "meta" device.
+        The engine seeds that generator first. ``prunekit plan`` calls this method on the "meta" device.
         """
 
     def deployed(self, model: nn.Module) -> nn.Module:
-        """Return the part of the model that is pruned, counted and saved; training-only heads stay out."""
+        """Return the part of the model that is pruned, counted and saved: all of it except heads only for training."""
         return model
 
     def activations(self, network: nn.Module) -> Mapping[str, str]:
-        """Say which module gives a layer's activation: layer name -> module name in the deployed network.
+        """Return layer name -> name of the module in the deployed network whose output is the layer's activation.
 
-        A layer that is not named counts as its own activation.
+        A layer without an entry is its own activation.
         """
         return {}
 
     @abc.abstractmethod
     def batches(self, split: Split, epoch: int, seeds: Seeds) -> Sequence[Any]:
-        """Return one epoch as a sequence of batches (``len`` and ``[i]``).
+        """Return one epoch as a sequence of batches, with ``len`` and ``[i]``.
 
-        ``[i]`` must depend on (split, epoch, seeds, i) alone, so that a resumed run starts in mid-epoch and
-        worker processes change nothing. A batch is a tensor or nested tuples, lists, dicts of tensors.
-        "train" is shuffled and augmented anew each epoch; "calibration" is the set that neuron
-        statistics are measured on, best disjoint from the training set.
+        Batch i must depend only on (split, epoch, seeds, i), so that a run can resume within an epoch and worker
+        processes change nothing. A batch is a tensor or nested tuples, lists and dicts of tensors.
+
+        Args:
+            split: "train", shuffled and augmented anew each epoch, or "calibration", the samples on which criteria
+                observe activations, preferably disjoint from the training set.
+            epoch: index of the epoch, from 0.
+            seeds: the seeds for shuffling and augmentation.
         """
 
     def part(self, batches: Sequence[Any], index: int, rank: int, ranks: int) -> Part:
-        """Return what one of several processes works on of ``batches[index]``; together they work on all of it.
+        """Return one rank's share of ``batches[index]``; the shares of all ranks make up the batch.
 
-        The default makes the whole batch and takes a run of its samples, the first dimension of every tensor. Override
-        it where samples are something else, where a loss is no mean over samples, or to make only what is needed.
+        The default loads the whole batch and takes consecutive samples, along the first dimension of every tensor.
+        Override it if samples are not the first dimension, if the loss is not a mean over samples, or to load only the
+        samples needed.
+
+        Args:
+            batches: an epoch, from ``batches``.
+            index: index of the batch in the epoch, from 0.
+            rank: index of this process, from 0.
+            ranks: number of processes.
         """
         return split_batch(batches[index], rank, ranks)
 
     def forward(self, model: nn.Module, batch: Any) -> Any:
-        """Run the model on a batch of the calibration set; the default takes its first entry as input."""
+        """Run the model on a calibration batch and return its output; the default input is the batch's first entry."""
         return model(batch[0] if isinstance(batch, tuple | list) else batch)
 
     @abc.abstractmethod
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the scalar training loss of a batch, already on the right device.
+        """Return the scalar training loss of a batch that is already on the right device.
 
-        With several processes the batch is this rank's part, and the loss of the whole batch is the mean of the parts',
-        weighted by ``Part.share``. So it has to be a mean over samples; what looks at several samples at once (pairs)
-        takes those of all ranks: ``prunekit.distributed.ranks.gather_samples``. Call the model as it is given, not
-        parts of it: it may be a wrapper that averages gradients.
+        With several processes the batch is this rank's share, and the loss of the whole batch is the mean over the
+        ranks, weighted by ``Part.share``. The loss must therefore be a mean over samples; one over pairs of samples
+        gathers those of all ranks with ``prunekit.distributed.ranks.gather_samples``. Call ``model`` as a whole rather
+        than its submodules: it may be a wrapper that averages gradients.
         """
 
     def shards(self, model: nn.Module) -> Sequence[nn.Module]:
-        """Return the modules that are gathered one after another where processes share a model out (``fsdp``).
+        """Return the modules that FSDP shards and gathers one at a time, inner modules before outer ones.
 
-        Each must be called as a module, and is whole while it computes; inner modules come before outer ones. The
-        default: the parts that the deployed network is directly made of, then the network. Override it where most
-        parameters are in one of these parts.
+        Each of them must be called as a module; its parameters are whole while it computes. The default is the direct
+        children of the deployed network, then the network. Override it if most parameters are in one of these children.
         """
         network = self.deployed(model)
         return [*blocks_of(network), network]
 
     @abc.abstractmethod
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Return a fresh optimiser with its base learning rates; the engine scales them over a stage."""
+        """Return a new optimiser with its base learning rates; the engine scales them over a stage."""
 
     @abc.abstractmethod
     def evaluate(self, model: nn.Module, device: torch.device) -> Evaluation:
-        """Measure the model, which is in evaluation mode, under ``torch.inference_mode``."""
+        """Return the figures of the model on the test data; called in evaluation mode, in ``torch.inference_mode``."""

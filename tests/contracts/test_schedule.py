@@ -44,15 +44,15 @@ def test_percent_are_recognised():
     ("plan", "words"),
     [
         (Plan(()), "no stage"),
-        (plan_of(MaskUpdate(0, {"c": 0.5})), "names layer 'c'"),
+        (plan_of(MaskUpdate(0, {"c": 0.5})), "prunes an unknown layer 'c'"),
         (plan_of(MaskUpdate(0, {"a": 0})), "outside"),
-        (plan_of(MaskUpdate(0.5, {"a": 0.5}), MaskUpdate(0.2, {"b": 0.5})), "rising fractions"),
-        (plan_of(MaskUpdate(1.5, {"a": 0.5})), "rising fractions"),
+        (plan_of(MaskUpdate(0.5, {"a": 0.5}), MaskUpdate(0.2, {"b": 0.5})), "ascending fractions"),
+        (plan_of(MaskUpdate(1.5, {"a": 0.5})), "ascending fractions"),
         (plan_of(MaskUpdate(0, {"a": 0.2}), MaskUpdate(0.5, {"a": 0.5})), "rises from 0.2 to 0.5"),
         (plan_of(MaskUpdate(0, {"a": 0.2}, scope="global", grow=Grow("random", 0.1))), "grow"),
         (plan_of(MaskUpdate(0, {"a": 0.2}, grow=Grow("random", 1.5))), "fraction"),
         (plan_of(MaskUpdate(0, {"a": 1.0}, None, NofM(2, 4), Grow("random", 0.5))), "grow"),
-        (Plan((Stage("hot", EPOCH, rate=-1.0),)), "learning rates times -1"),
+        (Plan((Stage("hot", EPOCH, rate=-1.0),)), "factor on the learning rates is -1"),
     ],
 )
 def test_a_plan_that_cannot_be_carried_out_is_refused(plan, words):

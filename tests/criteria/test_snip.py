@@ -39,5 +39,5 @@ def test_a_score_is_the_change_of_the_loss_by_a_small_part_of_the_weight(mixed_n
 
 def test_a_frozen_layer_is_named(mixed_network, labelled_batches, scores_of):
     mixed_network[2].weight.requires_grad_(requires_grad=False)
-    with pytest.raises(DataError, match="layer '2': its weight takes no gradient"):
+    with pytest.raises(DataError, match="layer '2': its weight does not require a gradient"):
         scores_of(Snip, mixed_network, labelled_batches)

@@ -187,7 +187,7 @@ def test_what_has_no_meaning_is_refused():
     for pattern in (Blocks(1, 4), Units(), Channels()):
         with pytest.raises(ConfigError, match=f"goes from column to column, so it cannot keep the pattern {pattern}"):
             SparseGpt().check("layer", pattern)
-    with pytest.raises(DataError, match="criterion 'sparsegpt' was shown no data"):
+    with pytest.raises(DataError, match="criterion 'sparsegpt' observed no data"):
         SparseGpt().score(view.weight.detach()[None], torch.Generator())
     candidates = torch.ones(1, 5, 12, dtype=torch.bool)
     candidates[0, 2, :3] = False

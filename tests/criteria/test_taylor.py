@@ -22,5 +22,5 @@ def test_the_order_of_batches_does_not_matter(mixed_network, labelled_batches, s
 
 
 def test_without_batches_it_says_so(mixed_network, scores_of):
-    with pytest.raises(DataError, match="criterion 'taylor' was shown no gradients"):
+    with pytest.raises(DataError, match="criterion 'taylor' observed no gradients"):
         scores_of(Taylor, mixed_network, [])

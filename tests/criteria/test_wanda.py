@@ -45,5 +45,5 @@ def test_an_input_that_is_always_zero_goes_first(scores_of):
 
 
 def test_without_batches_it_says_so(scores_of):
-    with pytest.raises(DataError, match="criterion 'wanda' was shown no data"):
+    with pytest.raises(DataError, match="criterion 'wanda' observed no data"):
         scores_of(Wanda, nn.Sequential(nn.Linear(3, 2)), [])

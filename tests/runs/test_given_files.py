@@ -94,7 +94,7 @@ def test_a_resumed_run_needs_the_given_files_no_more_and_ends_with_the_same_byte
 def test_what_is_given_and_does_not_fit_is_refused_before_a_folder_is_made(toy_run, tmp_path):
     random_masks(tmp_path / "m", hidden=0.1)
     name = str(tmp_path / "m")
-    message = "density of 'hidden' rises from 0.1.* to 0.25, but a dropped connection never comes back"
+    message = "density of 'hidden' rises from 0.1.* to 0.25, but dropped connections come back only by growth"
     with pytest.raises(ConfigError, match=message):
         toy_run({**SHORT, "masks": name})
     Masks({"hidden.weight": torch.ones(3, 3, dtype=torch.bool)}).save(name)

@@ -120,7 +120,7 @@ def test_a_value_is_toml_where_nothing_is_lost_else_text(value: str, read: objec
         (["structure=f=2"], "density 2 is outside"),
         (["training.clip=1"], "section [training] has no option 'clip' (did you mean 'clip_norm'?)"),
         (["training.accumulate=0"], "training.accumulate is 0, expected at least 1"),
-        (["training.budget=a day"], "training budget 'a day' is not understood"),
+        (["training.budget=a day"], "cannot parse training budget 'a day'"),
         (["training.clip_norm=" + "9" * 400], "expected a number or none"),
         (["seed=" + "9" * 5000], "expected a whole number"),
         (["training.precision=fp8"], "training.precision is 'fp8', expected one of fp32, bf16, fp16"),

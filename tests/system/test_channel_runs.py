@@ -174,8 +174,8 @@ def test_the_plan_names_what_goes_together_and_what_stays(toy_run):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"schedule": {"name": "dense-sparse-dense"}}, "all connections come back, but of channels that are gone"),
-        ({"schedule": {"name": "rigl"}}, "growth fills up single layers without a pattern"),
+        ({"schedule": {"name": "dense-sparse-dense"}}, "all connections come back, but the normalisation of"),
+        ({"schedule": {"name": "rigl"}}, "growth works on single layers without a pattern"),
         ({"scope": "unit"}, "channels compete with those of the same layers, so not with scope 'unit'"),
         ({"density": None, "structure": "stem=0.5 inner=0.5"}, "asked is stem=0.5 outer=1"),
         ({"density": None, "structure": "classifier=0.5"}, "no channel of the layers asked for can go"),
