@@ -12,7 +12,7 @@ from importlib import import_module
 
 import click
 
-from prunekit.distributed.launcher import launched
+from prunekit.distributed.launcher import launched_rank
 from prunekit.errors import Interrupted, PrunekitError, RankError
 
 USER_ERROR = 2
@@ -43,7 +43,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        if cmd_name != "run" and launched():
+        if cmd_name != "run" and launched_rank():
             raise click.UsageError(f"'prunekit {cmd_name}' works in one process; start it without torchrun", ctx)
         module, function, _ = COMMANDS[cmd_name]
         command: click.Command = getattr(import_module(f"prunekit.cli.{module}"), function)
@@ -63,7 +63,7 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code."""
     try:
-        if launched():
+        if launched_rank():
             # From each rank, torch warns of what is as it should be, and of connections to a rank that has failed.
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         code: int | None = cli.main(arguments, prog_name="prunekit", standalone_mode=False)

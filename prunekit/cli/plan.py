@@ -68,7 +68,7 @@ def _print_stages(prepared: "PreparedRun") -> None:
 
 def _kept(update: "MaskUpdate", prepared: "PreparedRun") -> dict[str, int]:
     """Return how many weights an update leaves each layer."""
-    from prunekit.masks.selection import Channels, asked_count
+    from prunekit.masks.selection import Channels, requested_count
 
     layers = {layer.name: layer for layer in prepared.layers}
     if prepared.channel_groups is not None and isinstance(update.pattern, Channels):
@@ -77,7 +77,7 @@ def _kept(update: "MaskUpdate", prepared: "PreparedRun") -> dict[str, int]:
             for name, share in prepared.channel_groups.left(update.targets).items()
         }
     return {
-        name: asked_count(density, layers[name].weights, update.pattern, layers[name].fan)
+        name: requested_count(density, layers[name].weights, update.pattern, layers[name].fan)
         for name, density in update.targets.items()
     }
 

@@ -16,7 +16,7 @@ import attrs
 from prunekit.errors import ConfigError, nearest
 from prunekit.layers.view import LayerShape
 from prunekit.masks.patterns import scope_problem
-from prunekit.masks.selection import Channels, Pattern, Scope, Units, asked_count, kept_count, pattern_problem
+from prunekit.masks.selection import Channels, Pattern, Scope, Units, kept_count, pattern_problem, requested_count
 
 
 @attrs.frozen
@@ -285,7 +285,7 @@ def check_target(update: MaskUpdate, layer: LayerShape) -> None:
     density = update.targets[layer.name]
     problem = pattern_problem(update.pattern, density, layer.outputs, layer.fan_shape)
     problem = problem or scope_problem(update.pattern, update.scope)
-    if not problem and asked_count(density, layer.weights, update.pattern, layer.fan) == 0:
+    if not problem and requested_count(density, layer.weights, update.pattern, layer.fan) == 0:
         problem = f"density {density:g} keeps none of its {layer.weights:,} weights; raise the density"
     if problem:
         raise ConfigError(f"layer {layer.name!r}: {problem}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from prunekit.contracts.evaluation import Evaluation
 from prunekit.contracts.seeds import Seeds
 from prunekit.contracts.training import Training
-from prunekit.distributed.batch_shares import Part, split_batch
+from prunekit.distributed.batch_shares import BatchShare, split_batch
 from prunekit.distributed.fsdp import blocks_of
 
 Split = Literal["train", "calibration"]
@@ -103,7 +103,7 @@ class Task(abc.ABC):
             seeds: the seeds for shuffling and augmentation.
         """
 
-    def part(self, batches: Sequence[Any], index: int, rank: int, ranks: int) -> Part:
+    def batch_share(self, batches: Sequence[Any], index: int, rank: int, ranks: int) -> BatchShare:
         """Return one rank's share of ``batches[index]``; the shares of all ranks make up the batch.
 
         The default loads the whole batch and takes consecutive samples, along the first dimension of every tensor.
@@ -127,7 +127,7 @@ class Task(abc.ABC):
         """Return the scalar training loss of a batch that is already on the right device.
 
         With several processes the batch is this rank's share, and the loss of the whole batch is the mean over the
-        ranks, weighted by ``Part.share``. The loss must therefore be a mean over samples; one over pairs of samples
+        ranks, weighted by ``BatchShare.share``. The loss must therefore be a mean over samples; one over pairs of samples
         gathers those of all ranks with ``prunekit.distributed.ranks.gather_samples``. Call ``model`` as a whole rather
         than its submodules: it may be a wrapper that averages gradients.
         """

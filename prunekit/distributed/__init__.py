@@ -9,6 +9,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "ranks": ["own_rank", "rank_count", "sum_over_ranks"],
-        "batch_shares": ["Part", "map_tensors", "split_batch"],
+        "batch_shares": ["BatchShare", "map_tensors", "split_batch"],
     },
 )

@@ -24,7 +24,7 @@ def synchronize_norms(model: nn.Module) -> None:
 
 def _shared(norm: nn.modules.batchnorm._BatchNorm) -> nn.Module:
     on_gpu = any(tensor.is_cuda for tensor in norm.state_dict().values())
-    made = (nn.SyncBatchNorm if on_gpu else SharedNorm)(
+    made = (nn.SyncBatchNorm if on_gpu else CpuSyncBatchNorm)(
         norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta"
     )
     for name, parameter in norm.named_parameters(recurse=False):
@@ -34,7 +34,7 @@ def _shared(norm: nn.modules.batchnorm._BatchNorm) -> nn.Module:
     return made.train(norm.training)
 
 
-class SharedNorm(nn.BatchNorm1d):
+class CpuSyncBatchNorm(nn.BatchNorm1d):
     """Batch normalisation whose means and variances are those of the samples of all ranks, with their gradients."""
 
     def _check_input_dim(self, values: Tensor) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from prunekit.errors import ConfigError
 
 
-class Part(NamedTuple):
+class BatchShare(NamedTuple):
     """One rank's part of a batch.
 
     Attributes:
@@ -24,12 +24,12 @@ class Part(NamedTuple):
     share: float
 
 
-def run_of(samples: int, rank: int, ranks: int) -> slice:
+def rank_slice(samples: int, rank: int, ranks: int) -> slice:
     """Return which samples of a batch are a rank's: runs one behind the other, whose lengths differ by one at most."""
     return slice(samples * rank // ranks, samples * (rank + 1) // ranks)
 
 
-def split_batch(batch: Any, rank: int, ranks: int) -> Part:
+def split_batch(batch: Any, rank: int, ranks: int) -> BatchShare:
     """Return a rank's part of a batch: a run of its samples, the first dimension of every tensor.
 
     What is no tensor, or a single number, goes to all ranks.
@@ -46,12 +46,12 @@ def split_batch(batch: Any, rank: int, ranks: int) -> Part:
     if len(lengths) != 1:
         raise ConfigError(
             f"a batch has tensors with {lengths} in their first dimension, so nobody knows its samples; "
-            "say what a rank's part is: override Task.part"
+            "override Task.batch_share to split it"
         )
     samples = lengths[0]
-    mine = run_of(samples, rank, ranks)
+    mine = rank_slice(samples, rank, ranks)
     cut = map_tensors(lambda tensor: tensor[mine] if tensor.dim() else tensor, batch)
-    return Part(cut, (mine.stop - mine.start) / samples if samples else 0.0)
+    return BatchShare(cut, (mine.stop - mine.start) / samples if samples else 0.0)
 
 
 def tensors_in(batch: Any) -> Iterator[Tensor]:

@@ -2,7 +2,7 @@
 
 import torch
 
-from prunekit.distributed.launcher import launched
+from prunekit.distributed.launcher import launched_rank
 from prunekit.errors import ConfigError
 
 # What torch can train on here; its other device names print warnings or need modules of their own.
@@ -15,7 +15,7 @@ def pick_device(name: str) -> torch.device:
     Raises:
         ConfigError: when the name means nothing or the device is not there.
     """
-    here = launched()
+    here = launched_rank()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
         if here is None:

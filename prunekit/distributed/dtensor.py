@@ -32,7 +32,7 @@ def local_shard(tensor: Tensor) -> Tensor:
         return tensor.to_local().detach()
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """Return all of a tensor, without a graph; an ordinary one shares its memory.
 
     All processes that hold parts must ask at the same point, since the parts are exchanged.
@@ -61,7 +61,7 @@ def shard_like(tensor: Tensor, pattern: Tensor) -> Tensor:
     return distribute_tensor(tensor.detach(), pattern.device_mesh, placements, src_data_rank=None)
 
 
-def whole_state(module: nn.Module) -> dict[str, Tensor]:
+def full_state(module: nn.Module) -> dict[str, Tensor]:
     """Return the state dict of a module with whole tensors, on the first process; on the others nothing.
 
     Parts are exchanged, so all processes must ask; one tensor after another, and on the first one they go to the CPU.
@@ -72,13 +72,13 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
         return state
     first, kept = torch.distributed.get_rank() == 0, {}
     for name, tensor in state.items():
-        found = whole(tensor)
+        found = full_tensor(tensor)
         if first:
             kept[name] = found.cpu()
     return kept
 
 
-def load_whole_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+def load_full_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load a state dict of whole tensors, the same on every process, into a module that may be spread.
 
     Raises:

@@ -25,7 +25,7 @@ def claim_report() -> bool:
         return True
 
 
-def fails_alike(place: str) -> bool:
+def all_ranks_fail_at(place: str) -> bool:
     """Say whether all ranks fail at one place, so that they can still do something together; waits some seconds.
 
     Args:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from prunekit.errors import ConfigError
 
 
-class Launched(NamedTuple):
+class LaunchedRank(NamedTuple):
     """One process of several.
 
     Attributes:
@@ -23,7 +23,7 @@ class Launched(NamedTuple):
     local_rank: int
 
 
-def launched() -> Launched | None:
+def launched_rank() -> LaunchedRank | None:
     """Return which of several processes this is; ``None`` where it is the only one.
 
     Raises:
@@ -31,7 +31,7 @@ def launched() -> Launched | None:
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return None
-    here = Launched(_number("RANK"), _number("WORLD_SIZE"), _number("LOCAL_RANK"))
+    here = LaunchedRank(_number("RANK"), _number("WORLD_SIZE"), _number("LOCAL_RANK"))
     if here.rank >= here.ranks:
         raise ConfigError(f"RANK is {here.rank}, but WORLD_SIZE only {here.ranks}; start the run with torchrun")
     return here if here.ranks > 1 else None

@@ -16,7 +16,7 @@ from torch import distributed
 
 from prunekit.distributed.devices import pick_device
 from prunekit.distributed.failure import claim_report
-from prunekit.distributed.launcher import Launched, launched
+from prunekit.distributed.launcher import LaunchedRank, launched_rank
 from prunekit.errors import ConfigError, Interrupted, RankError
 
 # The first rank evaluates and writes while the others wait. One that dies ends the others at once, by the launcher.
@@ -37,7 +37,7 @@ def process_group(device: str) -> Iterator[None]:
             meet the others.
         RankError: from inside, when another rank has ended.
     """
-    here = launched()
+    here = launched_rank()
     if here is None:
         yield
         return
@@ -59,7 +59,7 @@ def process_group(device: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        lost = _loss(here, error) if is_loss(error) else None
+        lost = _loss(here, error) if is_lost_contact(error) else None
         traceback.clear_frames(error.__traceback__)
         if lost is not None:
             raise lost from error
@@ -72,7 +72,7 @@ def process_group(device: str) -> Iterator[None]:
         gc.collect()
 
 
-def _loss(here: Launched, error: BaseException) -> RankError:
+def _loss(here: LaunchedRank, error: BaseException) -> RankError:
     """Return what the user is to hear of the loss of another rank, if nobody has said more."""
     # The launcher ends all ranks now, and gives them time to say why.
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -88,7 +88,7 @@ def _loss(here: Launched, error: BaseException) -> RankError:
     return lost
 
 
-def is_loss(error: BaseException) -> bool:
+def is_lost_contact(error: BaseException) -> bool:
     """Say whether an error means that another rank has ended or cannot be reached."""
     # Gloo has no error of its own; its messages begin with the place in its sources.
     return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))

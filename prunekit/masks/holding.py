@@ -187,7 +187,7 @@ class Held(Generic[AnyMasks]):
     def _lift(self) -> None:
         for parameter, gate in self._gates:
             if self._steps >= gate.next_lift:
-                wait = lift(self._optimizer, parameter, gate.keep.part_for(parameter))
+                wait = lift(self._optimizer, parameter, gate.keep.local_mask(parameter))
                 gate.next_lift = self._steps + wait + 1
         self._next_lift = min(gate.next_lift for _, gate in self._gates)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from prunekit.distributed.dtensor import is_sharded, reshard, whole
+from prunekit.distributed.dtensor import full_tensor, is_sharded, reshard
 from prunekit.errors import MaskError
 from prunekit.files.atomic import write_atomically
 from prunekit.masks import files as mask_files
@@ -110,7 +110,7 @@ class Masks:
             if weight.is_meta:
                 raise MaskError(f"{name!r} is on the device 'meta' and has no values; load the weights first")
         prunable = {name: weight for name, weight in weights.items() if weight.dim() > 1 and weight.is_floating_point()}
-        return cls({name: whole(weight) != 0 for name, weight in prunable.items()})
+        return cls({name: full_tensor(weight) != 0 for name, weight in prunable.items()})
 
     def apply(self, model: nn.Module | Mapping[str, Tensor]) -> None:
         """Set the dropped weights of a model, or of a state dict, to 0.0, in place.

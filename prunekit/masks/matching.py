@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from prunekit.distributed.dtensor import reshard
 from prunekit.errors import MaskError
-from prunekit.masks.reparametrized import carriers, stays_finite
+from prunekit.masks.reparametrized import carriers, is_finite_under
 
 _Weight = TypeVar("_Weight", bound=Tensor)
 
@@ -50,7 +50,7 @@ def match(masks: Mapping[str, Tensor], model: nn.Module) -> dict[str, tuple[nn.P
     computed = dict(carriers(model))
     matched = match_names(masks, parameters | {name: parameters[key] for name, key in computed.items()})
     for name in computed.keys() & matched.keys():
-        if not stays_finite(model, name, computed[name], matched[name][1]):
+        if not is_finite_under(model, name, computed[name], matched[name][1]):
             raise MaskError(
                 f"under its mask {name!r} is computed as 0 / 0, since an output unit keeps no connection; "
                 "keep one of each, for example with scope='unit'"

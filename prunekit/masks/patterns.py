@@ -127,7 +127,7 @@ def kept_count(density: float, total: int) -> int:
     return math.floor(Fraction(density) * total + Fraction(1, 2))
 
 
-def asked_count(density: float, total: int, pattern: Pattern | None = None, fan: int = 1) -> int:
+def requested_count(density: float, total: int, pattern: Pattern | None = None, fan: int = 1) -> int:
     """Return how many of ``total`` connections a density keeps: whole blocks or units, where the pattern has them.
 
     Args:

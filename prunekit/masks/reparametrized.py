@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from prunekit.distributed.dtensor import whole
+from prunekit.distributed.dtensor import full_tensor
 
 
 def carrier(module: nn.Module, name: str) -> str | None:
@@ -51,7 +51,7 @@ def _carries(parametrization: nn.Module, key: str, parameter: nn.Parameter) -> b
     return weight.shape == parameter.shape and torch.equal(weight == 0, dropped)
 
 
-def stays_finite(model: nn.Module, name: str, key: str, mask: Tensor) -> bool:
+def is_finite_under(model: nn.Module, name: str, key: str, mask: Tensor) -> bool:
     """Say whether a computed tensor has only numbers under a mask: of a unit without connections the norm is 0.
 
     Args:
@@ -70,7 +70,7 @@ def stays_finite(model: nn.Module, name: str, key: str, mask: Tensor) -> bool:
 
 def _copy(module: nn.Module) -> nn.Module:
     """Return a copy whose parameters are ordinary tensors, wherever those of the original lie."""
-    known = {id(parameter): nn.Parameter(whole(parameter).clone()) for parameter in module.parameters()}
+    known = {id(parameter): nn.Parameter(full_tensor(parameter).clone()) for parameter in module.parameters()}
     return copy.deepcopy(module, known)
 
 

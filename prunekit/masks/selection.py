@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import MaskError
-from prunekit.masks.patterns import Blocks, Channels, NofM, Pattern, Units, asked_count, kept_count, pattern_problem
+from prunekit.masks.patterns import Blocks, Channels, NofM, Pattern, Units, kept_count, pattern_problem, requested_count
 from prunekit.masks.top_k import as_array, first_best, kth_largest, mark_best
 
 # Whoever selects needs patterns as well, and finds them here.
@@ -28,11 +28,11 @@ __all__ = [
     "Scope",
     "Units",
     "among",
-    "asked_count",
     "keep_best",
     "keep_best_global",
     "kept_count",
     "pattern_problem",
+    "requested_count",
     "top_counts",
     "unit_counts",
     "unit_shares",

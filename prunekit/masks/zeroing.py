@@ -58,12 +58,12 @@ class MaskApplier:
         order = tuple(sorted(range(part.dim()), key=part.stride, reverse=True))
         in_memory_order = part.permute(order)
         if not in_memory_order.is_contiguous():  # a slice of something larger
-            part.masked_fill_(~self.part_for(tensor).to(part.device), 0)
+            part.masked_fill_(~self.local_mask(tensor).to(part.device), 0)
             return
         bits = in_memory_order.view(-1).view(integer)
         key = (placement(tensor), order, part.device)
         if key not in self._prepared:  # gradients may have another order than weights
-            self._prepared[key] = self.part_for(tensor).to(part.device).permute(order).contiguous().view(-1)
+            self._prepared[key] = self.local_mask(tensor).to(part.device).permute(order).contiguous().view(-1)
         mask = self._prepared[key]
         if part.device.type != "cpu":
             bits.mul_(mask)
@@ -76,9 +76,9 @@ class MaskApplier:
         """Return the mask as 1 and 0 of the part's size and memory order."""
         key = (placement(tensor), part.stride(), integer, part.device)
         if key not in self._prepared:
-            self._prepared[key] = torch.empty_like(part, dtype=integer).copy_(self.part_for(tensor))
+            self._prepared[key] = torch.empty_like(part, dtype=integer).copy_(self.local_mask(tensor))
         return self._prepared[key]
 
-    def part_for(self, tensor: Tensor) -> Tensor:
+    def local_mask(self, tensor: Tensor) -> Tensor:
         """Return what of the mask belongs to the part of ``tensor`` that lies on this process."""
         return local_shard(shard_like(self.mask, tensor))

@@ -11,13 +11,13 @@ from prunekit.contracts.schedule import MaskUpdate
 from prunekit.errors import MaskError
 from prunekit.layers.channels.groups import ChannelGroups
 from prunekit.layers.view import LayerView
-from prunekit.masks.selection import Blocks, among, asked_count, keep_best_global
+from prunekit.masks.selection import Blocks, among, keep_best_global, requested_count
 
 
 def count_left(update: MaskUpdate, name: str, view: LayerView) -> int:
     """Return how many connections of a layer selection is to keep, before growth fills it up."""
     exchanged = update.grow.fraction if update.grow is not None else 0.0
-    return asked_count(update.targets[name] * (1 - exchanged), view.shape(name).weights, update.pattern, view.fan)
+    return requested_count(update.targets[name] * (1 - exchanged), view.shape(name).weights, update.pattern, view.fan)
 
 
 def select_together(

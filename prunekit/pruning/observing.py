@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.contracts.criterion import Criterion, NetworkCriterion, Observation, Scene
-from prunekit.distributed.dtensor import whole
+from prunekit.distributed.dtensor import full_tensor
 from prunekit.errors import ConfigError, DataError, PluginError
 from prunekit.layers.view import LayerView
 
@@ -218,7 +218,7 @@ def _listening(
 def _observations(view: LayerView, record: _Record, share: float, *, with_activation: bool) -> Iterable[Observation]:
     weight = view.weight
     gradient = weight.grad if weight.is_leaf else None  # of a computed weight torch keeps none
-    matrix = None if gradient is None else view.to_matrix(whole(gradient))
+    matrix = None if gradient is None else view.to_matrix(full_tensor(gradient))
     activations = record.activations if with_activation else record.outputs
     for index, (inputs, outputs, activation) in enumerate(zip(record.inputs, record.outputs, activations, strict=True)):
         yield Observation(

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from prunekit.contracts.criterion import Criterion
-from prunekit.distributed.dtensor import local_shard, shard_like, whole
+from prunekit.distributed.dtensor import full_tensor, local_shard, shard_like
 from prunekit.layers.view import LayerView
 
 
@@ -53,7 +53,9 @@ def tracing(
             if gradient is None:
                 continue
             with torch.no_grad():
-                term = criterion.trace(view.to_matrix(whole(weight)), view.to_matrix(whole(gradient))).float()
+                term = criterion.trace(
+                    view.to_matrix(full_tensor(weight)), view.to_matrix(full_tensor(gradient))
+                ).float()
             term = term if left_out is None else torch.where(left_out.to(term.device) > 0, 0.0, term)
             local_shard(total).add_(local_shard(shard_like(view.from_matrix(term), total)))
 

@@ -15,7 +15,7 @@ from prunekit.contracts.criterion import Criterion, NetworkCriterion, observes
 from prunekit.contracts.events import LayerUpdate
 from prunekit.contracts.schedule import MaskUpdate, check_target
 from prunekit.contracts.seeds import Seeds
-from prunekit.distributed.dtensor import reshard, shard_like, whole
+from prunekit.distributed.dtensor import full_tensor, reshard, shard_like
 from prunekit.errors import ConfigError, PluginError
 from prunekit.layers.channels.groups import ChannelGroups
 from prunekit.layers.view import LayerView
@@ -169,7 +169,7 @@ def _give_traces(
                 f"criterion {criterion.name!r} ranks by what training steps did, but layer {name!r} is to be pruned "
                 "before any; train before (a longer stage, a schedule such as gradual)"
             )
-        criterion.take_trace(layers[name].to_matrix(whole(traces[name])))
+        criterion.take_trace(layers[name].to_matrix(full_tensor(traces[name])))
 
 
 def _survey(
@@ -195,7 +195,7 @@ def _matrix_of(current: Mapping[str, Tensor], name: str, view: LayerView) -> Ten
 
 
 def _scores(criterion: Criterion, name: str, view: LayerView, generator: torch.Generator) -> Tensor:
-    weight = view.to_matrix(whole(view.weight))
+    weight = view.to_matrix(full_tensor(view.weight))
     with torch.no_grad():
         scores = criterion.score(weight, generator)
     if scores.shape != weight.shape or not scores.is_floating_point():
@@ -238,7 +238,7 @@ def _select(
 
 def _repair(criterion: Criterion, view: LayerView, mask: Tensor) -> Tensor | None:
     with torch.no_grad():
-        weight = view.to_matrix(whole(view.weight))
+        weight = view.to_matrix(full_tensor(view.weight))
         repaired = criterion.reconstruct(weight, mask)
     return None if repaired is weight else view.from_matrix(repaired)
 
@@ -265,7 +265,7 @@ def _grow(
     if update.grow.by == "random":
         wish = torch.rand(mask.shape, generator=generator)
     else:  # a layer that no gradient reaches wishes nothing
-        wish = torch.zeros(mask.shape) if gradient is None else view.to_matrix(whole(gradient)).abs()
+        wish = torch.zeros(mask.shape) if gradient is None else view.to_matrix(full_tensor(gradient)).abs()
     missing = kept_count(update.targets[name], mask.numel()) - int(mask.sum())
     quota = Quota(missing / mask.numel(), view.fan_shape, candidates=~mask)
     return mask | keep_best(wish.to(mask.device).float(), quota) if missing > 0 else mask

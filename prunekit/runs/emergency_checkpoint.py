@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from prunekit.distributed.failure import fails_alike
-from prunekit.distributed.process_group import is_loss
+from prunekit.distributed.failure import all_ranks_fail_at
+from prunekit.distributed.process_group import is_lost_contact
 from prunekit.distributed.random_state import random_state, torch_state
 from prunekit.distributed.ranks import gather_numbers
 from prunekit.errors import CheckpointError, PrunekitError
@@ -85,7 +85,7 @@ class EmergencyCheckpoint:
     def _save(self, error: BaseException) -> None:
         step = self._step
         # Of several ranks all must save. A request to stop is known to all.
-        if is_loss(error) or not (isinstance(error, KeyboardInterrupt) or fails_alike(self._place)):
+        if is_lost_contact(error) or not (isinstance(error, KeyboardInterrupt) or all_ranks_fail_at(self._place)):
             return
         try:
             whole = [kept for (kept,) in gather_numbers([self._is_whole()])]

@@ -8,7 +8,7 @@ import torch
 from prunekit.contracts.seeds import Seeds
 from prunekit.distributed.batch_norm import synchronize_norms
 from prunekit.distributed.fsdp import shard
-from prunekit.distributed.process_group import is_loss
+from prunekit.distributed.process_group import is_lost_contact
 from prunekit.errors import ConfigError
 from prunekit.runs.preparation import PreparedRun
 from prunekit.runs.training.batches import Parts, check_share
@@ -38,7 +38,7 @@ def shard_model(prepared: PreparedRun, hardware: Hardware, seeds: Seeds) -> None
         with torch.no_grad(), hardware.autocast():
             task.loss(model.eval(), hardware.move(part.batch))
     except (RuntimeError, ValueError, NotImplementedError, AssertionError) as error:
-        if is_loss(error) or isinstance(error, torch.OutOfMemoryError):  # not the model's fault
+        if is_lost_contact(error) or isinstance(error, torch.OutOfMemoryError):  # not the model's fault
             raise
         raise ConfigError(
             f"the model cannot be shared out with training.parallel='fsdp' ({error}); take 'ddp', or let the task's "

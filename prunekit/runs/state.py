@@ -18,7 +18,7 @@ from torch import Tensor
 from prunekit.contracts.events import StageFinished
 from prunekit.contracts.schedule import Start
 from prunekit.contracts.seeds import Seeds
-from prunekit.distributed.dtensor import load_whole_state, local_shard, shard_like, shard_states, whole_state
+from prunekit.distributed.dtensor import full_state, load_full_state, local_shard, shard_like, shard_states
 from prunekit.distributed.fsdp import is_fully_sharded
 from prunekit.distributed.random_state import random_states, restore_random_states
 from prunekit.distributed.ranks import gather_numbers, own_rank
@@ -99,7 +99,7 @@ class RunState:
             self._check_nothing_was_given()
             return
         if given.weights is not None:
-            load_whole_state(self.prepared.network, given.weights)
+            load_full_state(self.prepared.network, given.weights)
         self.masks = {name: mask.to(self.hardware.device) for name, mask in given.masks.items()}
         self.save_checkpoint(0, 0, None)
 
@@ -156,7 +156,7 @@ class RunState:
 
     def save_results(self) -> None:
         """Write the masks and the deployed network as they are now; the first rank does."""
-        masks, weights = self.as_masks(), whole_state(self.prepared.network)
+        masks, weights = self.as_masks(), full_state(self.prepared.network)
         if own_rank() > 0:
             return
         if self.masks:
@@ -206,7 +206,7 @@ class RunState:
     def _lift_dropped(self, loop: Loop) -> None:
         """Give what plays no part one value; else it would tell when masks were last held anew: where a run went on."""
         for parameter, mask in match(self.as_masks().tensors, self.prepared.network).values():
-            lift(loop.optimizer, parameter, MaskApplier(mask).part_for(parameter))
+            lift(loop.optimizer, parameter, MaskApplier(mask).local_mask(parameter))
 
     def restore(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
         """Bring back model, masks and results from the newest good checkpoint.
@@ -229,7 +229,7 @@ class RunState:
         if checkpoint is None:
             return None, notes
         try:
-            load_whole_state(self.prepared.model, checkpoint.tensors["model"])
+            load_full_state(self.prepared.model, checkpoint.tensors["model"])
             self.masks = {name: mask.to(self.hardware.device) for name, mask in checkpoint.tensors["masks"].items()}
             traces = checkpoint.tensors.get("traces", {})
             weights = {name: self.prepared.views[name].weight for name in traces}
@@ -262,7 +262,7 @@ class RunState:
 
     def keep_weights(self, start: Start) -> None:
         """Write the weights that a later stage is to start from; the first rank does."""
-        weights = whole_state(self.prepared.model)
+        weights = full_state(self.prepared.model)
         if own_rank() == 0:
             write_checkpoint(self._weights_file(start), Checkpoint(0, start.step, {"model": weights}, None, {}))
 
@@ -275,7 +275,7 @@ class RunState:
             source = self._kept_weights(start)
         else:
             return
-        load_whole_state(model, source)
+        load_full_state(model, source)
 
     def _kept_weights(self, start: Start) -> Mapping[str, Tensor]:
         try:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prunekit.contracts.training import Training
-from prunekit.distributed.batch_shares import Part, split_batch
+from prunekit.distributed.batch_shares import BatchShare, split_batch
 from prunekit.errors import ConfigError, DataError
 from prunekit.runs.training.batches import check_share
 from prunekit.runs.training.hardware import Hardware
@@ -33,14 +33,14 @@ def test_parts_are_runs_of_samples_that_make_up_the_batch(samples, ranks):
 
 @pytest.mark.parametrize("batch", [(torch.ones(3), torch.ones(4)), [], "text", torch.tensor(1.0)])
 def test_a_batch_without_a_number_of_samples_is_an_error_that_says_what_to_override(batch):
-    with pytest.raises(ConfigError, match=r"override Task\.part"):
+    with pytest.raises(ConfigError, match=r"override Task\.batch_share"):
         split_batch(batch, 0, 2)
 
 
 def test_a_part_of_nothing_cannot_be_trained_on():
-    check_share(Part(None, 0.5))
+    check_share(BatchShare(None, 0.5))
     with pytest.raises(DataError, match="larger batches or fewer ranks"):
-        check_share(Part(None, 0.0))
+        check_share(BatchShare(None, 0.0))
 
 
 def test_batches_that_are_named_tuples_are_moved_as_such():

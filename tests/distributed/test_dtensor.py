@@ -12,7 +12,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 import prunekit
 from prunekit.criteria.magnitude import Magnitude
-from prunekit.distributed.dtensor import local_shard, reshard, shard_like, whole
+from prunekit.distributed.dtensor import full_tensor, local_shard, reshard, shard_like
 from prunekit.masks.masks import Masks
 
 
@@ -97,15 +97,15 @@ def train(model, kind, options):
             for part in range(2):
                 square(model, own_half(batch(10 * step + part))).backward()
             norm = nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-            seen.append(float(whole(norm)))
+            seen.append(float(full_tensor(norm)))
             optimizer.step()
             optimizer.zero_grad()
         states = {
-            name: {key: whole(value).clone() for key, value in optimizer.state[parameter].items() if value.dim()}
+            name: {key: full_tensor(value).clone() for key, value in optimizer.state[parameter].items() if value.dim()}
             for name, parameter in model.named_parameters()
         }
     zeros = Masks.from_zeros(model)
-    return seen, {name: whole(parameter) for name, parameter in model.named_parameters()}, states, zeros
+    return seen, {name: full_tensor(parameter) for name, parameter in model.named_parameters()}, states, zeros
 
 
 def train_sharded(kind, options):
@@ -163,7 +163,7 @@ def apply_and_read(path):
     read = prunekit.Masks.from_zeros(model)
     if distributed.get_rank() == 0:
         read.save(f"{path}.read")
-    return whole(model.block[0].weight), whole(model.last.weight)
+    return full_tensor(model.block[0].weight), full_tensor(model.last.weight)
 
 
 def test_masks_of_a_file_are_applied_to_the_parts_and_read_off_them(two_ranks, tmp_path):
@@ -195,9 +195,9 @@ def select(model, criterion, options):
     if criterion in {"correlation", "obs", "snip"}:
         batches = [own_half(batch(seed)) for seed in (3, 4)]
         options = {**options, "loss": square}
-    before = {name: whole(parameter).clone() for name, parameter in model.named_parameters()}
+    before = {name: full_tensor(parameter).clone() for name, parameter in model.named_parameters()}
     masks = prunekit.select(model, criterion, density=0.5, batches=batches, **options)
-    assert all(torch.equal(whole(parameter), before[name]) for name, parameter in model.named_parameters())
+    assert all(torch.equal(full_tensor(parameter), before[name]) for name, parameter in model.named_parameters())
     assert all(parameter.grad is None for parameter in model.parameters())
     return masks
 
@@ -267,7 +267,7 @@ def train_tensor_parallel():
             optimizer.zero_grad()
             model(inputs).square().sum().backward()
             optimizer.step()
-    return masks, {name: whole(parameter) for name, parameter in model.named_parameters()}
+    return masks, {name: full_tensor(parameter) for name, parameter in model.named_parameters()}
 
 
 def test_tensor_parallel_layers_are_pruned_like_plain_ones(two_ranks):
@@ -291,7 +291,7 @@ def hold_weight_norm():
             model(torch.ones(3, 20)).sum().backward()
             optimizer.step()
     carrier = model[0].parametrizations.weight.original1
-    return masks == expected and torch.equal(whole(carrier) != 0, masks.tensors["0.weight"])
+    return masks == expected and torch.equal(full_tensor(carrier) != 0, masks.tensors["0.weight"])
 
 
 def test_the_carrier_of_a_computed_weight_may_be_sharded(two_ranks):
@@ -323,5 +323,5 @@ def test_a_mask_that_is_spread_itself_is_refused(two_ranks):
 
 def test_an_ordinary_tensor_is_its_own_part_and_its_own_whole():
     tensor = torch.ones(3)
-    assert local_shard(tensor).data_ptr() == whole(tensor).data_ptr() == tensor.data_ptr()
+    assert local_shard(tensor).data_ptr() == full_tensor(tensor).data_ptr() == tensor.data_ptr()
     assert shard_like(tensor, torch.zeros(3)) is tensor

@@ -4,7 +4,7 @@ import pytest
 from torch import distributed
 
 from prunekit.distributed import failure as last_words
-from prunekit.distributed.failure import claim_report, fails_alike
+from prunekit.distributed.failure import all_ranks_fail_at, claim_report
 
 
 def fail(places, exchanges):
@@ -12,7 +12,7 @@ def fail(places, exchanges):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(last_words, "_PATIENCE", 0.5)
         patch.setattr(last_words, "_exchanges", lambda: {"cpu": exchanges[distributed.get_rank()]})
-        return fails_alike(places[distributed.get_rank()])
+        return all_ranks_fail_at(places[distributed.get_rank()])
 
 
 def exchange():
@@ -32,7 +32,7 @@ def test_exchanges_are_counted(two_ranks):
 
 
 def test_one_process_fails_alike():
-    assert fails_alike("anywhere")
+    assert all_ranks_fail_at("anywhere")
 
 
 def speak():

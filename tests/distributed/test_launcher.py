@@ -6,7 +6,7 @@ import pytest
 
 from prunekit.cli import main
 from prunekit.distributed.devices import pick_device
-from prunekit.distributed.launcher import Launched, launched
+from prunekit.distributed.launcher import LaunchedRank, launched_rank
 from prunekit.distributed.process_group import process_group
 from prunekit.distributed.ranks import gather_numbers, gather_samples, own_rank, rank_count, text_from_first
 from prunekit.errors import ConfigError
@@ -25,12 +25,12 @@ def launch(monkeypatch):
 def test_without_a_launcher_there_is_one_process(monkeypatch, launch, name):
     launch("1", "2")
     monkeypatch.delenv(name)
-    assert launched() is None
+    assert launched_rank() is None
 
 
 def test_one_process_of_one_is_alone_and_joins_no_group(launch):
     launch("0", "1")
-    assert launched() is None
+    assert launched_rank() is None
     with process_group("cpu"):
         assert (own_rank(), rank_count()) == (0, 1)
         assert gather_numbers([3, 4]) == [[3, 4]]
@@ -41,14 +41,14 @@ def test_one_process_of_one_is_alone_and_joins_no_group(launch):
 
 def test_a_launcher_says_which_of_several_this_is(launch):
     launch("5", "8", "1")
-    assert launched() == Launched(5, 8, 1)
+    assert launched_rank() == LaunchedRank(5, 8, 1)
 
 
 @pytest.mark.parametrize(("rank", "ranks", "local"), [("2", "2", "0"), ("x", "2", "0"), ("0", "", "0"), ("0", "2", "")])
 def test_an_environment_that_cannot_be_is_an_error_that_names_torchrun(launch, rank, ranks, local):
     launch(rank, ranks, local)
     with pytest.raises(ConfigError, match="torchrun"):
-        launched()
+        launched_rank()
 
 
 def test_each_process_takes_a_gpu_of_its_own_so_one_gpu_cannot_be_named(launch):

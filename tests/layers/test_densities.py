@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from prunekit.errors import ConfigError
 from prunekit.layers.densities import RULES, allocate_density
 from prunekit.layers.view import LayerShape
-from prunekit.masks.patterns import Blocks, NofM, Units, asked_count, kept_count
+from prunekit.masks.patterns import Blocks, NofM, Units, kept_count, requested_count
 
 
 def layer(name, outputs, *fan_shape, groups=1):
@@ -108,7 +108,7 @@ def test_blocks_and_units_are_shared_whole(layers, density, rule, pattern):
     densities = allocate_density(layers, density, rule, pattern=pattern)
     for each in layers:
         size = each.fan if isinstance(pattern, Units) else 1
-        kept = asked_count(densities[each.name], each.weights, pattern, each.fan)
+        kept = requested_count(densities[each.name], each.weights, pattern, each.fan)
         assert kept % size == 0
         assert size <= kept <= each.weights
         assert kept == kept_count(densities[each.name], each.weights)

@@ -1,7 +1,7 @@
 import pytest
 
 from prunekit.errors import ConfigError
-from prunekit.masks.patterns import Blocks, Channels, NofM, Units, asked_count, parse_pattern, pattern_problem
+from prunekit.masks.patterns import Blocks, Channels, NofM, Units, parse_pattern, pattern_problem, requested_count
 
 
 @pytest.mark.parametrize("pattern", [NofM(2, 4), NofM(1, 1), Blocks(4, 1), Blocks(1, 16), Units(), Channels()])
@@ -27,9 +27,9 @@ def test_what_is_no_pattern_is_an_error(text, message):
 
 
 def test_whole_units_and_blocks_are_counted_whole():
-    assert asked_count(0.3, 10 * 7, Units(), 7) == asked_count(0.3, 10 * 7, Channels(), 7) == 21
-    assert asked_count(0.24, 100, Blocks(2, 5), 20) == 20
-    assert asked_count(0.24, 100, NofM(1, 4), 20) == asked_count(0.24, 100) == 24
+    assert requested_count(0.3, 10 * 7, Units(), 7) == requested_count(0.3, 10 * 7, Channels(), 7) == 21
+    assert requested_count(0.24, 100, Blocks(2, 5), 20) == 20
+    assert requested_count(0.24, 100, NofM(1, 4), 20) == requested_count(0.24, 100) == 24
 
 
 def test_whole_units_fit_every_layer():

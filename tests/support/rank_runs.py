@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 import prunekit
 from prunekit.contracts.criterion import Criterion
 from prunekit.contracts.markers import hookimpl
-from prunekit.distributed.batch_shares import run_of
+from prunekit.distributed.batch_shares import rank_slice
 from prunekit.distributed.process_group import process_group
 from prunekit.distributed.ranks import gather_samples, own_rank, rank_count, wait_for_all
 from prunekit.errors import PrunekitError
@@ -236,7 +236,7 @@ def train_in_own_loop(out):
             torch.manual_seed(0)
             model = ToyNetwork()
             images, labels = torch.randn(64, 1, 6, 6), torch.randint(4, (64,))
-            mine = run_of(64, own_rank(), rank_count())
+            mine = rank_slice(64, own_rank(), rank_count())
             parallel = DistributedDataParallel(model, gradient_as_bucket_view=views) if rank_count() > 1 else model
             optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
             masks = prunekit.select(

@@ -61,7 +61,7 @@ def test_a_batch_depends_on_seeds_epoch_and_index_alone() -> None:
 @given(st.integers(1, 5), st.integers(1, 4))
 def test_the_parts_of_several_ranks_make_up_the_batch(each: int, ranks: int) -> None:
     batches = make([4] * 20, 5, each, augmentation=Augmentation())
-    parts = [batches.part(3, rank, ranks) for rank in range(ranks)]
+    parts = [batches.share(3, rank, ranks) for rank in range(ranks)]
     for number, whole in enumerate(batches[3]):
         torch.testing.assert_close(torch.cat([part.batch[number] for part in parts]), whole, atol=1e-5, rtol=0)
     assert [part.share for part in parts] == [len(part.batch[1]) / (5 * each) for part in parts]

@@ -39,7 +39,7 @@ def test_a_batch_depends_on_seeds_epoch_and_index_alone() -> None:
 @given(st.integers(1, 12), st.integers(1, 5))
 def test_the_parts_of_several_ranks_make_up_the_batch(size: int, ranks: int) -> None:
     batches = make(60, size, shift=2)
-    parts = [batches.part(3, rank, ranks) for rank in range(ranks)]
+    parts = [batches.share(3, rank, ranks) for rank in range(ranks)]
     for number, whole in enumerate(batches[3]):
         assert torch.equal(torch.cat([part.batch[number] for part in parts]), whole)
     assert [part.share for part in parts] == [len(part.batch[1]) / size for part in parts]

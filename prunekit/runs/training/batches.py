@@ -13,13 +13,13 @@ from torch.utils.data import DataLoader
 
 from prunekit.contracts.seeds import Seeds
 from prunekit.contracts.task import Task
-from prunekit.distributed.batch_shares import Part
+from prunekit.distributed.batch_shares import BatchShare
 from prunekit.distributed.ranks import own_rank, rank_count
 from prunekit.errors import DataError
 
 
 @attrs.frozen(eq=False)
-class Parts(Sequence[Part]):
+class Parts(Sequence[BatchShare]):
     """This process's part of each batch: all of it, where there are no other processes.
 
     Attributes:
@@ -39,8 +39,8 @@ class Parts(Sequence[Part]):
 
     def __getitem__(self, index: Any) -> Any:
         if self.ranks == 1:
-            return Part(self.batches[index], 1.0)
-        return self.task.part(self.batches, index, self.rank, self.ranks)
+            return BatchShare(self.batches[index], 1.0)
+        return self.task.batch_share(self.batches, index, self.rank, self.ranks)
 
 
 @attrs.define(eq=False)
@@ -61,9 +61,9 @@ class BatchStream:
     rank: int = attrs.field(factory=own_rank)
     ranks: int = attrs.field(factory=rank_count)
     _epoch: int = attrs.field(default=-1, init=False)
-    _parts: Sequence[Part] = attrs.field(default=(), init=False)
+    _parts: Sequence[BatchShare] = attrs.field(default=(), init=False)
 
-    def __getitem__(self, number: int) -> Part:
+    def __getitem__(self, number: int) -> BatchShare:
         epoch, index = divmod(number, self.length)
         if epoch != self._epoch:
             batches = self.task.batches("train", epoch, self.seeds)
@@ -71,7 +71,7 @@ class BatchStream:
         return self._parts[index]
 
 
-def check_share(part: Part) -> None:
+def check_share(part: BatchShare) -> None:
     """Refuse a part of nothing, of which there is no loss.
 
     Raises:
@@ -83,7 +83,7 @@ def check_share(part: Part) -> None:
         )
 
 
-def read_ahead(source: BatchStream, numbers: range, workers: int, *, pinned: bool = False) -> Iterator[Part]:
+def read_ahead(source: BatchStream, numbers: range, workers: int, *, pinned: bool = False) -> Iterator[BatchShare]:
     """Yield ``source[i]`` for the numbers, in order, prepared by worker processes when there are any.
 
     Args:
@@ -97,7 +97,7 @@ def read_ahead(source: BatchStream, numbers: range, workers: int, *, pinned: boo
             yield source[number]
         return
     # Its own generator: the loader would draw from the global one and move everybody's numbers.
-    loader: DataLoader[Part] = DataLoader(
+    loader: DataLoader[BatchShare] = DataLoader(
         source,  # type: ignore[arg-type] # as much of a map-style dataset as a sampler needs
         batch_size=None,
         sampler=numbers,

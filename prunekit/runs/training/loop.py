@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from prunekit.contracts.seeds import Seeds
 from prunekit.contracts.task import Task
 from prunekit.contracts.training import Training
-from prunekit.distributed.batch_shares import Part
+from prunekit.distributed.batch_shares import BatchShare
 from prunekit.distributed.ddp import averaging
 from prunekit.distributed.dtensor import reshard
 from prunekit.distributed.ranks import rank_count
@@ -81,7 +81,7 @@ class Loop:
         rate: float = self.optimizer.param_groups[0]["lr"]
         return rate
 
-    def read(self, seeds: Seeds, epoch_length: int, first: int, last: int) -> Iterator[Part]:
+    def read(self, seeds: Seeds, epoch_length: int, first: int, last: int) -> Iterator[BatchShare]:
         """Yield this rank's parts of the batches of the steps ``first`` .. ``last - 1``, one epoch after another.
 
         Args:
@@ -96,7 +96,7 @@ class Loop:
             stream, range(first * size, last * size), self.settings.workers, pinned=self.hardware.pins_memory
         )
 
-    def steps(self, parts: Iterator[Part], factors: Sequence[float]) -> Iterator[Tensor]:
+    def steps(self, parts: Iterator[BatchShare], factors: Sequence[float]) -> Iterator[Tensor]:
         """Take a step for each factor and yield its mean loss, on the device.
 
         Where bad steps are to be left out, NaN stands for one.
@@ -120,7 +120,7 @@ class Loop:
                 self.model.train()
 
     def _step(
-        self, parts: Iterator[Part], ranks: int, parameters: list[nn.Parameter], bad: NonfiniteSteps | None
+        self, parts: Iterator[BatchShare], ranks: int, parameters: list[nn.Parameter], bad: NonfiniteSteps | None
     ) -> Tensor:
         size, losses = self.settings.accumulate, []
         if bad is not None:

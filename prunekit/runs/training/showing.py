@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from prunekit.contracts.seeds import Seeds
 from prunekit.contracts.task import Split, Task
-from prunekit.distributed.batch_shares import Part
+from prunekit.distributed.batch_shares import BatchShare
 from prunekit.distributed.fsdp import is_fully_sharded
 from prunekit.distributed.ranks import sum_gradients
 from prunekit.pruning.observing import Evidence, Whole
@@ -68,10 +68,10 @@ class BatchShower:
         self.model.eval()
         return map(self._loss, self._training_parts())
 
-    def _training_parts(self) -> Iterator[Part]:
+    def _training_parts(self) -> Iterator[BatchShare]:
         return self._parts("train", self.limit or len(self.task.batches("calibration", 0, self.seeds)))
 
-    def _loss(self, part: Part) -> Tensor:
+    def _loss(self, part: BatchShare) -> Tensor:
         check_share(part)
         return weighted(self.task.loss(self.model, part.batch), part.share)
 
@@ -89,7 +89,7 @@ class BatchShower:
         whole = Whole(self.model, self.losses, self.calibration, self.forward)
         return Evidence(self.activations, self.gradients, self.task.activations(network), whole, traces)
 
-    def _parts(self, split: Split, limit: int) -> Iterator[Part]:
+    def _parts(self, split: Split, limit: int) -> Iterator[BatchShare]:
         return self._read(Parts(self.task, self.task.batches(split, 0, self.seeds)), limit)
 
     def _read(self, source: Sequence[Any], limit: int) -> Iterator[Any]:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from prunekit.contracts.training import Training
-from prunekit.distributed.batch_shares import Part
+from prunekit.distributed.batch_shares import BatchShare
 from prunekit.runs.training.hardware import Hardware
 from prunekit.runs.training.loop import Loop
 from prunekit.runs.training.nonfinite_steps import NonfiniteSteps
@@ -35,7 +35,7 @@ def trained(batches, **settings):
     training = Training(decay="constant", **settings)
     hardware = Hardware.of("cpu", training)
     loop = Loop(ToyTask(), model, optimizer, hardware.scaler(), training, hardware)
-    parts = iter([Part(batch, 1.0) for batch in batches])
+    parts = iter([BatchShare(batch, 1.0) for batch in batches])
     losses = [float(loss) for loss in loop.steps(parts, [1.0] * (len(batches) // training.accumulate))]
     return losses, model.state_dict(), optimizer.state_dict()["state"]
 

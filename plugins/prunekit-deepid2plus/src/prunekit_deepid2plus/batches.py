@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.contracts.seeds import Seeds
-from prunekit.distributed.batch_shares import Part, run_of
+from prunekit.distributed.batch_shares import BatchShare, rank_slice
 
 _ALL = slice(None)
 
@@ -132,10 +132,10 @@ class BalancedBatches(Sequence[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: Any) -> Any:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self.part(index, 0, 1).batch
+        return self.share(index, 0, 1).batch
 
-    def part(self, index: int, rank: int, ranks: int) -> Part:
-        """Return a rank's part of batch ``index``; the other parts are not made."""
+    def share(self, index: int, rank: int, ranks: int) -> BatchShare:
+        """Return a rank's share of batch ``index``, without loading the other shares."""
         generator = self.seeds.generator("face batch", self.epoch, index)
         chosen = torch.multinomial(self.counts.sqrt(), self.people, generator=generator)
         counts = self.counts[chosen, None]
@@ -145,9 +145,9 @@ class BalancedBatches(Sequence[tuple[Tensor, Tensor]]):
         slots = torch.arange(self.each) % counts
         taken = self.table[chosen].gather(1, order.gather(1, slots)).flatten()
         people, samples = chosen.repeat_interleave(self.each), len(taken)
-        mine = run_of(samples, rank, ranks)
+        mine = rank_slice(samples, rank, ranks)
         images = self.augmentation.apply(self.images[taken[mine]], generator, samples, mine)
-        return Part((images, people[mine]), len(images) / samples)
+        return BatchShare((images, people[mine]), len(images) / samples)
 
 
 @attrs.frozen(eq=False)

@@ -18,7 +18,7 @@ from prunekit.contracts.options import option
 from prunekit.contracts.seeds import Seeds
 from prunekit.contracts.task import Split, Task
 from prunekit.contracts.training import Training
-from prunekit.distributed.batch_shares import Part
+from prunekit.distributed.batch_shares import BatchShare
 from prunekit.distributed.ranks import gather_samples
 from prunekit_deepid2plus import embedded
 from prunekit_deepid2plus.batches import Augmentation, BalancedBatches, PlainBatches, table_of, to_float
@@ -176,10 +176,10 @@ class DeepID2Plus(Task):
         augmentation = Augmentation(shift=shift)
         return BalancedBatches(images, table, counts, people, self.batch_images, augmentation, epoch, seeds)
 
-    def part(self, batches: Sequence[tuple[Tensor, Tensor]], index: int, rank: int, ranks: int) -> Part:
+    def batch_share(self, batches: Sequence[tuple[Tensor, Tensor]], index: int, rank: int, ranks: int) -> BatchShare:
         if isinstance(batches, BalancedBatches):
-            return batches.part(index, rank, ranks)
-        return super().part(batches, index, rank, ranks)
+            return batches.share(index, rank, ranks)
+        return super().batch_share(batches, index, rank, ranks)
 
     def forward(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         features: Tensor = self.deployed(model)(batch[0])

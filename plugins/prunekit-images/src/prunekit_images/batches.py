@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prunekit.contracts.seeds import Seeds
-from prunekit.distributed.batch_shares import Part, run_of
+from prunekit.distributed.batch_shares import BatchShare, rank_slice
 from prunekit_images.data import Images
 
 Batch = tuple[Tensor, Tensor]
@@ -82,12 +82,12 @@ class TrainingBatches(Sequence[Batch]):
     def __getitem__(self, index: Any) -> Any:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self.part(index, 0, 1).batch
+        return self.share(index, 0, 1).batch
 
-    def part(self, index: int, rank: int, ranks: int) -> Part:
-        """Return a rank's part of batch ``index``; the other parts are not made."""
+    def share(self, index: int, rank: int, ranks: int) -> BatchShare:
+        """Return a rank's share of batch ``index``, without loading the other shares."""
         whole = self._order[index * self.size : (index + 1) * self.size]
-        mine = run_of(len(whole), rank, ranks)
+        mine = rank_slice(len(whole), rank, ranks)
         chosen = whole[mine]
         pixels = self.images.pixels[chosen]
         if self.shift:
@@ -95,7 +95,7 @@ class TrainingBatches(Sequence[Batch]):
             generator = self.seeds.generator("image shift", self.epoch, index)
             first = torch.randint(0, 2 * self.shift + 1, (2, len(whole), 1), generator=generator)
             pixels = shifted(pixels, self.shift, first[:, mine])
-        return Part((self.scale.apply(pixels), self.images.labels[chosen]), len(chosen) / len(whole))
+        return BatchShare((self.scale.apply(pixels), self.images.labels[chosen]), len(chosen) / len(whole))
 
 
 @attrs.frozen(eq=False)

@@ -18,7 +18,7 @@ from prunekit.contracts.options import option
 from prunekit.contracts.seeds import Seeds
 from prunekit.contracts.task import Split, Task
 from prunekit.contracts.training import Training
-from prunekit.distributed.batch_shares import Part
+from prunekit.distributed.batch_shares import BatchShare
 from prunekit_images.batches import Batch, PlainBatches, Scale, TrainingBatches
 from prunekit_images.data import ImageData, divide
 from prunekit_images.networks import build_network, check_network
@@ -120,10 +120,10 @@ class ImageClassification(Task):
         assert self.batch_size is not None
         return TrainingBatches(self.images.train, self._scale, self.batch_size, self.shift, epoch, seeds)
 
-    def part(self, batches: Sequence[Batch], index: int, rank: int, ranks: int) -> Part:
+    def batch_share(self, batches: Sequence[Batch], index: int, rank: int, ranks: int) -> BatchShare:
         if isinstance(batches, TrainingBatches):
-            return batches.part(index, rank, ranks)
-        return super().part(batches, index, rank, ranks)
+            return batches.share(index, rank, ranks)
+        return super().batch_share(batches, index, rank, ranks)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         images, labels = batch
