@@ -46,7 +46,7 @@ def _run(config: "RunConfig", resume: str | None, *, force: bool) -> None:
     from prunekit.plugins.registry import collect
     from prunekit.runs.absolute_paths import with_absolute_paths
     from prunekit.runs.engine import run as run_engine
-    from prunekit.runs.folder import RunFolder
+    from prunekit.runs.folder import RunFolder, check_new_run, check_resumable
     from prunekit.runs.interruption import Interruption
     from prunekit.runs.preparation import prepare
 
@@ -55,11 +55,11 @@ def _run(config: "RunConfig", resume: str | None, *, force: bool) -> None:
     registry = collect(manager)
     prepared = prepare(config, manager, registry, resumed=resume is not None)
     if resume is not None:
-        folder.check_resumable()
-    elif own_rank() == 0:
-        folder.check(force=force)
-    stop, speaks = Interruption(), own_rank() == 0
-    with held_alone(folder.path) if speaks else nullcontext(), stop.listening(_tell if speaks else _say_nothing):
+        check_resumable(folder)
+    else:
+        check_new_run(folder, force=force)
+    interruption, speaks = Interruption(), own_rank() == 0
+    with held_alone(folder.path) if speaks else nullcontext(), interruption.listening(_tell if speaks else _say_nothing):
         finished = run_engine(
             with_absolute_paths(config, registry),
             prepared,
@@ -67,7 +67,7 @@ def _run(config: "RunConfig", resume: str | None, *, force: bool) -> None:
             folder,
             resume=resume is not None,
             force=force,
-            stop=stop,
+            interruption=interruption,
         )
     if speaks:
         print_result(finished)
@@ -89,7 +89,7 @@ def _resumed_config(resume: str, force: bool, flags: dict[str, Any]) -> "RunConf
     """Return the configuration of the run in a folder; a changed one would not be that run any more."""
     from prunekit.errors import ConfigError
     from prunekit.runs.config import is_utf8
-    from prunekit.runs.folder import RunFolder
+    from prunekit.runs.folder import RunFolder, check_resumable
     from prunekit.runs.recipes import build_config, read_recipe
 
     if not resume or not is_utf8(resume):
@@ -99,7 +99,7 @@ def _resumed_config(resume: str, force: bool, flags: dict[str, Any]) -> "RunConf
     if given:
         raise ConfigError(f"--resume goes on with the run as it was; leave out: {', '.join(given)}")
     folder = RunFolder(Path(resume))
-    folder.check_resumable()
+    check_resumable(folder)
     blocked = list(flags["no_plugins"]) or None
     return build_config(read_recipe(folder.config), {"no_plugins": blocked})
 

@@ -1,7 +1,7 @@
-"""What a stage that ends before its time leaves behind: a checkpoint of the last moment between two steps.
+"""A checkpoint of the last completed step, written when a stage ends early.
 
-That moment can be saved for as long as weights, masks and buffers still are those of it, so also while the batches
-of the next step are read, in statistics and in evaluation. This module must not know why the stage ends.
+The step can be saved as long as weights, masks and buffers are still as they were after it: also while the batches of
+the next step are read, in statistics and in evaluation. This module must not know why the stage ends.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from typing import Self
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from prunekit.distributed.failure import all_ranks_fail_at
@@ -19,107 +19,128 @@ from prunekit.distributed.process_group import is_lost_contact
 from prunekit.distributed.random_state import random_state, torch_state
 from prunekit.distributed.ranks import gather_numbers
 from prunekit.errors import CheckpointError, PrunekitError
-from prunekit.runs.fault_messages import in_words
-from prunekit.runs.state import RunState
+from prunekit.runs.active_run import ActiveRun, check_finite
+from prunekit.runs.fault_messages import explained
+from prunekit.runs.run_store import save_progress
 from prunekit.runs.training.loop import Loop
 
-_version = attrgetter("_version")  # torch counts writes, and says so nowhere else
+_version = attrgetter("_version")  # torch counts in-place writes, and has no public name for the count
+
+
+@attrs.define
+class _StepRecord:
+    """The moment after a step: what identifies it, and whether the model is still as it was then.
+
+    Attributes:
+        model: its buffers are watched.
+        step: completed steps; ``None`` when the model has changed since.
+        random: the random state of that moment.
+    """
+
+    model: nn.Module
+    step: int | None = None
+    random: dict[str, Tensor] = attrs.field(factory=random_state)
+    _stepping: bool = False
+    _buffers: list[Tensor] = attrs.field(init=False)
+    _writes: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self._buffers = self._find_buffers()
+
+    def take(self, step: int, *, thoroughly: bool) -> None:
+        self.step = step
+        self.random |= random_state() if thoroughly else torch_state()
+        if thoroughly:
+            self._buffers = self._find_buffers()
+        self._writes = self._count_writes()
+        self._stepping = False  # last, because a signal may arrive between any two lines
+
+    def begin_step(self, *_: object) -> None:
+        self._stepping = True
+
+    def is_intact(self) -> bool:
+        """Return whether nothing has changed since the step that cannot be restored."""
+        if self.step is None or self._stepping or self._count_writes() != self._writes:
+            return False
+        if [*map(id, self._find_buffers())] != [*map(id, self._buffers)]:
+            return False
+        now = random_state()
+        return all(torch.equal(now[name], kept) for name, kept in self.random.items() if name not in torch_state())
+
+    def _find_buffers(self) -> list[Tensor]:
+        return list(self.model.buffers())
+
+    def _count_writes(self) -> int:
+        return sum(map(_version, self._buffers))
 
 
 @attrs.define
 class EmergencyCheckpoint:
-    """Saves the last moment between two steps when an error passes through.
+    """A context of training that saves the last completed step when an error ends it.
 
     Attributes:
-        state: the run.
+        run: the run.
         stage: index of the stage.
         loop: takes the steps.
-        read_losses: reads the losses of the steps up to a number, which is refused where one is no number.
+        read_losses: reads the losses of the steps up to a number, and raises if one is NaN or infinite.
     """
 
-    state: RunState
+    run: ActiveRun
     stage: int
     loop: Loop
     read_losses: Callable[[int], None]
-    _step: int | None = attrs.field(default=None, init=False)
-    _stepping: bool = attrs.field(default=False, init=False)
-    _random: dict[str, Tensor] = attrs.field(factory=random_state, init=False)
-    _buffers: list[Tensor] = attrs.field(init=False)
-    _versions: int = attrs.field(default=0, init=False)
+    _record: _StepRecord = attrs.field(init=False)
     _handle: RemovableHandle = attrs.field(init=False)
 
     def mark(self, step: int, *, thoroughly: bool = False) -> None:
-        """Say that so many steps are done, and nothing of the next one.
+        """Note that a step is complete and the next one has not begun.
 
         Args:
-            step: their number.
-            thoroughly: whatever the step has done; to look for new buffers, and at the states of NumPy's and Python's
-                generators, takes too long for every step.
+            step: completed steps of the stage.
+            thoroughly: also look for new buffers, and at the generators of NumPy and Python; this takes too long to
+                do after every step.
         """
-        self._step = step
-        self._random |= random_state() if thoroughly else torch_state()
-        if thoroughly:
-            self._buffers = self._find_buffers()
-        self._versions = self._count_versions()
-        self._stepping = False  # last: an interruption may come between any two lines
+        self._record.take(step, thoroughly=thoroughly)
 
-    def lose(self) -> None:
-        """Say that the state is no more that of the last mark."""
-        self._step = None
+    def invalidate(self) -> None:
+        """Note that the model is about to change, so the last completed step can no longer be saved."""
+        self._record.step = None
 
     def __enter__(self) -> Self:
-        self._buffers = self._find_buffers()
-        self._handle = self.loop.optimizer.register_step_pre_hook(self._begin_step)
+        self._record = _StepRecord(self.run.prepared.model)
+        self._handle = self.loop.optimizer.register_step_pre_hook(self._record.begin_step)
         return self
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
         self._handle.remove()
         if error is None:
             return
-        if not self.state.stop.hurried:
+        if not self.run.interruption.immediate:
             self._save(error)
-        told = in_words(error, self.state, self.loop)
-        if told is not error:
-            raise told from error
+        shown = explained(error, self.run, self.loop)
+        if shown is not error:
+            raise shown from error
 
     def _save(self, error: BaseException) -> None:
-        step = self._step
-        # Of several ranks all must save. A request to stop is known to all.
+        step = self._record.step
+        # Saving takes all ranks. All know of a request to stop; of another error, they have to find out.
         if is_lost_contact(error) or not (isinstance(error, KeyboardInterrupt) or all_ranks_fail_at(self._place)):
             return
         try:
-            whole = [kept for (kept,) in gather_numbers([self._is_whole()])]
-            # Before the first step, what is there is the end of the stage before, from which its first updates are
-            # chosen again.
-            if not step or not all(whole):
+            intact = [own for (own,) in gather_numbers([self._record.is_intact()])]
+            # Before the first step, the end of the previous stage is saved already, and the first mask updates are
+            # repeated from there.
+            if not step or not all(intact):
                 return
             self.read_losses(step)
-            self.state.check_finite(f"after step {step}")
-            self.state.save_checkpoint(self.stage, step, self.loop, self._random)
+            check_finite(self.run, f"after step {step}")
+            save_progress(self.run, self.stage, step, self.loop, self._record.random)
         except CheckpointError as failure:
-            if not isinstance(error, CheckpointError):  # of a disk that is full once is enough
+            if not isinstance(error, CheckpointError):  # else the full disk is reported already
                 error.add_note(f"no checkpoint of step {step} could be written: {failure}")
         except (PrunekitError, RuntimeError, MemoryError):
-            pass  # weights that are no numbers, a device that is gone, no room for a copy: what ends the stage is told
+            pass  # non-finite weights, a lost device, no memory for a copy: the error that ends the stage is reported
 
     @property
     def _place(self) -> str:
-        return f"{self.state.folder.path} {self.stage} {self._step}"
-
-    def _is_whole(self) -> bool:
-        """Say whether nothing has moved on since the last mark that could not be taken back."""
-        if self._step is None or self._stepping or self._count_versions() != self._versions:
-            return False
-        if [*map(id, self._find_buffers())] != [*map(id, self._buffers)]:
-            return False
-        now = random_state()
-        return all(torch.equal(now[name], kept) for name, kept in self._random.items() if name not in torch_state())
-
-    def _begin_step(self, *_: object) -> None:
-        self._stepping = True
-
-    def _find_buffers(self) -> list[Tensor]:
-        return list(self.state.prepared.model.buffers())
-
-    def _count_versions(self) -> int:
-        return sum(map(_version, self._buffers))
+        return f"{self.run.folder.path} {self.stage} {self._record.step}"

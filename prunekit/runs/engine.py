@@ -1,38 +1,34 @@
-"""One run: the stages of a plan, one after another.
+"""One run: open its folder, then carry out the stages of its plan, one after another.
 
-For each stage: mask updates, start weights, training under the masks, evaluation, results, checkpoint, notices.
-Whatever could be known to be wrong was refused before this module takes its first step.
+A stage: mask updates, start weights, training under the masks, evaluation, results, notification, checkpoint.
+Everything that can be checked without training was checked before this module takes its first step.
 """
 
-import json
-from typing import Any
-
-import cattrs
 import pluggy
-import torch
 from torch import nn
 
 from prunekit.contracts import events
-from prunekit.contracts.evaluation import Evaluation
-from prunekit.contracts.schedule import Stage, Start, to_json
 from prunekit.distributed.ddp import parallel
-from prunekit.distributed.fsdp import is_fully_sharded
 from prunekit.distributed.random_state import seed_all
-from prunekit.distributed.ranks import own_rank, rank_count, text_from_first, wait_for_all
-from prunekit.errors import ConfigError
-from prunekit.files.atomic import write_atomically
+from prunekit.distributed.ranks import own_rank, rank_count, wait_for_all
 from prunekit.plugins import hookspecs
+from prunekit.runs.active_run import ActiveRun, begin_traces, check_finite, current_masks, summing_traces
 from prunekit.runs.checkpoints.checkpoint import Checkpoint
 from prunekit.runs.config import RunConfig
-from prunekit.runs.environment import environment
-from prunekit.runs.fault_messages import add_way_on, in_words
+from prunekit.runs.emergency_checkpoint import EmergencyCheckpoint
+from prunekit.runs.evaluation import evaluate
+from prunekit.runs.fault_messages import add_next_step, explained
 from prunekit.runs.folder import RunFolder
-from prunekit.runs.interruption import Interruption, ended_between_batches, obey
+from prunekit.runs.interruption import Interruption, raise_if_any_rank_requested
+from prunekit.runs.losses import LossReader
+from prunekit.runs.mask_updates import update_masks
+from prunekit.runs.opening import resume as resume_run
+from prunekit.runs.opening import start as start_run
 from prunekit.runs.preparation import PreparedRun
-from prunekit.runs.recipes import to_toml
+from prunekit.runs.run_store import load_start_weights, restore_loop, save_progress, save_results
 from prunekit.runs.shard_model import shard_model
 from prunekit.runs.stage import StageTraining
-from prunekit.runs.state import RunState
+from prunekit.runs.stage_plan import PlannedStage, planned_stages
 from prunekit.runs.training.hardware import Hardware
 from prunekit.runs.training.loop import Loop, epoch_steps
 from prunekit.runs.training.optimizers import fuse
@@ -48,214 +44,146 @@ def run(
     force: bool = False,
     source: RunFolder | None = None,
     last: int | None = None,
-    stop: Interruption | None = None,
+    interruption: Interruption | None = None,
 ) -> events.RunFinished:
-    """Carry out a plan and leave masks, model, metrics and checkpoints in the run folder.
+    """Carry out a plan; masks, model, metrics and checkpoints are in the run folder afterwards.
+
+        prepared = prepare(config, manager, registry)
+        finished = run(config, prepared, manager.hook, RunFolder(Path("runs/first")))
 
     Args:
-        config: what the user asked for.
+        config: what the user requested.
         prepared: task, model, layers and plan, all checked.
         hook: notified of everything that happens.
         folder: where to write.
-        resume: go on from the newest good checkpoint in the folder.
-        force: write over a run that is in the folder.
-        source: a run whose finished stages are those that this one begins with: they are taken over, and what
-            follows gives the bytes that it would give without.
-        last: carry out only so many stages of the plan; ``None``: all.
-        stop: says when the user asks to stop.
+        resume: continue from the newest readable checkpoint in the folder.
+        force: overwrite a run that is in the folder.
+        source: another run whose finished stages are the first ones of this run; they are taken over, and the later
+            stages give the same bytes as without it.
+        last: carry out only this many stages of the plan; ``None``: all.
+        interruption: whether the user has requested a stop.
 
     Raises:
-        Interrupted: when the user has asked to stop; there is a checkpoint.
-        PrunekitError: a loss that is no number, a full disk, a checkpoint that does not fit.
+        Interrupted: when the user has requested a stop; there is a checkpoint.
+        PrunekitError: a loss that is NaN or infinite, a full disk, a checkpoint that does not fit.
     """
     hardware = Hardware.of(config.device, prepared.training)
-    state = RunState(config, prepared, folder, hardware, stop=stop or Interruption())
-    if own_rank() > 0:
-        hook = _nobody()
+    hook = hook if own_rank() == 0 else _silent_hook()
+    active = ActiveRun(config, prepared, folder, hardware, hook, interruption or Interruption())
     try:
-        _place(state)
+        _place_model(active)
         with hardware.products():
-            return _run(state, hook, resume=resume, force=force, source=source, last=last)
+            stages = _stages(active)
+            checkpoint, notes = resume_run(active) if resume else start_run(active, source, force=force)
+            _notify_started(active, stages, checkpoint, notes)
+            called = hardware.callable(parallel(prepared.model))
+            for planned in stages[checkpoint.stage if checkpoint else 0 : last]:
+                _run_stage(active, planned, called, _checkpoint_within(planned, checkpoint))
+        finished = events.RunFinished(folder.path, tuple(active.state.finished), active.state.seconds)
+        active.hook.prunekit_run_finished(event=finished)
+        return finished
     except BaseException as error:
-        told = in_words(error, state)
-        add_way_on(told, folder)
-        try:
-            hook.prunekit_run_stopped(event=events.RunStopped(folder.path, f"{type(told).__name__}: {told}"))
-        except Exception as failure:  # noqa: BLE001 - any plugin's; the user is to see what ended the run
-            told.add_note(f"a plugin that was told of it failed: {type(failure).__name__}: {failure}")
-        if told is error:
+        shown = explained(error, active)
+        add_next_step(shown, folder)
+        _notify_stopped(active, shown)
+        if shown is error:
             raise
-        raise told from error
+        raise shown from error
 
 
-def _place(state: RunState) -> None:
-    """Bring the model where it is trained: onto the device, or in parts onto those of all ranks."""
-    if state.prepared.training.parallel == "fsdp" and rank_count() > 1:
-        shard_model(state.prepared, state.hardware, state.seeds)
-    else:
-        state.hardware.place(state.prepared.model)
-
-
-def _nobody() -> pluggy.HookRelay:
-    """Return a hook that nobody listens to: only the first of several ranks tells what happens."""
-    manager = pluggy.PluginManager("prunekit")
-    manager.add_hookspecs(hookspecs)
-    return manager.hook
-
-
-def _run(
-    state: RunState, hook: pluggy.HookRelay, *, resume: bool, force: bool, source: RunFolder | None, last: int | None
-) -> events.RunFinished:
-    prepared, folder = state.prepared, state.folder
-    batches = len(prepared.task.batches("train", 0, state.seeds))
-    epoch_length = epoch_steps(batches, prepared.training.accumulate)
-    stages = _stage_trainings(state, hook, epoch_length)
-    if own_rank() > 0:
-        pass
-    elif resume:
-        folder.check_plan(to_json(prepared.plan))
-        folder.tidy()
-    else:
-        folder.create(force=force)
-        if source is not None:
-            folder.adopt(source)
-    wait_for_all()
-    checkpoint, notes = state.restore() if resume or source is not None else (None, ())
+def _run_stage(run: ActiveRun, planned: PlannedStage, called: nn.Module, checkpoint: Checkpoint | None) -> None:
+    """Carry out one stage, or the rest of it after a checkpoint."""
+    raise_if_any_rank_requested(run.interruption)
+    index, first = planned.index, checkpoint.step if checkpoint else 0
+    event = events.StageStarted(index, planned.name, planned.steps, first)
+    run.hook.prunekit_stage_started(event=event)
+    seed_all(run.seeds.derive("training", index, *([own_rank()] if own_rank() else [])))
+    wait_for_all()  # the first rank may have written weights that all ranks read
     if checkpoint is None:
-        notes = ("there is no checkpoint; the run begins anew",) if resume else ()
-        _begin(state)
-    elif not resume:
-        _describe(state)
-    elif own_rank() == 0:
-        folder.add_environment(_environment(state))
-    weights = sum(view.weight.numel() for view in prepared.views.values())
-    headline = f"{prepared.headline}; {weights:,} prunable weights; {state.hardware}"
-    at = None if checkpoint is None else (checkpoint.stage, checkpoint.step)
-    steps = tuple(training.steps for training in stages)
-    hook.prunekit_run_started(event=events.RunStarted(folder.path, headline, prepared.plan, steps, at, notes))
-    called = state.hardware.callable(parallel(prepared.model))
-    for training in stages[checkpoint.stage if checkpoint else 0 : last]:
-        in_middle = checkpoint if checkpoint and checkpoint.optimizer and checkpoint.stage == training.index else None
-        _run_stage(training, called, in_middle)
-    done = events.RunFinished(folder.path, tuple(state.finished), state.seconds)
-    hook.prunekit_run_finished(event=done)
-    return done
-
-
-def _stage_trainings(state: RunState, hook: pluggy.HookRelay, epoch_length: int) -> list[StageTraining]:
-    """Return the stages with their lengths, each with the points that later stages rewind to."""
-    plan = state.prepared.plan
-    trainings: list[StageTraining] = []
-    for index, stage in enumerate(plan.stages):
-        done = sum(training.steps for training in trainings)
-        if stage.start.kind == "step" and not 0 < stage.start.step <= done:
-            raise ConfigError(
-                f"stage {stage.name!r} starts from step {stage.start.step}, but the stages before it take {done} steps"
-            )
-        steps = stage.budget.steps(epoch_length)
-        wanted = {later.start.step - done: later.start for later in plan.stages if later.start.kind == "step"}
-        points = {step: start for step, start in wanted.items() if 0 < step <= steps}
-        trainings.append(StageTraining(state, hook, index, stage, steps, epoch_length, points))
-    return trainings
-
-
-def _begin(state: RunState) -> None:
-    """Take what is given, and write what the run is, and the first weights where a stage goes back to them."""
-    state.take_given()
-    if any(stage.start.kind == "initial" for stage in state.prepared.plan.stages):
-        state.keep_weights(Start("initial"))
-    _describe(state)
-
-
-def _describe(state: RunState) -> None:
-    """Write what the run is; its recipe last, since a folder that has one can be resumed."""
-    if own_rank() > 0:
-        return
-    folder = state.folder
-    folder.write_json(folder.environment, _environment(state))
-    folder.write_json(folder.plan, to_json(state.prepared.plan))
-    write_atomically(folder.config, to_toml(state.config).encode())
-    folder.begun()
-
-
-def _environment(state: RunState) -> dict[str, Any]:
-    config = state.config
-    names = (config.task.name, config.criterion.name, config.schedule.name)
-    return environment(config.seed, str(state.hardware), names)
-
-
-def _run_stage(training: StageTraining, called: nn.Module, checkpoint: Checkpoint | None) -> None:
-    state, index, stage = training.state, training.index, training.stage
-    obey(state.stop)
-    first = checkpoint.step if checkpoint else 0
-    training.hook.prunekit_stage_started(event=events.StageStarted(index, stage.name, training.steps, first))
-    seed_all(state.seeds.derive("training", index, *([own_rank()] if own_rank() else [])))
-    wait_for_all()  # the first rank may have written weights that all are to read
-    if checkpoint is None:
-        state.losses, state.stage_began = [], state.seconds
-        training.first_updates()
-        state.start_weights(stage.start, index)
-        # Without a step there is nothing to rank by, and the criterion is refused.
-        state.begin_traces(state.prepared.plan.ranked_by(index) if training.steps else ())
-    loop = _loop(state, called)
+        run.state.losses, run.state.stage_began = [], run.state.seconds
+        update_masks(run, planned, 0)
+        load_start_weights(run, planned.stage.start, index)
+        # A stage without steps gives the criterion nothing to sum.
+        begin_traces(run, run.prepared.plan.ranked_by(index) if planned.steps else ())
+    loop = _make_loop(run, called)
     if checkpoint is not None:
-        state.restore_loop(checkpoint, loop)
-    with training.rescue(loop) as rescue:
-        # Masks first: what is summed is masked like what the optimiser sees.
+        restore_loop(run, checkpoint, loop)
+    losses = LossReader(run, planned, loop)
+    with EmergencyCheckpoint(run, index, loop, losses.read) as emergency:
+        # Masks first: the criterion then sums masked gradients, like those the optimiser sees.
         with (
-            state.as_masks().hold(state.prepared.network, loop.optimizer) as held,
-            state.tracing(loop.optimizer),
+            current_masks(run).hold(run.prepared.network, loop.optimizer) as held,
+            summing_traces(run, loop.optimizer),
         ):
-            training.train(loop, held, first, rescue)
-        state.check_finite(f"at the end of stage {stage.name!r}")
-        state.finished.append(_measure(state, index, stage))
-        state.save_results()
-        # Told before it is saved: what a run was killed before it could tell is told by the resumed one.
-        training.hook.prunekit_stage_finished(event=state.finished[-1])
-        state.save_checkpoint(index + 1, 0, None)
+            StageTraining(run, planned, loop, losses, emergency).train(held, first)
+        check_finite(run, f"at the end of stage {planned.name!r}")
+        run.state.finished.append(_measure(run, planned))
+        save_results(run)
+        # Notify, then save: if the run is killed in between, the resumed run notifies again.
+        run.hook.prunekit_stage_finished(event=run.state.finished[-1])
+        save_progress(run, index + 1, 0, None)
 
 
-def _loop(state: RunState, called: nn.Module) -> Loop:
-    prepared, hardware = state.prepared, state.hardware
+def _stages(run: ActiveRun) -> list[PlannedStage]:
+    """Return the stages of the plan with their lengths in steps."""
+    prepared = run.prepared
+    batches = len(prepared.task.batches("train", 0, run.seeds))
+    epoch_length = epoch_steps(batches, prepared.training.accumulate)
+    return planned_stages(prepared.plan, prepared.training, epoch_length, pruned=run.config.freeze_masks)
+
+
+def _checkpoint_within(planned: PlannedStage, checkpoint: Checkpoint | None) -> Checkpoint | None:
+    """Return the checkpoint if it was written in the middle of this stage."""
+    return checkpoint if checkpoint and checkpoint.optimizer and checkpoint.stage == planned.index else None
+
+
+def _place_model(run: ActiveRun) -> None:
+    """Move the model to the device, or shard it over the devices of all ranks."""
+    if run.prepared.training.parallel == "fsdp" and rank_count() > 1:
+        shard_model(run.prepared, run.hardware, run.seeds)
+    else:
+        run.hardware.place(run.prepared.model)
+
+
+def _make_loop(run: ActiveRun, called: nn.Module) -> Loop:
+    prepared, hardware = run.prepared, run.hardware
     optimizer = prepared.task.optimizer(prepared.model)
     if prepared.training.fused:
         fuse(optimizer)
     return Loop(prepared.task, called, optimizer, hardware.scaler(), prepared.training, hardware)
 
 
-def _measure(state: RunState, index: int, stage: Stage) -> events.StageFinished:
-    views = state.prepared.views
-    weights = {name: view.weight.numel() for name, view in views.items()}
-    kept = weights | {name: int(mask.sum()) for name, mask in state.masks.items()}
-    asked = {name: density for update in stage.updates for name, density in update.targets.items()}
-    evaluation = _evaluate(state)
-    return events.StageFinished(index, stage.name, asked, kept, weights, evaluation, state.seconds - state.stage_began)
+def _measure(run: ActiveRun, planned: PlannedStage) -> events.StageFinished:
+    weights = {name: view.weight.numel() for name, view in run.prepared.views.items()}
+    kept = weights | {name: int(mask.sum()) for name, mask in run.state.masks.items()}
+    requested = {name: density for update in planned.stage.updates for name, density in update.targets.items()}
+    evaluation = evaluate(run)
+    seconds = run.state.seconds - run.state.stage_began
+    return events.StageFinished(planned.index, planned.name, requested, kept, weights, evaluation, seconds)
 
 
-def _evaluate(state: RunState) -> Evaluation:
-    """Let the first rank evaluate, and all know what it found: the task's own code, so the figure of one process.
+def _notify_started(
+    run: ActiveRun, stages: list[PlannedStage], checkpoint: Checkpoint | None, notes: tuple[str, ...]
+) -> None:
+    prepared = run.prepared
+    weights = sum(view.weight.numel() for view in prepared.views.values())
+    headline = f"{prepared.headline}; {weights:,} prunable weights; {run.hardware}"
+    at = None if checkpoint is None else (checkpoint.stage, checkpoint.step)
+    steps = tuple(planned.steps for planned in stages)
+    event = events.RunStarted(run.folder.path, headline, prepared.plan, steps, at, notes)
+    run.hook.prunekit_run_started(event=event)
 
-    Raises:
-        KeyboardInterrupt: on all ranks, when the first one was asked to stop meanwhile.
-    """
-    model, hardware = state.prepared.model, state.hardware
-    model.eval()
-    together = is_fully_sharded(model)  # it computes only where all ranks do
-    text = ""
-    if own_rank() == 0 or together:
-        try:
-            network = state.prepared.network
-            ended = ended_between_batches(state.stop, model, network) if together else state.stop.abandonable()
-            with ended, torch.inference_mode(), hardware.autocast():
-                found = state.prepared.task.evaluate(model, hardware.device)
-            if rank_count() == 1:
-                return found
-            text = json.dumps(cattrs.unstructure(found))
-        except KeyboardInterrupt:  # the others wait to be told
-            if rank_count() == 1:
-                raise
-    text = text_from_first(text)
-    if not text:
-        state.stop.join()
-        state.stop.obey()
-    return cattrs.structure(json.loads(text), Evaluation)
+
+def _notify_stopped(run: ActiveRun, error: BaseException) -> None:
+    event = events.RunStopped(run.folder.path, f"{type(error).__name__}: {error}")
+    try:
+        run.hook.prunekit_run_stopped(event=event)
+    except Exception as failure:  # noqa: BLE001 - a plugin's error must not hide what ended the run
+        error.add_note(f"a plugin failed when notified of this error: {type(failure).__name__}: {failure}")
+
+
+def _silent_hook() -> pluggy.HookRelay:
+    """Return a hook without listeners, for all ranks but the first."""
+    manager = pluggy.PluginManager("prunekit")
+    manager.add_hookspecs(hookspecs)
+    return manager.hook

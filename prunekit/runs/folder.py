@@ -1,6 +1,6 @@
-"""The folder of a run: what lies in it, and who may write to it.
+"""The folder of a run: the paths in it, and functions that check, create and tidy it.
 
-It must not know how a run goes.
+It must not know how a run works. Only the first rank writes.
 """
 
 import json
@@ -10,8 +10,9 @@ from typing import Any
 
 import attrs
 
-from prunekit.errors import CheckpointError, ResumeError
+from prunekit.errors import CheckpointError
 from prunekit.files.atomic import make_writable_folder, refusal, remove_temporaries, sync_file, write_atomically
+from prunekit.runs.first_rank import on_first_rank
 
 
 @attrs.frozen
@@ -37,7 +38,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """One JSON object a line, written by the metric log."""
+        """One JSON object per line, written by the metric log."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -52,157 +53,159 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """What ``--resume`` reads."""
+        """The folder that ``--resume`` reads."""
         return self.path / "checkpoints"
 
     @property
-    def _starting(self) -> Path:
-        """There from the first moment of a run until it can be resumed."""
+    def starting(self) -> Path:
+        """A marker that exists from the first moment of a run until it can be resumed."""
         return self.path / ".starting"
 
     @property
-    def _results(self) -> tuple[Path, ...]:
+    def results(self) -> tuple[Path, ...]:
+        """All files of a run outside its checkpoints."""
         return (self.config, self.plan, self.environment, self.metrics, self.masks, self.model)
 
-    def check(self, *, force: bool) -> None:
-        """See that a new run can be written here, and change nothing.
 
-        Raises:
-            CheckpointError: when results, of a run or of somebody else, are there and ``force`` is not given, or
-                nothing can be written.
-        """
-        make_writable_folder(self.path)
-        if self._is_cut_off():
-            return
-        there = [path.name for path in self._results if path.exists()]
-        if any(self.checkpoints.glob("*")):
-            there.append(self.checkpoints.name)
-        if there and not force:
-            raise CheckpointError(
-                f"{self.path} holds a run already ({', '.join(there)}); go on with it (--resume {self.path}), "
-                "write over it (--force) or choose another --out"
-            )
+@on_first_rank
+def check_new_run(folder: RunFolder, *, force: bool) -> None:
+    """Check that a new run can be written to the folder; nothing in it is changed.
 
-    def create(self, *, force: bool) -> None:
-        """Make the folder ready; with ``force`` an old run in it is gone. ``begun`` says that the run can be resumed.
+    Args:
+        folder: of the new run.
+        force: whether an earlier run in it may be overwritten.
 
-        Raises:
-            CheckpointError: as ``check``.
-        """
-        self.check(force=force)
-        write_atomically(self._starting, b"")
-        self._clear()
-        make_writable_folder(self.checkpoints)
+    Raises:
+        CheckpointError: when the folder cannot be written, or holds files of a run, whoever wrote them, without
+            ``force``.
+    """
+    make_writable_folder(folder.path)
+    if _was_cut_off(folder):
+        return
+    found = [path.name for path in folder.results if path.exists()]
+    if any(folder.checkpoints.glob("*")):
+        found.append(folder.checkpoints.name)
+    if found and not force:
+        raise CheckpointError(
+            f"{folder.path} already holds a run ({', '.join(found)}); resume it (--resume {folder.path}), "
+            "overwrite it (--force) or choose another --out"
+        )
 
-    def begun(self) -> None:
-        """Say that all is written which a run is resumed from; its recipe last, as the proof of it.
 
-        Raises:
-            CheckpointError: when the folder cannot be written.
-        """
+@on_first_rank
+def create_run_folder(folder: RunFolder, *, force: bool) -> None:
+    """Create the folder and mark it as starting; with ``force``, remove an earlier run in it.
+
+    Raises:
+        CheckpointError: see ``check_new_run``.
+    """
+    check_new_run(folder, force=force)
+    write_atomically(folder.starting, b"")
+    try:
+        remove_temporaries(folder.path)
+        for path in folder.results:
+            path.unlink(missing_ok=True)
+        if folder.checkpoints.exists():
+            shutil.rmtree(folder.checkpoints)
+    except OSError as error:
+        raise CheckpointError(f"the earlier run in {folder.path} cannot be removed: {error}") from error
+    make_writable_folder(folder.checkpoints)
+
+
+@on_first_rank
+def mark_resumable(folder: RunFolder) -> None:
+    """Remove the mark of ``create_run_folder``, once everything that a resumption needs has been written.
+
+    Raises:
+        CheckpointError: when the folder cannot be written.
+    """
+    try:
+        folder.starting.unlink(missing_ok=True)
+    except OSError as error:
+        raise refusal(folder.starting, error) from error
+
+
+def _was_cut_off(folder: RunFolder) -> bool:
+    """Return whether a run was killed here before it could be resumed; then nothing in it is worth keeping."""
+    return folder.starting.exists() and not folder.config.exists()
+
+
+@on_first_rank
+def adopt_run(folder: RunFolder, source: RunFolder) -> None:
+    """Copy checkpoints, kept weights and the metric log of another run, to continue from there.
+
+    Raises:
+        CheckpointError: when something cannot be read or written.
+    """
+    for path in (*sorted(source.checkpoints.glob("*.safetensors")), source.metrics):
+        target = (folder.path if path == source.metrics else folder.checkpoints) / path.name
         try:
-            self._starting.unlink(missing_ok=True)
+            content = path.read_bytes() if path.exists() else b""
         except OSError as error:
-            raise refusal(self._starting, error) from error
-
-    def _is_cut_off(self) -> bool:
-        """Say whether a run was killed here before it had begun: nothing in it is worth keeping."""
-        return self._starting.exists() and not self.config.exists()
-
-    def adopt(self, source: "RunFolder") -> None:
-        """Copy from another run what it would be resumed from: checkpoints, weights to go back to, the metric log.
-
-        Raises:
-            CheckpointError: when something cannot be read or written.
-        """
-        for path in (*sorted(source.checkpoints.glob("*.safetensors")), source.metrics):
-            target = (self.path if path == source.metrics else self.checkpoints) / path.name
-            try:
-                content = path.read_bytes() if path.exists() else b""
-            except OSError as error:
-                raise CheckpointError(f"{path} of the run to go on from cannot be read: {error.strerror}") from error
-            write_atomically(target, content)
-
-    def check_resumable(self) -> None:
-        """Raise ``CheckpointError`` unless a run was begun here and the folder can be written."""
-        try:
-            begun = self.config.is_file()
-        except OSError as error:
-            raise CheckpointError(f"{self.path} cannot be read: {error.strerror}; name a run folder") from error
-        if not begun:
-            wrong = "the run was stopped before it had begun; give the command that started it again"
-            absent = f"there is no {self.config.name} in it"
-            raise CheckpointError(f"{self.path} holds no run to resume ({wrong if self._is_cut_off() else absent})")
-        make_writable_folder(self.checkpoints)
-
-    def check_plan(self, plan: object) -> None:
-        """See that the stages are those that the run began with.
-
-        Raises:
-            ResumeError: when they are not; the recipe in the folder was changed, or a plugin.
-        """
-        try:
-            began = json.loads(self.plan.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return  # lost or damaged, and nothing else depends on it
-        if began != json.loads(_json(plan)):
-            raise ResumeError(
-                f"{self.config} now gives other stages than {self.plan}, with which the run began; undo what was "
-                "changed in it or in a plugin, or start another run"
-            )
-
-    def tidy(self) -> None:
-        """Remove what a run that was killed left half written; nobody else may be at work in the folder.
-
-        Raises:
-            CheckpointError: when something cannot be removed.
-        """
-        for folder in (self.path, self.checkpoints):
-            remove_temporaries(folder)
-
-    def sync_metrics(self) -> None:
-        """Make the lines of the metric log survive a power cut, where some plugin writes them.
-
-        Raises:
-            CheckpointError: when the disk is full.
-        """
-        if self.metrics.exists():
-            sync_file(self.metrics)
-
-    def _clear(self) -> None:
-        """Remove what a run writes, and nothing else."""
-        try:
-            remove_temporaries(self.path)
-            for path in self._results:
-                path.unlink(missing_ok=True)
-            if self.checkpoints.exists():
-                shutil.rmtree(self.checkpoints)
-        except OSError as error:
-            raise CheckpointError(f"the old run in {self.path} cannot be removed: {error}") from error
-
-    def add_environment(self, facts: dict[str, Any]) -> None:
-        """Note where and how the run goes on, beside what is written of its beginning.
-
-        Raises:
-            CheckpointError: when it cannot be written.
-        """
-        try:
-            known = json.loads(self.environment.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # nothing depends on it
-            known = {}
-        self.write_json(self.environment, {**known, "resumed": [*known.get("resumed", []), facts]})
-
-    def write_json(self, path: Path, content: object) -> None:
-        """Write JSON that a person can read."""
-        write_atomically(path, _json(content).encode())
+            raise CheckpointError(f"{path} of the run to continue from cannot be read: {error.strerror}") from error
+        write_atomically(target, content)
 
 
-def _json(content: object) -> str:
-    return json.dumps(content, indent=2, default=str) + "\n"
+def check_resumable(folder: RunFolder) -> None:
+    """Check that the folder holds a run that can be resumed, and can be written.
+
+    Raises:
+        CheckpointError: when it does not, or cannot.
+    """
+    try:
+        begun = folder.config.is_file()
+    except OSError as error:
+        raise CheckpointError(f"{folder.path} cannot be read: {error.strerror}; give a run folder") from error
+    if not begun:
+        early = "the run was stopped before it could be resumed; repeat the command that started it"
+        reason = early if _was_cut_off(folder) else f"it has no {folder.config.name}"
+        raise CheckpointError(f"{folder.path} holds no run to resume ({reason})")
+    make_writable_folder(folder.checkpoints)
+
+
+@on_first_rank
+def remove_leftovers(folder: RunFolder) -> None:
+    """Remove half-written files of a killed run; no other process may be working in the folder.
+
+    Raises:
+        CheckpointError: when a file cannot be removed.
+    """
+    for path in (folder.path, folder.checkpoints):
+        remove_temporaries(path)
+
+
+@on_first_rank
+def sync_metrics(folder: RunFolder) -> None:
+    """Make the metric log, if a plugin writes one, survive a power cut.
+
+    Raises:
+        CheckpointError: when the disk is full.
+    """
+    if folder.metrics.exists():
+        sync_file(folder.metrics)
+
+
+@on_first_rank
+def add_environment(folder: RunFolder, facts: dict[str, Any]) -> None:
+    """Append the environment of a resumption to that of the start.
+
+    Raises:
+        CheckpointError: when it cannot be written.
+    """
+    try:
+        known = json.loads(folder.environment.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # nothing depends on it
+        known = {}
+    write_json(folder.environment, {**known, "resumed": [*known.get("resumed", []), facts]})
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write indented JSON."""
+    write_atomically(path, (json.dumps(content, indent=2, default=str) + "\n").encode())
 
 
 def free_folder(parent: Path, name: str) -> Path:
-    """Return ``parent/name``, or ``parent/name-2`` and so on, whichever is not there yet."""
+    """Return the first of ``parent/name``, ``parent/name-2``, ``parent/name-3`` ... that does not exist."""
     path, number = parent / name, 2
     while path.exists():
         path, number = parent / f"{name}-{number}", number + 1

@@ -1,6 +1,6 @@
-"""Being asked to stop: SIGTERM and Ctrl-C set a flag that whoever trains looks at between two steps.
+"""Requests to stop: SIGTERM and Ctrl-C set a flag that is checked between two steps.
 
-Where nothing of the work under way is kept anyway, in statistics and evaluation, the request ends it at once; a second
+Work whose intermediate results are never saved, such as statistics and evaluation, ends at once on a request; a second
 Ctrl-C ends anything at once. This module must not know what is saved then, or by whom.
 """
 
@@ -19,39 +19,39 @@ from torch import nn
 from prunekit.distributed.dtensor import reshard
 from prunekit.distributed.ranks import gather_numbers, rank_count
 
-# Launchers forward what the terminal, or timeout(1), has sent to the whole process group already.
-_ECHO = 0.5  # seconds
+# A launcher forwards a signal that the terminal, or timeout(1), has already sent to the whole process group.
+_ECHO = 0.5  # seconds within which a second signal is such an echo
 _CHANGED = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGCHLD") if hasattr(signal, name)]
 
 
 @attrs.define
 class Interruption:
-    """Whether the run was asked to stop; without ``listening``, nobody asks.
+    """Whether the run was requested to stop; only ``listening`` receives requests.
 
     Attributes:
         request: the first signal, or ``None``.
-        hurried: a second Ctrl-C came; then nothing is to be saved any more.
+        immediate: whether a second Ctrl-C came; then nothing is saved any more.
     """
 
     request: signal.Signals | None = attrs.field(default=None, init=False)
-    hurried: bool = attrs.field(default=False, init=False)
-    _abandonable: bool = attrs.field(default=False, init=False)
+    immediate: bool = attrs.field(default=False, init=False)
+    _interruptible: bool = attrs.field(default=False, init=False)
     _process: int = attrs.field(factory=os.getpid, init=False)
     _since: float = attrs.field(default=0.0, init=False)
 
     @contextmanager
-    def listening(self, tell: Callable[[signal.Signals], object]) -> Iterator[None]:
-        """Take SIGTERM and Ctrl-C as requests meanwhile; only the main thread can.
+    def listening(self, report: Callable[[signal.Signals], object]) -> Iterator[None]:
+        """Treat SIGTERM and Ctrl-C as requests within the context; does nothing outside the main thread.
 
         Args:
-            tell: called with the first request, between any two instructions of the program.
+            report: called with the first request, between any two instructions of the program.
         """
         if current_thread() is not main_thread():
             yield
             return
 
         def handle(number: int, _: FrameType | None) -> None:
-            self._take(signal.Signals(number), tell)
+            self._receive(signal.Signals(number), report)
 
         before = {number: signal.getsignal(number) for number in _CHANGED}
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -63,75 +63,75 @@ class Interruption:
                 signal.signal(number, handler)
 
     @contextmanager
-    def abandonable(self) -> Iterator[None]:
-        """Let a request end what is done meanwhile at once.
+    def interruptible(self) -> Iterator[None]:
+        """Let a request end the context at once.
 
         Raises:
-            KeyboardInterrupt: when a request comes, or has come.
+            KeyboardInterrupt: when a request comes, or came before.
         """
-        self._abandonable = True
+        self._interruptible = True
         try:
-            self.obey()
+            self.raise_if_requested()
             yield
         finally:
-            self._abandonable = False
+            self._interruptible = False
 
-    def obey(self) -> None:
-        """Raise ``KeyboardInterrupt`` where a request has come."""
+    def raise_if_requested(self) -> None:
+        """Raise ``KeyboardInterrupt`` if a stop was requested."""
         if self.request is not None:
             raise KeyboardInterrupt
 
-    def join(self) -> None:
-        """Take over the request of another process of the run."""
+    def adopt_request(self) -> None:
+        """Take over the request that another rank received."""
         if self.request is None:
             self.request = signal.SIGTERM
 
-    def _take(self, number: signal.Signals, tell: Callable[[signal.Signals], Any]) -> None:
+    def _receive(self, number: signal.Signals, report: Callable[[signal.Signals], Any]) -> None:
         if os.getpid() != self._process:
-            _take_in_child(number)
+            _receive_in_child(number)
         elif self.request is None:
             self.request, self._since = number, time.monotonic()
             if hasattr(signal, "SIGCHLD"):
-                # Where all processes are told, data workers end, and torch would raise that into the step under way.
+                # A signal to all processes ends data workers too; torch would raise that in the middle of the step.
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            tell(number)
-            if self._abandonable:
+            report(number)
+            if self._interruptible:
                 raise KeyboardInterrupt
         elif number == signal.SIGINT and time.monotonic() - self._since > _ECHO:
-            self.hurried = True
+            self.immediate = True
             raise KeyboardInterrupt
 
 
-def _take_in_child(number: signal.Signals) -> None:
-    """Let a forked child die of SIGTERM, as it would without us; on Ctrl-C, it is the parent's to end it."""
+def _receive_in_child(number: signal.Signals) -> None:
+    """Let a forked child die of SIGTERM, as it would by default; on Ctrl-C, its parent ends it."""
     if number == signal.SIGTERM:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
 
-def obey(stop: Interruption) -> None:
-    """Raise ``KeyboardInterrupt`` where the user has asked to stop, of several ranks any; all must come here."""
-    if any(asked for (asked,) in gather_numbers([stop.request is not None])):
-        stop.join()
-        stop.obey()  # not for a request that has come to this rank since: the others have not heard of it
+def raise_if_any_rank_requested(interruption: Interruption) -> None:
+    """Raise ``KeyboardInterrupt`` on all ranks if any rank was requested to stop; all ranks must call it."""
+    if any(requested for (requested,) in gather_numbers([interruption.request is not None])):
+        interruption.adopt_request()
+        interruption.raise_if_requested()  # inside: the other ranks do not know of a request that came in between
 
 
-def abandonable(stop: Interruption) -> AbstractContextManager[None]:
-    """Return the context of work that a request to stop ends at once; ranks would lose each other in it."""
-    return stop.abandonable() if rank_count() == 1 else nullcontext()
+def interruptible_alone(interruption: Interruption) -> AbstractContextManager[None]:
+    """Return a context that a request ends at once in a single process; of several ranks, one must not leave alone."""
+    return interruption.interruptible() if rank_count() == 1 else nullcontext()
 
 
 @contextmanager
-def ended_between_batches(stop: Interruption, model: nn.Module, called: nn.Module) -> Iterator[None]:
-    """Let a request to stop end what all ranks do with a network meanwhile, before one of its next calls.
+def interruptible_between_calls(interruption: Interruption, model: nn.Module, called: nn.Module) -> Iterator[None]:
+    """Let a request to any rank end the context on all ranks, before the next call of a network.
 
     Args:
-        stop: of this rank.
-        model: what is spread over the ranks.
-        called: it, or the part of it that is called.
+        interruption: of this rank.
+        model: the sharded model.
+        called: the model, or the part of it that is called.
     """
-    # First of all hooks: what FSDP gathers for a call is not to be there when there is none.
-    handle = called.register_forward_pre_hook(lambda *_: obey(stop), prepend=True)
+    # The first hook of all: FSDP must not have gathered anything for a call that does not happen.
+    handle = called.register_forward_pre_hook(lambda *_: raise_if_any_rank_requested(interruption), prepend=True)
     try:
         yield
     finally:

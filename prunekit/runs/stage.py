@@ -1,235 +1,119 @@
-"""Training one stage: steps, mask updates in between, looks at the loss, checkpoints, notices.
+"""Train one stage: steps, mask updates between them, readings of the loss, checkpoints, notifications.
 
 It must not know the other stages.
 """
 
 import math
 import time
-from contextlib import nullcontext
-from functools import partial
 
 import attrs
-import pluggy
-import torch
-from torch import Tensor
 
 from prunekit.contracts import events
-from prunekit.contracts.schedule import MaskUpdate, Stage, Start
-from prunekit.contracts.seeds import Seeds
-from prunekit.distributed.dtensor import local_shard
-from prunekit.distributed.ranks import rank_count, sum_over_ranks
-from prunekit.errors import NotFiniteError
 from prunekit.masks.holding import Held
 from prunekit.masks.masks import Masks
-from prunekit.pruning.rank_agreement import check_agreement
-from prunekit.pruning.training_traces import forget_dropped
-from prunekit.pruning.update import choose_masks
+from prunekit.runs.active_run import ActiveRun, check_finite
 from prunekit.runs.emergency_checkpoint import EmergencyCheckpoint
-from prunekit.runs.interruption import abandonable, obey
-from prunekit.runs.state import RunState
-from prunekit.runs.training.loop import Loop, rate_factor
-from prunekit.runs.training.showing import BatchShower
+from prunekit.runs.losses import LossReader
+from prunekit.runs.mask_updates import update_masks
+from prunekit.runs.run_store import keep_weights, save_progress
+from prunekit.runs.stage_plan import PlannedStage
+from prunekit.runs.training.loop import Loop
 
 
 @attrs.define
 class StageTraining:
-    """One stage of a run.
+    """The training of one stage.
 
     Attributes:
-        state: the run.
-        hook: notified of steps, epochs and mask updates.
-        index: number of the stage, from 0.
-        stage: what is planned.
-        steps: optimiser steps of the stage.
-        epoch_length: optimiser steps of an epoch.
-        rewind_points: steps of this stage after which a later stage wants the weights, -> their name.
+        run: the run.
+        planned: what happens at which step.
+        loop: takes the steps.
+        losses: reads their losses.
+        emergency: saves the last step when the stage ends early.
     """
 
-    state: RunState
-    hook: pluggy.HookRelay
-    index: int
-    stage: Stage
-    steps: int
-    epoch_length: int
-    rewind_points: dict[int, Start] = attrs.field(factory=dict)
-    _unread: list[Tensor] = attrs.field(factory=list, init=False)
-    _agreed: bool = attrs.field(default=False, init=False)
-    _since: float = attrs.field(factory=time.perf_counter, init=False)
+    run: ActiveRun
+    planned: PlannedStage
+    loop: Loop
+    losses: LossReader
+    emergency: EmergencyCheckpoint
+    _epoch_began: float = attrs.field(factory=time.perf_counter, init=False)
 
-    def first_updates(self) -> None:
-        """Carry out the updates at the start, on the weights that the stage before left."""
-        self._update_at(0, None)
+    def train(self, held: Held[Masks], first: int) -> None:
+        """Take the steps after the first ``first`` ones.
 
-    def rescue(self, loop: Loop) -> EmergencyCheckpoint:
-        """Return what saves the stage when it ends before its time."""
-        return EmergencyCheckpoint(self.state, self.index, loop, partial(self._read_losses, loop=loop))
-
-    def train(self, loop: Loop, held: Held[Masks], first: int, rescue: EmergencyCheckpoint) -> None:
-        """Take the steps from ``first`` on.
+        Args:
+            held: holds the masks.
+            first: steps that are already done.
 
         Raises:
-            KeyboardInterrupt: when the user has asked to stop; ``rescue`` may save.
-            NotFiniteError: when a loss is infinite or no number; checkpoints stay.
+            KeyboardInterrupt: when the user has requested a stop; ``emergency`` may save.
+            NotFiniteError: when a loss is NaN or infinite; checkpoints are kept.
         """
-        rescue.mark(first)
-        self._since = time.perf_counter()
-        listened = bool(self.hook.prunekit_step_finished.get_hookimpls())
-        # After a step little is done and less is called: a small network's takes a few hundred microseconds.
-        settings, stop = self.state.prepared.training, self.state.stop
-        parts = loop.read(self._data_seeds, self.epoch_length, first, self.steps)
+        self.emergency.mark(first)
+        self._epoch_began = time.perf_counter()
+        run, planned = self.run, self.planned
+        notifies = bool(run.hook.prunekit_step_finished.get_hookimpls())
+        shares = self.loop.read(run.data_seeds(planned.index), planned.epoch_length, first, planned.steps)
+        # A step of a small network takes a few hundred microseconds, so little is called after each.
         step = first
-        while step < self.steps:
+        while step < planned.steps:
             if step > 0:
-                self._update_at(step, held, rescue)
-            end = self._segment_end(step)
-            factors = [self._rate(number) for number in range(step, end)]
-            for loss in loop.steps(parts, factors):
+                self._update_masks(step, held)
+            end = planned.segment_end(step)
+            factors = [planned.rate_factor(number) for number in range(step, end)]
+            for loss in self.loop.steps(shares, factors):
                 step += 1
-                self._unread.append(loss)
-                if listened:
-                    self.hook.prunekit_step_finished(event=events.StepFinished(self.index, step, self.steps))
-                if step == end or len(self._unread) >= settings.check_every:
-                    self._after(step, loop)
-                rescue.mark(step)  # not before: an epoch that is not told yet would never be
-                if self.state.skipped > settings.skip_bad_steps:
-                    self._refuse_skipped(step)
-                if stop.request is not None:
-                    self._obey(step, rescue)
-        if self.steps > 0:
-            self._update_at(self.steps, held, rescue)
+                self.losses.add(loss)
+                if notifies:
+                    event = events.StepFinished(planned.index, step, planned.steps)
+                    run.hook.prunekit_step_finished(event=event)
+                if step == end or self.losses.is_due():
+                    self._after(step)
+                self.emergency.mark(step)  # after the epoch was reported: a resumed run would not report it
+                if run.state.skipped:
+                    self.losses.check_skipped(step)
+                if run.interruption.request is not None:
+                    self._stop_if_agreed(step)
+        if planned.steps > 0:
+            self._update_masks(planned.steps, held)
 
-    def _refuse_skipped(self, step: int) -> None:
-        most = self.state.prepared.training.skip_bad_steps
-        raise NotFiniteError(
-            f"{self.state.skipped} steps were left out for a loss or gradient that is no number, the last by step "
-            f"{step} of {self.steps} in stage {self.stage.name!r}, and training.skip_bad_steps is {most}; look at "
-            "the data, or try a lower rate, more warm-up or clipping (-o training.clip_norm=5)"
-        )
+    def _update_masks(self, step: int, held: Held[Masks]) -> None:
+        update_masks(self.run, self.planned, step, held, self.emergency.invalidate)
 
-    def _obey(self, step: int, rescue: EmergencyCheckpoint) -> None:
-        """Raise ``KeyboardInterrupt`` after a step, once all ranks know that the user has asked to stop."""
-        # They have heard of it at a look at the loss; of a request that has come since, this one alone.
-        if rank_count() == 1 or self._agreed:
-            rescue.mark(step, thoroughly=True)
-            self.state.stop.obey()
+    def _stop_if_agreed(self, step: int) -> None:
+        """Stop after a step if all ranks know of the request; a later request waits for the next reading of losses."""
+        if self.losses.stop_is_agreed:
+            self.emergency.mark(step, thoroughly=True)
+            self.run.interruption.raise_if_requested()
 
-    @property
-    def _data_seeds(self) -> Seeds:
-        return Seeds(self.state.seeds.derive("data", self.index))
-
-    def _segment_end(self, step: int) -> int:
-        """Return where the next thing happens: a mask update, a checkpoint, the end of the epoch or of the stage."""
-        every = (self.epoch_length, self.state.prepared.training.checkpoint_every or self.steps)
-        once = (*map(self._due, self.stage.updates), *self.rewind_points)
-        return min([self.steps, *((step // n + 1) * n for n in every), *(due for due in once if due > step)])
-
-    def _due(self, update: MaskUpdate) -> int:
-        return round(update.at * self.steps)
-
-    def _rate(self, step: int) -> float:
-        settings = self.state.prepared.training
-        # What starts from new or from early weights is trained, not re-trained.
-        retrains = (self.index > 0 or self.state.config.freeze_masks) and self.stage.start.kind == "previous"
-        scale = self.stage.rate if self.stage.rate is not None else settings.retraining_rate if retrains else 1.0
-        return scale * rate_factor(settings, step, self.steps)
-
-    def _after(self, step: int, loop: Loop) -> None:
-        """Do what is due after a step; reading losses waits for the device, so it is done seldom."""
-        settings = self.state.prepared.training
-        ends_epoch = step % self.epoch_length == 0 or step == self.steps
-        wanted = settings.checkpoint_every and step % settings.checkpoint_every == 0
-        # The end is saved when all is done there, and before masks change: what then fails is not to cost the stage.
-        saves = wanted if step < self.steps else any(self._due(update) == step for update in self.stage.updates)
-        rewinds = step in self.rewind_points
-        if ends_epoch or saves or rewinds or len(self._unread) >= settings.check_every:
-            self._read_losses(step, loop)
+    def _after(self, step: int) -> None:
+        """Do what is due after a step."""
+        planned = self.planned
+        ends_epoch, saves, rewinds = planned.ends_epoch(step), planned.saves_after(step), step in planned.rewind_points
+        if ends_epoch or saves or rewinds or self.losses.is_due():
+            self.losses.read(step)
         if ends_epoch:
-            self._epoch_finished(step, loop)
+            self._finish_epoch(step)
         if rewinds:
-            self.state.keep_weights(self.rewind_points[step])
+            keep_weights(self.run, planned.rewind_points[step])
         if saves:
-            self.state.check_finite(f"after step {step} of stage {self.stage.name!r}")
-            self.state.save_checkpoint(self.index, step, loop)
+            check_finite(self.run, f"after step {step} of stage {planned.name!r}")
+            save_progress(self.run, planned.index, step, self.loop)
 
-    def _read_losses(self, step: int, loop: Loop) -> None:
-        if not self._unread:
-            return
-        # The request rides along: all ranks stop after the same step, and none waits for the others more often.
-        asked = torch.full_like(self._unread[0], self.state.stop.request is not None)
-        *losses, asked_by = sum_over_ranks(torch.stack([*self._unread, asked])).tolist()
-        if asked_by > 0:
-            self._agreed = True
-            self.state.stop.join()
-        left_out = [number for number, loss in enumerate(losses, step - len(losses) + 1) if not math.isfinite(loss)]
-        if left_out and not self.state.prepared.training.skip_bad_steps:
-            number = left_out[0]
-            loss = losses[number - step - 1]
-            rate = loop.set_rate(self._rate(number - 1))
-            raise NotFiniteError(
-                f"the loss is {loss} at step {number} of {self.steps} in stage {self.stage.name!r}, learning rate "
-                f"{rate:.3g}; checkpoints so far stay in {self.state.folder.checkpoints}; "
-                "try a lower rate, more warm-up or clipping (-o training.warmup=0.1 -o training.clip_norm=5)"
-            )
-        self._unread.clear()  # not before: whoever reads again is to find the same
-        self.state.skipped += len(left_out)
-        self.state.losses += filter(math.isfinite, losses)
-
-    def _epoch_finished(self, step: int, loop: Loop) -> None:
-        losses, self.state.losses = self.state.losses, []
+    def _finish_epoch(self, step: int) -> None:
+        state, planned = self.run.state, self.planned
+        losses, state.losses = state.losses, []
         now = time.perf_counter()
         event = events.EpochFinished(
-            stage=self.index,
-            epoch=math.ceil(step / self.epoch_length),
+            stage=planned.index,
+            epoch=math.ceil(step / planned.epoch_length),
             step=step,
-            steps=self.steps,
+            steps=planned.steps,
             loss=math.fsum(losses) / len(losses) if losses else math.nan,
-            learning_rate=loop.optimizer.param_groups[0]["lr"],
-            seconds=now - self._since,
-            skipped=self.state.skipped,
+            learning_rate=self.loop.optimizer.param_groups[0]["lr"],
+            seconds=now - self._epoch_began,
+            skipped=state.skipped,
         )
-        self._since = now
-        self.hook.prunekit_epoch_finished(event=event)
-
-    def _update_at(self, step: int, held: Held[Masks] | None, rescue: EmergencyCheckpoint | None = None) -> None:
-        for number, update in enumerate(self.stage.updates):
-            if self._due(update) == step:
-                self._update(number, update, step, held, rescue)
-
-    def _update(
-        self, number: int, update: MaskUpdate, step: int, held: Held[Masks] | None, rescue: EmergencyCheckpoint | None
-    ) -> None:
-        """Choose new masks and hold them from now on."""
-        began = time.perf_counter()
-        state, prepared = self.state, self.state.prepared
-        limit = prepared.training.calibration_batches
-        shower = BatchShower(
-            prepared.task, prepared.model, state.hardware, self._data_seeds, limit, partial(obey, state.stop)
-        )
-        whole = held.paused() if held is not None else nullcontext()
-        with abandonable(state.stop), whole, state.hardware.products(exact=True):
-            chosen = choose_masks(
-                prepared.network,
-                prepared.views,
-                update,
-                state.masks,
-                prepared.make_criterion,
-                shower.evidence(prepared.network, state.traces),
-                Seeds(state.seeds.derive("update", self.index, number)),
-                prepared.channel_groups,
-            )
-        check_agreement(chosen)
-        if rescue is not None:
-            rescue.lose()
-        with torch.no_grad():
-            for name, weight in chosen.repaired.items():
-                local_shard(prepared.views[name].weight).copy_(local_shard(weight))
-        forget_dropped(state.traces, chosen.pruned)
-        # What is dropped and grown in one update starts from zero like everything that grows.
-        for masks in (chosen.pruned, chosen.masks) if update.grow is not None else (chosen.masks,):
-            state.masks |= masks
-            if held is not None:
-                held.update(state.as_masks())
-            else:
-                state.as_masks().apply(prepared.network)
-        event = events.MasksUpdated(self.index, step, chosen.layers, time.perf_counter() - began)
-        self.hook.prunekit_masks_updated(event=event)
+        self._epoch_began = now
+        self.run.hook.prunekit_epoch_finished(event=event)
