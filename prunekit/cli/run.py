@@ -59,7 +59,10 @@ def _run(config: "RunConfig", resume: str | None, *, force: bool) -> None:
     else:
         check_new_run(folder, force=force)
     interruption, speaks = Interruption(), own_rank() == 0
-    with held_alone(folder.path) if speaks else nullcontext(), interruption.listening(_tell if speaks else _say_nothing):
+    with (
+        held_alone(folder.path) if speaks else nullcontext(),
+        interruption.listening(_report_request if speaks else _ignore_request),
+    ):
         finished = run_engine(
             with_absolute_paths(config, registry),
             prepared,
@@ -74,14 +77,14 @@ def _run(config: "RunConfig", resume: str | None, *, force: bool) -> None:
         print_files(folder)
 
 
-def _tell(request: "Signals") -> None:
+def _report_request(request: "Signals") -> None:
     """Say that a request to stop was heard; the program may be in the middle of printing, so past its buffers."""
     text = f"\n{request.name}: stopping after this step, with a checkpoint; Ctrl-C (once more) stops at once\n"
     with suppress(OSError):  # a pipe whose reader the same Ctrl-C has ended
         os.write(sys.stderr.fileno(), text.encode())
 
 
-def _say_nothing(_: "Signals") -> None:
+def _ignore_request(_: "Signals") -> None:
     """Leave it to the first rank."""
 
 

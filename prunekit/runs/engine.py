@@ -22,8 +22,7 @@ from prunekit.runs.folder import RunFolder
 from prunekit.runs.interruption import Interruption, raise_if_any_rank_requested
 from prunekit.runs.losses import LossReader
 from prunekit.runs.mask_updates import update_masks
-from prunekit.runs.opening import resume as resume_run
-from prunekit.runs.opening import start as start_run
+from prunekit.runs.opening import Opened, resume_run, start_run
 from prunekit.runs.preparation import PreparedRun
 from prunekit.runs.run_store import load_start_weights, restore_loop, save_progress, save_results
 from prunekit.runs.shard_model import shard_model
@@ -74,14 +73,8 @@ def run(
         _place_model(active)
         with hardware.products():
             stages = _stages(active)
-            checkpoint, notes = resume_run(active) if resume else start_run(active, source, force=force)
-            _notify_started(active, stages, checkpoint, notes)
-            called = hardware.callable(parallel(prepared.model))
-            for planned in stages[checkpoint.stage if checkpoint else 0 : last]:
-                _run_stage(active, planned, called, _checkpoint_within(planned, checkpoint))
-        finished = events.RunFinished(folder.path, tuple(active.state.finished), active.state.seconds)
-        active.hook.prunekit_run_finished(event=finished)
-        return finished
+            opened = resume_run(active) if resume else start_run(active, source, force=force)
+            return _run_stages(active, stages, opened, last)
     except BaseException as error:
         shown = explained(error, active)
         add_next_step(shown, folder)
@@ -89,6 +82,18 @@ def run(
         if shown is error:
             raise
         raise shown from error
+
+
+def _run_stages(run: ActiveRun, stages: list[PlannedStage], opened: Opened, last: int | None) -> events.RunFinished:
+    """Carry out the stages that are not finished yet, up to number ``last``."""
+    checkpoint, notes = opened
+    _notify_started(run, stages, checkpoint, notes)
+    called = run.hardware.callable(parallel(run.prepared.model))
+    for planned in stages[checkpoint.stage if checkpoint else 0 : last]:
+        _run_stage(run, planned, called, _checkpoint_within(planned, checkpoint))
+    finished = events.RunFinished(run.folder.path, tuple(run.state.finished), run.state.seconds)
+    run.hook.prunekit_run_finished(event=finished)
+    return finished
 
 
 def _run_stage(run: ActiveRun, planned: PlannedStage, called: nn.Module, checkpoint: Checkpoint | None) -> None:

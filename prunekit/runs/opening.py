@@ -31,7 +31,7 @@ Opened = tuple[Checkpoint | None, tuple[str, ...]]
 """The checkpoint to continue from (``None``: begin with the first stage), and notes for the user."""
 
 
-def start(run: ActiveRun, source: RunFolder | None = None, *, force: bool = False) -> Opened:
+def start_run(run: ActiveRun, source: RunFolder | None = None, *, force: bool = False) -> Opened:
     """Create the folder and describe the run in it.
 
     Args:
@@ -54,7 +54,7 @@ def start(run: ActiveRun, source: RunFolder | None = None, *, force: bool = Fals
     return checkpoint, notes
 
 
-def resume(run: ActiveRun) -> Opened:
+def resume_run(run: ActiveRun) -> Opened:
     """Continue the run in the folder from its newest readable checkpoint.
 
     Raises:

@@ -15,43 +15,43 @@ def send(number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_request_is_noted_and_told_once_and_the_handlers_come_back(number, monkeypatch):
+def test_a_request_is_noted_and_reported_once_and_the_handlers_are_restored(number, monkeypatch):
     monkeypatch.setattr(interruption, "_ECHO", 1000.0)  # the machine may be slow
     before = signal.getsignal(number), signal.getsignal(signal.SIGCHLD)
-    stop, told = Interruption(), []
-    with stop.listening(told.append):
-        stop.obey()
+    stop, reported = Interruption(), []
+    with stop.listening(reported.append):
+        stop.raise_if_requested()
         send(number)
         send(number)  # an echo
         with pytest.raises(KeyboardInterrupt):
-            stop.obey()
-    assert (stop.request, told, stop.hurried) == (number, [number], False)
+            stop.raise_if_requested()
+    assert (stop.request, reported, stop.immediate) == (number, [number], False)
     assert (signal.getsignal(number), signal.getsignal(signal.SIGCHLD)) == before
 
 
-def test_a_second_interrupt_stops_at_once_and_a_second_sigterm_does_not(monkeypatch):
+def test_a_second_interrupt_stops_at_once_but_a_second_sigterm_does_not(monkeypatch):
     monkeypatch.setattr(interruption, "_ECHO", 0.0)
     stop = Interruption()
     with stop.listening(lambda _: None):
         send(signal.SIGTERM)
         send(signal.SIGTERM)
-        assert not stop.hurried
+        assert not stop.immediate
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
-    assert stop.hurried
+    assert stop.immediate
     assert stop.request == signal.SIGTERM
 
 
-def test_what_can_be_abandoned_is_abandoned_at_once_also_for_an_earlier_request():
+def test_interruptible_work_ends_at_once_even_for_an_earlier_request():
     stop = Interruption()
     with stop.listening(lambda _: None):
-        with pytest.raises(KeyboardInterrupt), stop.abandonable():
+        with pytest.raises(KeyboardInterrupt), stop.interruptible():
             send(signal.SIGTERM)
-        with pytest.raises(KeyboardInterrupt), stop.abandonable():
+        with pytest.raises(KeyboardInterrupt), stop.interruptible():
             pytest.fail("it began")
 
 
-def test_another_thread_leaves_the_handlers_alone():
+def test_another_thread_does_not_change_the_handlers():
     before, seen = signal.getsignal(signal.SIGINT), []
 
     def listen():
@@ -68,7 +68,7 @@ def test_another_thread_leaves_the_handlers_alone():
 def test_a_forked_child_ignores_an_interrupt_and_dies_of_sigterm():
     stop = Interruption()
     reader, writer = os.pipe()
-    with stop.listening(lambda _: os.write(2, b"a child must not tell")):
+    with stop.listening(lambda _: os.write(2, b"a child must not report")):
         child = os.fork()
         if child == 0:
             while True:

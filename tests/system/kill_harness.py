@@ -34,10 +34,9 @@ from prunekit.cli import main as prunekit
 from prunekit.files.atomic import write_atomically
 from prunekit.pruning.update import choose_masks
 from prunekit.reporting.metric_log import MetricLog
-from prunekit.runs import engine
-from prunekit.runs.folder import RunFolder
+from prunekit.runs import evaluation, opening, run_store
+from prunekit.runs import folder as run_folder
 from prunekit.runs.preparation import prepare
-from prunekit.runs.state import RunState
 from prunekit.runs.training.loop import Loop
 
 TIMES = {"seconds", "stage_began", "digest"}
@@ -45,18 +44,18 @@ TIMES = {"seconds", "stage_began", "digest"}
 
 PHASES: dict[Any, str] = {
     prepare.__code__: "preparing",
-    RunFolder.create.__code__: "beginning",
-    engine._describe.__code__: "beginning",
-    RunState.take_given.__code__: "given files",
-    RunState.restore.__code__: "resuming",
+    run_folder.create_run_folder.__wrapped__.__code__: "beginning",
+    opening.describe.__wrapped__.__code__: "beginning",
+    run_store.take_given.__code__: "given files",
+    run_store.restore.__code__: "resuming",
     MetricLog.prunekit_run_started.__code__: "resuming",
     Loop.steps.__code__: "training",
     choose_masks.__code__: "statistics",
-    RunState.save_checkpoint.__code__: "checkpoint",
+    run_store.save_progress.__code__: "checkpoint",
     write_atomically.__code__: "checkpoint file",  # within a checkpoint; elsewhere it counts as what it is part of
-    RunState.keep_weights.__code__: "kept weights",
-    RunState.save_results.__code__: "results",
-    engine._evaluate.__code__: "evaluation",
+    run_store.keep_weights.__code__: "kept weights",
+    run_store.save_results.__code__: "results",
+    evaluation.evaluate.__code__: "evaluation",
 }
 # How often a phase is drawn; in the order of the trials, so that few kills see what matters most.
 DRAWN = ("checkpoint file", "training", "statistics", "checkpoint", "results", "checkpoint file", "training",

@@ -141,5 +141,5 @@ def test_the_command_runs_under_torchrun_and_the_first_rank_speaks(tmp_path):
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["hardware"].endswith("2 ranks")
     code, out, err = finished(start(*arguments, *short, ranks=2))
     assert code != 0
-    assert err.count("holds a run already") == 1
+    assert err.count("already holds a run") == 1
     assert "RuntimeError" not in err

@@ -317,15 +317,15 @@ def test_a_request_to_one_process_stops_both_at_once_and_they_go_on_to_the_same_
 
 def main_with_a_late_request(place):
     """Run the command; one process is asked to stop when both have looked at the loss and found that none was."""
-    tell = StageTraining._epoch_finished
+    finish = StageTraining._finish_epoch
 
-    def tell_and_ask(self, step, loop):
-        tell(self, step, loop)
+    def finish_and_request(self, step):
+        finish(self, step)
         if distributed.get_rank() == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StageTraining, "_epoch_finished", tell_and_ask)
+        patch.setattr(StageTraining, "_finish_epoch", finish_and_request)
         return main_in_trouble(place, TROUBLED)
 
 

@@ -1,4 +1,4 @@
-"""What happens to a run of two ranks from outside: it stops after one step on both, or is gone on with from before."""
+"""Two ranks under external failures: both stop after the same step, or the run resumes from an earlier checkpoint."""
 
 import os
 import shutil
@@ -40,20 +40,20 @@ def command(*arguments, ranks=2):
 
 
 def launch(*arguments, ranks=2, **trouble):
-    """Run prunekit as several ranks; something happens to "rank_1". Return exit code and standard error."""
+    """Run prunekit as several ranks, with trouble for some of them; return exit code and standard error."""
     for name, what in trouble.items():
         Path(f"trouble-{name.removeprefix('rank_')}").write_text(what)
     # Our own programs.
     done = subprocess.run(  # noqa: S603
         command(*arguments, ranks=ranks), env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
     )
-    assert not list(Path().glob("trouble-*")), "nothing has happened"
+    assert not list(Path().glob("trouble-*")), "the trouble did not happen"
     return done.returncode, done.stderr
 
 
 @pytest.fixture(scope="module")
-def left_alone(tmp_path_factory):
-    """Return the folder of a run to which nothing happened; all runs are in the same place."""
+def undisturbed(tmp_path_factory):
+    """Return the folder of an undisturbed run; all runs use the same place."""
     place = tmp_path_factory.mktemp("ranks")
     before = Path.cwd()
     os.chdir(place)
@@ -65,7 +65,7 @@ def left_alone(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _no_run(left_alone):
+def _no_run(undisturbed):
     shutil.rmtree("run", ignore_errors=True)
 
 
@@ -73,58 +73,58 @@ def newest():
     return max(Path("run/checkpoints").glob("stage-*")).name
 
 
-def ends_alike(left_alone):
+def ends_alike(undisturbed):
     code, errors = launch("run", "--resume", "run")
     assert code == 0, errors
-    assert differences(Path("run"), left_alone) == []
+    assert differences(Path("run"), undisturbed) == []
 
 
-def test_ranks_that_are_asked_to_stop_do_after_the_same_step_and_go_on_to_the_same_bytes(left_alone):
+def test_ranks_stop_after_the_same_step_and_resume_to_the_same_bytes(undisturbed):
     code, errors = launch(*RUN, rank_1="loss 14 launcher")
     assert code != 0
     assert "stopped by SIGTERM; the newest checkpoint is run/checkpoints/stage-000-step-0000001" in errors
     assert errors.count("stopped by") == 1
-    assert newest() == "stage-000-step-00000016.safetensors"  # the next look at the loss
-    ends_alike(left_alone)
+    assert newest() == "stage-000-step-00000016.safetensors"  # the next reading of the loss
+    ends_alike(undisturbed)
 
 
-def test_a_signal_in_the_last_evaluation_ends_it_at_once_on_all_ranks_and_costs_no_step(left_alone):
+def test_a_signal_in_the_last_evaluation_ends_it_at_once_on_all_ranks_and_loses_no_step(undisturbed):
     code, errors = launch(*RUN, rank_0="evaluation 2 launcher")
     assert code != 0
     assert "stopped by SIGTERM; the newest checkpoint is run/checkpoints/stage-001-step-00000008" in errors
-    ends_alike(left_alone)
+    ends_alike(undisturbed)
 
 
-def test_a_rank_that_fails_tells_its_error_and_the_others_tell_none():
+def test_only_the_rank_that_fails_reports_an_error():
     code, errors = launch(*RUN, rank_1="loss 14 memory")
     assert code != 0
     assert errors.count("error: ") == errors.count("error: out of memory on cpu: batches of 32") == 1
     assert newest() == "stage-000-step-00000010.safetensors"
 
 
-def test_ranks_that_fail_alike_save_the_steps_before_and_go_on_to_the_same_bytes(left_alone):
+def test_ranks_that_fail_alike_save_the_steps_before_and_resume_to_the_same_bytes(undisturbed):
     code, errors = launch(*RUN, rank_0="loss 15 bug", rank_1="loss 15 bug")
     assert code != 0
     assert "ZeroDivisionError: a bug" in errors
     assert newest() == "stage-000-step-00000014.safetensors"
-    ends_alike(left_alone)
+    ends_alike(undisturbed)
 
 
-def test_a_whole_job_that_is_killed_goes_on_to_the_same_bytes(left_alone):
+def test_a_job_that_is_killed_as_a_whole_resumes_to_the_same_bytes(undisturbed):
     with subprocess.Popen(command(*RUN), env=ENVIRONMENT, stderr=subprocess.PIPE) as launcher:  # noqa: S603 - our own
         while not Path("run/checkpoints/stage-000-step-00000010.safetensors").exists():
             assert launcher.poll() is None
             time.sleep(0.01)
         end_all(launcher.pid)
-    assert Path("run/metrics.jsonl").read_text().count("stage_finished") < 2, "it was done"
-    ends_alike(left_alone)
+    assert Path("run/metrics.jsonl").read_text().count("stage_finished") < 2, "the run had finished"
+    ends_alike(undisturbed)
 
 
-def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on_to_the_same_bytes(left_alone):
+def test_a_rank_that_dies_ends_the_others_and_the_run_resumes_to_the_same_bytes(undisturbed):
     code, errors = launch(*RUN, rank_1="loss 24 SIGKILL")
     assert code != 0
     assert errors.count("error: ") == errors.count("has lost another one") == 1
     assert "the newest checkpoint is run/checkpoints/stage-000-step-00000020.safetensors; " in errors
-    assert "go on with: torchrun --nproc-per-node 2 -m prunekit run --resume run" in errors
+    assert "resume with: torchrun --nproc-per-node 2 -m prunekit run --resume run" in errors
     assert newest() == "stage-000-step-00000020.safetensors"
-    ends_alike(left_alone)
+    ends_alike(undisturbed)
