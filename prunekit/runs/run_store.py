@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prunekit.contracts.events import StageFinished
 from prunekit.contracts.schedule import Start
-from prunekit.distributed.dtensor import load_full_state, shard_like, shard_states, full_state
+from prunekit.distributed.dtensor import full_state, load_full_state, shard_like, shard_states
 from prunekit.distributed.fsdp import is_fully_sharded
 from prunekit.distributed.random_state import random_states, restore_random_states
 from prunekit.distributed.ranks import gather_numbers, own_rank

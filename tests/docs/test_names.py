@@ -16,7 +16,9 @@ PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")] + sorted((ROO
 SOURCES = sorted([*(ROOT / "prunekit").rglob("*.py"), *(ROOT / "plugins").glob("*/src/**/*.py")])
 DOTTED = re.compile(r"`+([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)(?:\(\))?`+")
 # What is no name in Python: files, and settings as recipes write them.
-FILES = re.compile(r"\.(py|pyi|md|toml|json|jsonl|safetensors|npz|npy|txt|pt|pth|pt2|onnx|html|svg|sh|yml|data|lock|bin)$")
+FILES = re.compile(
+    r"\.(py|pyi|md|toml|json|jsonl|safetensors|npz|npy|txt|pt|pth|pt2|onnx|html|svg|sh|yml|data|lock|bin)$"
+)
 SETTINGS = re.compile(r"^(training|task|criterion|schedule|section|grid|sweep|env|run)\.")
 
 
