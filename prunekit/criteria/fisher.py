@@ -12,7 +12,7 @@ from prunekit.contracts.markers import hookimpl
 from prunekit.contracts.sums import add, batch_gradient, finite, join, position_slices, total
 from prunekit.masks.selection import Scope
 
-# Of the gradients of single samples, as many bytes are in memory at once, or one sample's where that has more.
+# Bytes of per-sample gradients in memory at once; those of a single sample may take more.
 _BYTES = 2**26
 
 
@@ -20,19 +20,19 @@ _BYTES = 2**26
 class Fisher(Criterion):
     """Keep weights by ``F * w^2 / 2``, F the diagonal of the empirical Fisher matrix (LeCun, Denker, Solla, 1989).
 
-    The saliency of optimal brain damage with F in place of the diagonal of the Hessian (as in Theis et al., 2018): F is
-    the mean over samples of the squared gradient of the sample's own loss. Gradients of samples are exact: summed
-    over the positions (tokens) of a sample, then squared.
+    This is the saliency of optimal brain damage with F in place of the diagonal of the Hessian (as in Theis et al.,
+    2018). F is the mean over samples of the squared gradient of the sample's own loss. Gradients of samples are exact:
+    summed over the positions (tokens) of a sample, then squared.
 
-    What a batch shows is the gradient of its mean loss: the gradients of its n samples, divided by n. Multiplied by
-    n^2, its squares are added to those of other batches, and the sum is divided by the square of the number of all
-    samples. So batches of different sizes weigh as they should. The result is F divided by the number of samples, for
-    all layers alike, which moves no rank; and for a layer that sees k pieces of each sample (windows of an image)
-    as its batch, k counts in both places, so that the ranking over layers stays right.
+    A batch of n samples gives the gradient of its mean loss, which is the sum of its samples' gradients divided by n.
+    Its squares are multiplied by n^2 and added over batches, and the sum is divided by the square of the number of all
+    samples, so that batches of different sizes have the right weights. The result is F divided by the number of
+    samples; this factor is the same for all layers and does not change the ranking. For a layer whose batch holds k
+    pieces of each sample (windows of an image), k enters both factors, so the ranking across layers is still right.
 
-    The samples of a batch are the first dimension of what comes into the module; where tokens come first
-    (``batch_first=False``) the squares are those of the tokens at one place, summed over the batch. Several calls of
-    one module within a batch count as samples of their own.
+    The samples of a batch are the first dimension of the module's input. If tokens come first (``batch_first=False``),
+    the squares are those of the tokens at one place, summed over the batch. Several calls of one module within a batch
+    count as separate samples.
     """
 
     name: ClassVar[str] = "fisher"
@@ -44,31 +44,31 @@ class Fisher(Criterion):
 
     def observe(self, seen: Observation) -> None:
         """Add the squared gradients of the samples of a batch."""
-        batch_gradient(seen)  # refuses what has no finite gradient
+        batch_gradient(seen)  # raises an error without a finite gradient
         size = _batch_size(seen)
         if seen.output_gradient is None or size == 0:
             return
-        whole = round(size / seen.share)  # samples of the batch whose mean loss it is
+        whole = round(size / seen.share)  # samples of the whole batch, over which the loss is a mean
         for squares in _squared_gradients(seen, seen.output_gradient, size):
             self._squares = add(self._squares, squares.mul_(whole**2))
         self._samples += size if seen.call == 0 else 0
 
     def end_pass(self) -> bool:
-        """Join the sums of all ranks."""
+        """Add up the sums of all ranks."""
         self._squares, self._samples = join(self._squares, self._samples)
         return False
 
     def score(self, weight: Tensor, generator: torch.Generator) -> Tensor:
-        """Return ``F * w^2 / 2`` over the number of samples: float64 ``[G, out, fan]``.
+        """Return ``F * w^2 / 2`` divided by the number of samples: float64 ``[G, out, fan]``.
 
         Raises:
-            DataError: when no gradient was shown.
+            DataError: no gradient was observed.
         """
         return total(self._squares, self.name, "gradients") / self._samples**2 * weight.double().square() / 2
 
 
 def _batch_size(seen: Observation) -> int:
-    """Return the length of the first dimension, or what the view says where a module takes samples without one."""
+    """Return the length of the first dimension, or the view's number of samples if a module takes unbatched input."""
     samples, first = seen.layer.inputs_at(seen.inputs, slice(0, 1)).shape[2], len(seen.inputs)
     return samples if first == 0 or samples % first else first
 
@@ -76,7 +76,7 @@ def _batch_size(seen: Observation) -> int:
 def _squared_gradients(seen: Observation, output_gradient: Tensor, size: int) -> Iterator[Tensor]:
     """Yield the squared gradients of the weight by sample, summed over some samples: float64 ``[G, out, fan]``."""
     layer, batch = seen.layer, [(seen.inputs, output_gradient)]
-    if size == len(seen.inputs):  # it can be cut
+    if size == len(seen.inputs):  # it can be split
         length = max(1, _BYTES // (8 * layer.weight.numel()))
         batch = list(zip(torch.split(seen.inputs, length), torch.split(output_gradient, length), strict=True))
     for inputs, deltas in batch:
@@ -86,7 +86,7 @@ def _squared_gradients(seen: Observation, output_gradient: Tensor, size: int) ->
             x = _by_sample(finite(layer.inputs_at(inputs, positions), "inputs"), samples)
             delta = _by_sample(finite(layer.outputs_at(deltas, positions), "output gradients"), samples)
             if layer.positions(inputs) == x.shape[2] == 1:
-                # Of an outer product the square is that of the squares: one product for all samples.
+                # The square of an outer product is the outer product of the squares: one product for all samples.
                 yield delta.square_().squeeze(2).mT @ x.square_().squeeze(2)
             else:
                 gradients = add(gradients, delta.mT @ x)
@@ -95,12 +95,12 @@ def _squared_gradients(seen: Observation, output_gradient: Tensor, size: int) ->
 
 
 def _by_sample(values: Tensor, samples: int) -> Tensor:
-    """Bring ``[G, m, samples * tokens, features]`` to ``[G, samples, m * tokens, features]``."""
+    """Reshape ``[G, m, samples * tokens, features]`` to ``[G, samples, m * tokens, features]``."""
     groups, positions, _, features = values.shape
     return values.reshape(groups, positions, samples, -1, features).transpose(1, 2).flatten(2, 3)
 
 
 @hookimpl
 def prunekit_criteria() -> Iterable[type[Criterion]]:
-    """Bring the criterion."""
+    """Return this module's criterion."""
     return [Fisher]

@@ -1,4 +1,4 @@
-"""The criterion "grasp": weights without which the gradient would lose its flow stay, by a Hessian-gradient product."""
+"""The criterion "grasp": keep the weights that preserve gradient flow, by a Hessian-gradient product."""
 
 from collections.abc import Iterable, Mapping
 
@@ -16,16 +16,16 @@ from prunekit.errors import ConfigError, DataError
 
 @attrs.define(eq=False)
 class Grasp(NetworkCriterion):
-    """Keep the connections that carry the flow of the gradient (GraSP: Wang, Zhang, Grosse, ICLR 2020).
+    """Keep the connections that preserve the flow of the gradient (GraSP: Wang, Zhang, Grosse, ICLR 2020).
 
-    To first order, removing a weight changes the squared norm of the gradient by twice ``S = -w * (H g)``
-    of the paper, H the Hessian and g the gradient of the loss. The paper removes the weights with the greatest S: what
-    is left then has the least reduced flow. Here higher = keep, so the score is ``w * (H g)``.
+    To first order, removing a weight changes the squared norm of the gradient by twice the paper's
+    ``S = -w * (H g)``, with H the Hessian and g the gradient of the loss. The paper removes the weights with the
+    largest S, because this reduces the gradient flow least. Here higher = keep, so the score is ``w * (H g)``.
 
-    g and H are those of the loss summed over the training batches shown, in evaluation mode, with respect to the
-    weights that the update prunes; what is dropped does not move, so its part of g is 0. The paper prunes before
-    training, divides the network's outputs by a temperature of 200 (a loss as a task gives it has none), and draws
-    as many samples of each class.
+    g and H are those of the loss summed over the training batches, in evaluation mode, with respect to the weights that
+    the update prunes. Dropped weights are fixed, so their entries of g are 0. The paper prunes before training, divides
+    the network's outputs by a temperature of 200 (the loss of a task has none), and draws the same number of samples
+    from each class.
     """
 
     name = "grasp"
@@ -34,13 +34,15 @@ class Grasp(NetworkCriterion):
         """Return ``w * (H g)`` of each layer: float64 ``[G, out, fan]``.
 
         Raises:
-            ConfigError: without losses; when a layer takes no gradient, or no loss depends on it.
-            DataError: when a product is not finite.
+            ConfigError: the scene has no losses, or a layer does not require a gradient, or no loss depends on it.
+            DataError: a product is NaN or infinite.
         """
         weights = {name: view.weight for name, view in scene.layers.items()}
         for name, weight in weights.items():
             if not weight.requires_grad:
-                raise ConfigError(f"layer {name!r} takes no gradient; call requires_grad_() on it, or leave it out")
+                raise ConfigError(
+                    f"layer {name!r} does not require a gradient; call requires_grad_() on its weight, or exclude it"
+                )
         # Fused attention has no second derivative.
         with sdpa_kernel(SDPBackend.MATH):
             flow = _summed(_gradients(loss, weights) for loss in scene.losses())
@@ -55,7 +57,10 @@ class Grasp(NetworkCriterion):
             product = products.get(name, torch.zeros_like(flow[name]))
             scores[name] = view.to_matrix(weights[name].detach() * sum_over_ranks(product))
             if not bool(scores[name].isfinite().all()):
-                raise DataError(f"layer {name!r}: the product of Hessian and gradient is not finite")
+                raise DataError(
+                    f"layer {name!r}: the product of Hessian and gradient is NaN or infinite; check the data and the "
+                    "weights"
+                )
         return scores
 
 
@@ -85,10 +90,10 @@ def _summed(terms: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 def _check_reached(weights: Mapping[str, Tensor], flow: Mapping[str, Tensor]) -> None:
     missing = [name for name in weights if name not in flow]
     if missing:
-        raise ConfigError(f"no loss depends on layer {missing[0]!r}; leave it out")
+        raise ConfigError(f"no loss depends on layer {missing[0]!r}; exclude it")
 
 
 @hookimpl
 def prunekit_criteria() -> Iterable[type[Criterion]]:
-    """Bring the criterion."""
+    """Return this module's criterion."""
     return [Grasp]

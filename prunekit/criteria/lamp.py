@@ -1,4 +1,4 @@
-"""The criterion "lamp": magnitudes made comparable over layers. It needs no data and must not know any."""
+"""The criterion "lamp": magnitudes made comparable across layers. It needs no data and must not know any."""
 
 from collections.abc import Iterable
 from typing import ClassVar
@@ -14,13 +14,12 @@ from prunekit.masks.selection import Scope
 
 @attrs.frozen
 class Lamp(Criterion):
-    """Keep weights that are large beside those which outlive them (LAMP: Lee et al., ICLR 2021).
+    """Keep weights that are large relative to the larger weights of their layer (LAMP: Lee et al., ICLR 2021).
 
-    With the weights of a layer in the order of their magnitudes, the score of weight u is
-    ``w_u^2 / sum of w_v^2 over v >= u``. Within a layer it ranks as magnitude does; between
-    layers ("global", its scope) it shares out the density, and every layer keeps at least its largest weight, whose
-    score is 1. Weights of the same magnitude are in the order of their places, as the paper has it: the later
-    one has the higher score. A weight of 0 scores 0.
+    With the weights of a layer in ascending order of magnitude, the score of weight u is
+    ``w_u^2 / sum of w_v^2 over v >= u``. Within a layer it ranks weights like magnitude does. Across layers (scope
+    "global", its default) it allocates the density, and every layer keeps at least its largest weight, whose score is
+    1. Among weights of the same magnitude the later one has the higher score, as in the paper. A weight of 0 scores 0.
     """
 
     name: ClassVar[str] = "lamp"
@@ -36,5 +35,5 @@ class Lamp(Criterion):
 
 @hookimpl
 def prunekit_criteria() -> Iterable[type[Criterion]]:
-    """Bring the criterion."""
+    """Return this module's criterion."""
     return [Lamp]

@@ -1,4 +1,4 @@
-"""The criterion "magnitude": large weights stay. It needs no data and must not know any."""
+"""The criterion "magnitude": keep large weights. It needs no data and must not know any."""
 
 from collections.abc import Iterable
 from typing import ClassVar
@@ -24,5 +24,5 @@ class Magnitude(Criterion):
 
 @hookimpl
 def prunekit_criteria() -> Iterable[type[Criterion]]:
-    """Bring the criterion."""
+    """Return this module's criterion."""
     return [Magnitude]

@@ -1,4 +1,4 @@
-"""The criterion "movement": weights that move away from zero in training stay. It needs no data of its own."""
+"""The criterion "movement": keep weights that move away from zero in training. It needs no data of its own."""
 
 from collections.abc import Iterable
 from typing import ClassVar
@@ -19,10 +19,10 @@ class Movement(Criterion):
 
         S = - sum over t of dL/dW(t) W(t)
 
-    positive where the steps against the gradient made |W| larger. It is the paper's score with hard top-k masks, but
-    for its constant factor (the learning rate of the scores), and a dropped weight is 0 here and adds nothing. At the
-    beginning of a stage the sum is that of the stage before. It needs a schedule that trains before it prunes, such as
-    "gradual" or "one-shot", so ``prunekit.select`` cannot use it.
+    which is positive if the steps against the gradient made |W| larger. It is the paper's score with hard top-k masks,
+    up to a constant factor (the learning rate of the scores); a dropped weight is 0 here and adds nothing. An update at
+    the beginning of a stage uses the sum of the stage before. The criterion needs a schedule that trains before it
+    prunes, such as "gradual" or "one-shot", so ``prunekit.select`` cannot use it.
     """
 
     name: ClassVar[str] = "movement"
@@ -38,12 +38,12 @@ class Movement(Criterion):
         self._total = total
 
     def score(self, weight: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the sum, ``[G, out, fan]``."""
+        """Return the sum of ``-dL/dW W``, ``[G, out, fan]``."""
         assert self._total is not None, "take_trace comes before score"
         return self._total
 
 
 @hookimpl
 def prunekit_criteria() -> Iterable[type[Criterion]]:
-    """Bring the criterion."""
+    """Return this module's criterion."""
     return [Movement]

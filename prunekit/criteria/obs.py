@@ -1,4 +1,4 @@
-"""The criterion "obs": saliencies, and repair of what is kept, by a blocked inverse of the empirical Fisher matrix."""
+"""The criterion "obs": saliencies and repair of weights by a blocked inverse of the empirical Fisher matrix."""
 
 from collections.abc import Iterable, Iterator
 from typing import ClassVar
@@ -14,25 +14,25 @@ from prunekit.contracts.options import option
 from prunekit.contracts.sums import batch_gradient, total
 from prunekit.masks.selection import Scope
 
-# As many bytes of matrices are worked on at once, or one matrix where that has more.
+# Bytes of matrices processed at once; a single matrix may take more.
 _BYTES = 2**26
 
 
 @attrs.define(eq=False)
 class BlockedObs(Criterion):
-    """Keep weights by ``w_q^2 / (2 [F^-1]_qq)``, and move the kept ones to make up for the dropped.
+    """Keep weights by ``w_q^2 / (2 [F^-1]_qq)``, and update the kept ones to compensate for the dropped ones.
 
     Optimal brain surgeon (Hassibi, Stork, 1993) with the blocked empirical Fisher matrix of WoodFisher (Singh,
     Alistarh, NeurIPS 2020) and oBERT (Kurtic et al., EMNLP 2022): ``F = damping * I + mean of g g^T`` over batches, g
-    the gradient of a batch's mean loss, for blocks of consecutive weights of one output unit, blocks being independent.
-    The saliency is oBERT's for one weight. ``reconstruct`` moves the weights of a block by the optimal update
-    ``-F^-1[:, Q] (F^-1[Q, Q])^-1 w_Q`` of both papers for the whole set Q dropped from it; so the step is exact for any
-    mask, whichever way it was chosen.
+    the gradient of a batch's mean loss, for independent blocks of consecutive weights of one output unit. The saliency
+    is that of oBERT for one weight. ``reconstruct`` changes the weights of a block by the optimal update of both
+    papers, ``-F^-1[:, Q] (F^-1[Q, Q])^-1 w_Q``, for the whole set Q dropped from the block. The update is therefore
+    exact for any mask, however it was chosen.
 
-    The papers update the inverse gradient by gradient; here the sums of the products are kept (8 bytes times ``block``
-    for each weight), and solved at the end, so the order of batches does not matter. Weights that are 0 are
-    dropped already: they score 0, and the others' saliencies are those of a network without them. The papers
-    select in small groups of a block's weights or singly; a mask is chosen by single saliencies here.
+    The papers update the inverse gradient by gradient. Here the sums of products are stored (8 bytes times ``block``
+    for each weight) and solved at the end, so the order of batches does not matter. Weights of 0 count as dropped: they
+    score 0, and the saliencies of the others are those of a network without them. The papers select single weights or
+    small groups within a block; here the mask is chosen by the saliencies of single weights.
     """
 
     name: ClassVar[str] = "obs"
@@ -40,7 +40,7 @@ class BlockedObs(Criterion):
     scope: ClassVar[Scope] = "global"
 
     block: int = option(50, "consecutive weights of a unit that share one Fisher matrix", low=1)
-    damping: float = option(1e-7, "what is added to the diagonal of each Fisher matrix", low=1e-12)
+    damping: float = option(1e-7, "number added to the diagonal of each Fisher matrix", low=1e-12)
 
     _products: Tensor | None = attrs.field(default=None, init=False)  # [blocks, size, size]
     _batches: int = attrs.field(default=0, init=False)
@@ -57,16 +57,16 @@ class BlockedObs(Criterion):
         self._batches += 1
 
     def _cut(self, matrix: Tensor) -> Tensor:
-        """Cut ``[G, out, fan]`` into blocks ``[blocks, size]``, the last of each unit filled up with zeros."""
+        """Split ``[G, out, fan]`` into blocks ``[blocks, size]``, the last one of each unit padded with zeros."""
         size = min(self.block, matrix.shape[2])
         return F.pad(matrix, (0, -matrix.shape[2] % size)).reshape(-1, size)
 
     def _joined(self, blocks: Tensor, like: Tensor) -> Tensor:
-        """Bring blocks ``[blocks, size]`` back to ``[G, out, fan]``."""
+        """Reshape blocks ``[blocks, size]`` back to ``[G, out, fan]``."""
         return blocks.reshape(*like.shape[:2], -1)[..., : like.shape[2]]
 
     def _fishers(self, there: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the Fisher matrices of some blocks at a time, rows and columns of what is not there those of 1."""
+        """Yield the Fisher matrices of some blocks at a time; rows and columns of absent weights are the identity's."""
         products = total(self._products, self.name, "gradients")
         size = products.shape[1]
         one = torch.eye(size, dtype=torch.float64, device=products.device)
@@ -80,7 +80,7 @@ class BlockedObs(Criterion):
         """Return ``w^2 / (2 [F^-1]_qq)``: float64 ``[G, out, fan]``.
 
         Raises:
-            DataError: when no gradient was shown.
+            DataError: no gradient was observed.
         """
         weights = self._cut(weight.double())
         scores = torch.empty_like(weights)
@@ -90,12 +90,12 @@ class BlockedObs(Criterion):
         return self._joined(scores, weight)
 
     def reconstruct(self, weight: Tensor, mask: Tensor) -> Tensor:
-        """Return the weight of the least loss, to second order, among those with this mask."""
+        """Return the weight with the lowest loss, to second order, among all weights with this mask."""
         weights, kept = self._cut(weight.double()), self._cut(mask)
         repaired = torch.empty_like(weights)
         products = total(self._products, self.name, "gradients")
         for part, fisher in self._fishers(kept):
-            # In terms of F rather than its inverse the step is F[K, K]^-1 F[K, Q] w_Q, one system for each block.
+            # In terms of F instead of its inverse the step is F[K, K]^-1 F[K, Q] w_Q, one system for each block.
             pull = products[part] @ (weights[part] * ~kept[part]).unsqueeze(2) / self._batches
             step = torch.cholesky_solve(pull * kept[part].unsqueeze(2), torch.linalg.cholesky(fisher)).squeeze(2)
             repaired[part] = (weights[part] + step) * kept[part]
@@ -104,5 +104,5 @@ class BlockedObs(Criterion):
 
 @hookimpl
 def prunekit_criteria() -> Iterable[type[Criterion]]:
-    """Bring the criterion."""
+    """Return this module's criterion."""
     return [BlockedObs]

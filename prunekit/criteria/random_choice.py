@@ -13,16 +13,16 @@ from prunekit.contracts.markers import hookimpl
 
 @attrs.frozen
 class RandomChoice(Criterion):
-    """Keep connections drawn at random, all with the same chance."""
+    """Keep connections drawn uniformly at random."""
 
     name: ClassVar[str] = "random"
 
     def score(self, weight: Tensor, generator: torch.Generator) -> Tensor:
-        """Return uniform float32 numbers in [0, 1) of the weight's shape, the same on every device."""
+        """Return uniform float32 numbers in [0, 1), ``[G, out, fan]``, the same on every device."""
         return torch.rand(weight.shape, generator=generator).to(weight.device)
 
 
 @hookimpl
 def prunekit_criteria() -> Iterable[type[Criterion]]:
-    """Bring the criterion."""
+    """Return this module's criterion."""
     return [RandomChoice]

@@ -1,4 +1,4 @@
-"""The criterion "snip": weights whose removal would change the loss most stay, by its gradient."""
+"""The criterion "snip": keep the weights whose removal would change the loss most, by its gradient."""
 
 from collections.abc import Iterable
 from typing import ClassVar
@@ -17,9 +17,9 @@ from prunekit.masks.selection import Scope
 class Snip(Criterion):
     """Keep the connections to which the loss is most sensitive (SNIP: Lee, Ajanthan, Torr, ICLR 2019).
 
-    The score is ``|g * w|``, the paper's without the division by the sum over the network, which moves no rank.
-    ``g`` is the gradient of the loss summed over the training batches shown; the paper takes
-    one batch, before training.
+    The score is ``|g * w|``: the paper's without the division by the sum over the network, which does not change the
+    ranking. ``g`` is the gradient of the loss summed over the training batches; the paper uses one batch, before
+    training.
     """
 
     name: ClassVar[str] = "snip"
@@ -38,12 +38,12 @@ class Snip(Criterion):
         """Return ``|g * w|``: float64 ``[G, out, fan]``.
 
         Raises:
-            DataError: when no gradient was shown.
+            DataError: no gradient was observed.
         """
         return (total(self._gradient, self.name, "gradients") * weight).abs()
 
 
 @hookimpl
 def prunekit_criteria() -> Iterable[type[Criterion]]:
-    """Bring the criterion."""
+    """Return this module's criterion."""
     return [Snip]

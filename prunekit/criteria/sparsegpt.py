@@ -1,4 +1,4 @@
-"""The criterion "sparsegpt": layer by layer, drop column after column and let the columns to come make up for it."""
+"""The criterion "sparsegpt": drop weights column by column and compensate in the later columns of the layer."""
 
 from collections.abc import Iterable, Iterator
 from typing import ClassVar
@@ -28,29 +28,29 @@ from prunekit.masks.selection import (
 
 @attrs.define(eq=False)
 class SparseGpt(Criterion):
-    """Keep what cannot be made up for by later columns, and make up for the rest (SparseGPT: Frantar, Alistarh, 2023).
+    """Drop weights whose error later columns can compensate, and compensate it (SparseGPT: Frantar, Alistarh, 2023).
 
-    Algorithm 1 of the paper. ``H = 2 X X^T / samples`` of the layer's inputs, plus ``damping`` times its mean diagonal;
-    with C the upper Cholesky factor of its inverse, the weights of a block of columns are ranked by ``w^2 / C_cc^2``
-    when the block is reached, and the error of each dropped weight is taken out of the columns behind it,
-    ``w -= w_c / C_cc * C_c``. With N:M the mask of every m columns is chosen when the first of them is reached.
+    Algorithm 1 of the paper. H is ``2 X X^T / samples`` of the inputs, plus ``damping`` times its mean diagonal,
+    and C is the upper Cholesky factor of its inverse. Columns are processed in blocks. When a block is reached, its
+    weights are ranked by ``w^2 / C_cc^2``, and the error of each dropped weight is subtracted from the later columns,
+    ``w -= w_c / C_cc * C_c``. With N:M, the mask of every m columns is chosen when the first of them is reached.
 
     In scope "layer", the paper's, all rows compete within a block, and each block keeps its share; in scope "unit" each
-    row has its own. The count of the whole layer is exact: shares are rounded so that they add up. Where
-    there is a mask already, blocks keep shares of what they have left of it, and what it dropped stays dropped.
+    row has its own share. The count of the whole layer is exact: shares are rounded so that they add up. If the layer
+    already has a mask, a block's share is proportional to the connections it has left, and dropped connections remain
+    dropped.
 
-    Where the paper is silent, or differs: positions of a convolution count as samples, and its groups have Hessians of
-    their own; N:M in a convolution takes the taps of the kernel one after the other, so that m neighbouring input
-    channels follow one another; weights of an input that was always zero are the first to go, and those kept stay as
-    they are (the published code sets them to zero, too). Sums are in double precision: 8 bytes times fan^2 for each
-    group.
+    Where the paper is silent, or differs: positions of a convolution count as samples, and each of its groups has its
+    own Hessian; N:M in a convolution orders the columns tap by tap, so that m neighbours are m input channels; weights
+    of an input that was always zero are dropped first, and those kept do not change (the published code also sets them
+    to zero). Sums are in double precision: 8 bytes times fan^2 for each group.
     """
 
     name: ClassVar[str] = "sparsegpt"
     needs: ClassVar[frozenset[Need]] = frozenset({"activations"})
 
     block: int = option(128, "columns whose mask is chosen together", low=1)
-    damping: float = option(0.01, "part of the Hessian's mean diagonal that is added to its diagonal", low=1e-8)
+    damping: float = option(0.01, "fraction of the Hessian's mean diagonal that is added to its diagonal", low=1e-8)
 
     _products: Tensor | None = attrs.field(default=None, init=False)  # [G, fan, fan]
     _samples: int = attrs.field(default=0, init=False)
@@ -58,15 +58,15 @@ class SparseGpt(Criterion):
     _repaired: Tensor | None = attrs.field(default=None, init=False)
 
     def check(self, scope: Scope, pattern: Pattern | None) -> None:
-        """Refuse what has no meaning: masks are chosen while weights are repaired, so layers cannot wait for others."""
+        """Refuse joint selection, because masks are chosen while weights are repaired, and patterns across columns."""
         if scope == "global":
             raise ConfigError(
-                "criterion 'sparsegpt' chooses and repairs layer by layer, not with scope='global'; "
+                "criterion 'sparsegpt' selects and repairs layer by layer, not with scope='global'; "
                 "use scope='layer' or scope='unit', or criterion 'obs'"
             )
         if isinstance(pattern, Blocks | Units | Channels):
             raise ConfigError(
-                f"criterion 'sparsegpt' goes from column to column, so it cannot keep the pattern {pattern}; "
+                f"criterion 'sparsegpt' selects column by column, so it cannot keep the pattern {pattern}; "
                 "use a pattern N:M, or criterion 'obs'"
             )
 
@@ -77,7 +77,7 @@ class SparseGpt(Criterion):
             self._samples += inputs.shape[1]
 
     def end_pass(self) -> bool:
-        """Join the sums of all ranks."""
+        """Add up the sums of all ranks."""
         self._products, self._samples = join(self._products, self._samples)
         return False
 
@@ -85,33 +85,33 @@ class SparseGpt(Criterion):
         """Return ``w^2 / C_cc^2`` of the weights before any repair, 0 for dead inputs: float64 ``[G, out, fan]``.
 
         Raises:
-            DataError: when no batch was shown.
+            DataError: no batch was observed.
         """
         self._weight = weight.double()
         factor, alive = self._factor(torch.arange(weight.shape[2], device=weight.device))
         return _scores(self._weight, factor, alive)
 
     def _factor(self, order: Tensor) -> tuple[Tensor, Tensor]:
-        """Return C, float64 ``[G, fan, fan]``, and which inputs live, bool ``[G, fan]``, columns in that order."""
+        """Return C, float64 ``[G, fan, fan]``, and whether each input is alive, bool ``[G, fan]``, in column order."""
         hessian = total(self._products, self.name, "data")[:, order][:, :, order] * (2 / self._samples)
         diagonal = hessian.diagonal(dim1=1, dim2=2)
         alive = diagonal > 0
         damping = self.damping * diagonal.mean(1, keepdim=True)
-        # A dead input is tied to no other, so any positive number will do.
+        # A dead input correlates with no other one, so any positive number works.
         diagonal.add_(torch.where(alive, damping, 1.0))
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
         return torch.linalg.cholesky(inverse, upper=True), alive
 
     def select(self, scores: Tensor, quota: Quota, generator: torch.Generator) -> Tensor:
-        """Return the mask, bool ``[G, out, fan]``, and keep the weight repaired for it.
+        """Return the mask, bool ``[G, out, fan]``, and store the weight repaired for it.
 
         Raises:
-            ConfigError: scope "global", or a pattern of blocks or whole units.
-            MaskError: when fewer connections are left than are to be kept, in all or of m neighbours.
+            ConfigError: scope "global", or a pattern of blocks, whole units or channels.
+            MaskError: fewer connections are left than must be kept, in total or among m neighbours.
         """
         self.check(quota.scope, quota.pattern)
         if self._weight is None:
-            raise DataError("criterion 'sparsegpt' selects after it has scored")
+            raise DataError("criterion 'sparsegpt' has no scores to select from; call score before select")
         fan = scores.shape[2]
         order = torch.arange(fan, device=scores.device)
         if isinstance(quota.pattern, NofM):
@@ -126,16 +126,19 @@ class SparseGpt(Criterion):
         return sweep.mask[..., back]
 
     def _parts(self, quota: Quota, candidates: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Yield runs of columns whose mask is chosen together, with what each line of competitors keeps of them.
+        """Yield runs of columns whose masks are chosen together, with the number of connections each line keeps.
 
-        A line is the whole of a group, or each of its rows: counts are ``[G, lines]``.
+        A line is a set of competitors, either a whole group or one of its rows; counts are ``[G, lines]``.
         """
         groups, out, fan = candidates.shape
         if isinstance(quota.pattern, NofM):
             n, m = quota.pattern.n, quota.pattern.m
             short = candidates.reshape(groups, out, -1, m).sum(3) < n
             if bool(short.any()):
-                raise MaskError(f"pattern {n}:{m} needs {n} of every {m} neighbours, but fewer are left somewhere")
+                raise MaskError(
+                    f"pattern {n}:{m} needs {n} of every {m} neighbours, but an earlier mask leaves fewer; use a "
+                    "pattern that fits that mask, or start without it"
+                )
             for start in range(0, fan, m):
                 yield slice(start, start + m), torch.full((groups, out), n)
             return
@@ -143,11 +146,11 @@ class SparseGpt(Criterion):
         if quota.scope == "unit":
             lines = groups * out
             room = torch.stack([candidates[..., part].sum(2).flatten() for part in parts], 1).cpu()
-            shares = shared_out(unit_shares(quota, lines, fan), room).reshape(groups, out, -1)
+            shares = proportional_shares(unit_shares(quota, lines, fan), room).reshape(groups, out, -1)
         else:
             room = torch.stack([candidates[..., part].sum((1, 2)) for part in parts], 1).cpu()
             whole = unit_shares(quota, 1, groups * out * fan)
-            shares = shared_out(whole, room.reshape(1, -1)).reshape(groups, 1, -1)
+            shares = proportional_shares(whole, room.reshape(1, -1)).reshape(groups, 1, -1)
         for index, part in enumerate(parts):
             yield part, shares[..., index]
 
@@ -156,19 +159,22 @@ class SparseGpt(Criterion):
         return weight if self._repaired is None else self._repaired.to(weight.dtype)
 
 
-def shared_out(counts: Tensor, room: Tensor) -> Tensor:
-    """Share each line's count out among its parts in proportion to their room, exactly.
+def proportional_shares(counts: Tensor, room: Tensor) -> Tensor:
+    """Divide each line's count among its parts in proportion to their room, exactly.
+
+    >>> proportional_shares(torch.tensor([5]), torch.tensor([[4, 4, 2]]))
+    tensor([[2, 2, 1]])
 
     Args:
-        counts: int64 ``[lines]``, none greater than its line's room.
+        counts: int64 ``[lines]``, at most the total room of each line.
         room: int64 ``[lines, parts]``.
 
     Returns:
-        int64 ``[lines, parts]``; lines add up to ``counts``, and no part has more than its room.
+        int64 ``[lines, parts]``; lines sum to ``counts``, and no part exceeds its room.
     """
     ends = room.cumsum(1)
     whole = ends[:, -1:].clamp(min=1)
-    # Rounded where a part ends, not part by part: the errors of rounding do not add up.
+    # Rounded at the ends of parts rather than part by part, so that rounding errors do not add up.
     kept = (2 * counts.unsqueeze(1) * ends + whole) // (2 * whole)
     return kept.diff(dim=1, prepend=torch.zeros_like(kept[:, :1]))
 
@@ -188,9 +194,9 @@ class _Sweep:
         self.mask = self.candidates.clone()
 
     def drop(self, part: slice, counts: Tensor) -> None:
-        """Choose what a run of columns keeps, ``[G, lines]``, and pass the errors of what it loses on.
+        """Choose the mask of a run of columns, with ``counts`` ``[G, lines]``, and compensate in the later columns.
 
-        Errors go to the columns behind the run in one product (the lazy batches of the paper).
+        The errors are passed to the columns after the run in one product (the lazy batches of the paper).
         """
         factor = self.factor[:, part, part]
         scores = among(_scores(self.weight[..., part], factor, self.alive[:, part]), self.candidates[..., part])
@@ -211,5 +217,5 @@ def _scores(weight: Tensor, factor: Tensor, alive: Tensor) -> Tensor:
 
 @hookimpl
 def prunekit_criteria() -> Iterable[type[Criterion]]:
-    """Bring the criterion."""
+    """Return this module's criterion."""
     return [SparseGpt]

@@ -1,4 +1,4 @@
-"""The criterion "synflow": the flow of ones through absolute weights. It needs the shape of an input, and no data."""
+"""The criterion "synflow": the flow of ones through absolute weights. It needs the shape of an input, but no data."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -17,13 +17,13 @@ class SynFlow(NetworkCriterion):
     """Keep the connections that carry most of a synthetic flow (SynFlow: Tanaka et al., NeurIPS 2020).
 
     All parameters and buffers are replaced by their absolute values in double precision, the input is one sample of
-    ones, and R is the sum of what comes out; the score is ``|w| * dR / d|w|``, the score of the paper.
-    The network is in evaluation mode, and stays as it is: the other values are only lent to it. Of the
-    calibration batch only the shape matters; entries that are no floating-point numbers (labels, tokens)
-    are taken as they are.
+    ones, and R is the sum of the outputs; the score is ``|w| * dR / d|w|``, as in the paper. The network is in
+    evaluation mode and does not change: the other values replace its own only for the call. Only the shape of the
+    calibration batch matters; entries that are not floating-point (labels, tokens) are used as they are.
 
-    The paper prunes before training in 100 rounds, to densities that fall exponentially, and scores anew in each: that
-    keeps layers from being emptied, and is the schedule's part.
+    The paper prunes before training in 100 rounds, to exponentially falling densities, with new scores in each round,
+    so that no layer is emptied. These rounds are set in the schedule: ``one-shot`` with ``when="before"`` and
+    ``rounds=100``.
     """
 
     name = "synflow"
@@ -32,30 +32,32 @@ class SynFlow(NetworkCriterion):
         """Return ``|w| * dR / d|w|`` of each layer: float64 ``[G, out, fan]``.
 
         Raises:
-            ConfigError: without a batch; when what comes out does not depend on a layer.
-            DataError: when a score is beyond double precision.
+            ConfigError: the scene has no batch, or the outputs do not depend on a layer.
+            DataError: a score overflows double precision.
         """
         batch = _ones(next(scene.batches()))
         state = {name: _absolute(tensor) for name, tensor in scene.model.named_buffers()}
-        lent: dict[Tensor, Tensor] = {weight: _absolute(weight).requires_grad_() for weight in scene.model.parameters()}
-        state |= {name: lent[parameter] for name, parameter in scene.model.named_parameters()}
-        stage = _Stage(scene.model, scene.forward)
-        outputs = torch.func.functional_call(stage, {f"model.{name}": value for name, value in state.items()}, (batch,))
-        weights = {name: lent[view.weight] for name, view in scene.layers.items()}
+        absolute: dict[Tensor, Tensor] = {
+            weight: _absolute(weight).requires_grad_() for weight in scene.model.parameters()
+        }
+        state |= {name: absolute[parameter] for name, parameter in scene.model.named_parameters()}
+        call = _Call(scene.model, scene.forward)
+        outputs = torch.func.functional_call(call, {f"model.{name}": value for name, value in state.items()}, (batch,))
+        weights = {name: absolute[view.weight] for name, view in scene.layers.items()}
         flow = torch.stack([output.double().sum() for output in _floating(outputs)]).sum()
         gradients = torch.autograd.grad(flow, list(weights.values()), allow_unused=True)
         scores = {}
         for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
             if gradient is None:
-                raise ConfigError(f"what comes out of the network does not depend on layer {name!r}; leave it out")
+                raise ConfigError(f"the network's output does not depend on layer {name!r}; exclude it")
             scores[name] = scene.layers[name].to_matrix(weight.detach() * gradient)
             if not bool(scores[name].isfinite().all()):
-                raise DataError(f"layer {name!r}: the flow through it is beyond double precision")
+                raise DataError(f"layer {name!r}: the flow through it overflows double precision; exclude it")
         return scores
 
 
-class _Stage(nn.Module):
-    """Makes a call of a function that runs a model one of a module, so that values can be lent to the model."""
+class _Call(nn.Module):
+    """A module that calls a function which runs a model, so that ``functional_call`` can replace the model's values."""
 
     def __init__(self, model: nn.Module, run: Callable[[Any], Any]) -> None:
         super().__init__()
@@ -66,12 +68,12 @@ class _Stage(nn.Module):
 
 
 def _absolute(tensor: Tensor) -> Tensor:
-    """Return a copy of absolute values in double precision; of what is no floating-point tensor a plain copy."""
+    """Return a copy with absolute values in double precision; tensors that are not floating-point are only copied."""
     return tensor.detach().double().abs() if tensor.is_floating_point() else tensor.detach().clone()
 
 
 def _ones(batch: Any) -> Any:
-    """Return a batch of one sample, all its floating-point numbers 1.0 in double precision."""
+    """Return a batch of one sample whose floating-point numbers are all 1.0, in double precision."""
     if isinstance(batch, Tensor):
         first = batch[:1] if batch.dim() else batch
         return torch.ones_like(first, dtype=torch.float64) if batch.is_floating_point() else first
@@ -83,7 +85,7 @@ def _ones(batch: Any) -> Any:
 
 
 def _floating(outputs: Any) -> list[Tensor]:
-    """Return the floating-point tensors in what a network gave."""
+    """Return the floating-point tensors in a network's output."""
     if isinstance(outputs, Tensor):
         return [outputs] if outputs.is_floating_point() else []
     parts = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, tuple | list) else ()
@@ -92,5 +94,5 @@ def _floating(outputs: Any) -> list[Tensor]:
 
 @hookimpl
 def prunekit_criteria() -> Iterable[type[Criterion]]:
-    """Bring the criterion."""
+    """Return this module's criterion."""
     return [SynFlow]

@@ -19,8 +19,8 @@ class Taylor(Criterion):
 
     The score is ``(g * w)^2``, the first-order importance of a single parameter in the paper (section 3.1), with ``g``
     the gradient of one batch, summed over the batches. Unlike in "snip", gradients of opposite signs in two batches do
-    not cancel. The paper averages, which moves no rank, and sums the importances of a filter's parameters;
-    ``Blocks`` of whole units do the same here.
+    not cancel. The paper averages over batches, which does not change the ranking, and sums the importances of a
+    filter's parameters; the pattern ``Units`` does the same here.
     """
 
     name: ClassVar[str] = "taylor"
@@ -39,12 +39,12 @@ class Taylor(Criterion):
         """Return the sum of ``(g * w)^2``: float64 ``[G, out, fan]``.
 
         Raises:
-            DataError: when no gradient was shown.
+            DataError: no gradient was observed.
         """
         return total(self._squares, self.name, "gradients") * weight.double().square()
 
 
 @hookimpl
 def prunekit_criteria() -> Iterable[type[Criterion]]:
-    """Bring the criterion."""
+    """Return this module's criterion."""
     return [Taylor]

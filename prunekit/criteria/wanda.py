@@ -1,4 +1,4 @@
-"""The criterion "wanda": weights times the norms of what comes into them."""
+"""The criterion "wanda": magnitudes of weights times the norms of their inputs."""
 
 from collections.abc import Iterable
 from typing import ClassVar
@@ -15,10 +15,10 @@ from prunekit.masks.selection import Scope
 
 @attrs.define(eq=False)
 class Wanda(Criterion):
-    """Keep the largest ``|w| * ||x||_2``, x being all that came into the weight (Wanda: Sun et al., ICLR 2024).
+    """Keep the largest ``|w| * ||x||_2``, x being all inputs of the weight (Wanda: Sun et al., ICLR 2024).
 
     Equation (1) of the paper, for linear layers; each output unit keeps its share, as in the paper. In convolutions
-    every position counts as a sample, padding too, so that x is what a kernel tap has seen.
+    every position counts as a sample, including padding, so x holds all inputs of a kernel tap.
     """
 
     name: ClassVar[str] = "wanda"
@@ -33,7 +33,7 @@ class Wanda(Criterion):
             self._squares = add(self._squares, inputs.square().sum(1))
 
     def end_pass(self) -> bool:
-        """Join the sums of all ranks."""
+        """Add up the sums of all ranks."""
         self._squares, _ = join(self._squares)
         return False
 
@@ -41,12 +41,12 @@ class Wanda(Criterion):
         """Return ``|w| * ||x||_2``: float64 ``[G, out, fan]``.
 
         Raises:
-            DataError: when no batch was shown.
+            DataError: no batch was observed.
         """
         return weight.abs() * total(self._squares, self.name, "data").sqrt().unsqueeze(1)
 
 
 @hookimpl
 def prunekit_criteria() -> Iterable[type[Criterion]]:
-    """Bring the criterion."""
+    """Return this module's criterion."""
     return [Wanda]

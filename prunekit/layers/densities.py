@@ -60,7 +60,7 @@ def allocate_density(
     free = [layer for layer in layers if layer.name not in dense]
     _check_budget(density, budget, weights, dense, [layer.name for layer in free])
     raw = {layer.name: _factor(layer, rule) * layer.weights for layer in free}
-    kept = _divide(budget, raw, {layer.name: layer.weights for layer in free})
+    kept = _proportional_shares(budget, raw, {layer.name: layer.weights for layer in free})
     sizes = {layer.name: piece_size(pattern, layer.fan) for layer in free}
     whole = {name: max(1, kept_count(1 / sizes[name], count)) * sizes[name] for name, count in kept.items()}
     return {name: 1.0 if name in dense else min(1.0, whole[name] / weights[name]) for name in weights}
@@ -96,7 +96,7 @@ def _check_budget(
         )
 
 
-def _divide(budget: int, raw: Mapping[str, float], room: Mapping[str, int]) -> dict[str, int]:
+def _proportional_shares(budget: int, raw: Mapping[str, float], room: Mapping[str, int]) -> dict[str, int]:
     """Divide ``budget`` in proportion to ``raw`` into whole numbers from 1 to ``room``, which has enough room."""
     full: set[str] = set()
     while True:

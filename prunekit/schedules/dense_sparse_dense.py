@@ -1,4 +1,4 @@
-"""The schedule "dense-sparse-dense": pruning as a detour on the way to a better dense network."""
+"""The schedule "dense-sparse-dense": prune temporarily, to train a better dense network."""
 
 from collections.abc import Iterable
 
@@ -12,11 +12,11 @@ from prunekit.masks.selection import Scope
 
 @attrs.frozen
 class DenseSparseDense(Schedule):
-    """Train, re-train under masks, then let all connections back and train on (DSD, Han et al., 2017).
+    """Train, re-train under masks, then restore all connections and continue training (DSD, Han et al., 2017).
 
-    A dense stage of the training budget, one of the re-training budget at the densities asked for, and another, dense
-    again, of the re-training budget: the connections that come back start from 0, and the learning rate is ``rate``
-    times the task's. It ends with a dense network; the paper prunes 25 to 50 % in between.
+    The plan has three stages: a dense one of the training budget, one of the re-training budget at the requested
+    densities, and a dense one of the re-training budget, in which the restored connections start from 0 and the
+    learning rate is ``rate`` times the task's. The result is a dense network; the paper prunes 25 to 50 % in between.
     """
 
     name = "dense-sparse-dense"
@@ -24,7 +24,7 @@ class DenseSparseDense(Schedule):
 
     rate: float = option(0.1, "factor on the learning rates of the last stage", low=0)
     scope: Scope | None = option(
-        None, "what competes; none: what the criterion prefers", choices=("unit", "layer", "global")
+        None, "which connections compete; none: the criterion's own scope", choices=("unit", "layer", "global")
     )
 
     def plan(self, request: PlanRequest) -> Plan:
@@ -43,5 +43,5 @@ class DenseSparseDense(Schedule):
 
 @hookimpl
 def prunekit_schedules() -> Iterable[type[Schedule]]:
-    """Bring the schedule."""
+    """Return this module's schedule."""
     return [DenseSparseDense]

@@ -1,7 +1,7 @@
 """The schedules "set" and "rigl": dynamic sparse training, sparse from the first step to the last.
 
-They differ in what grows and in how many connections are exchanged when. What is dropped is the criterion's business in
-both; the papers rank by magnitude.
+They differ in which connections grow and in how many are exchanged at each update. In both, the criterion chooses the
+connections to drop; the papers rank by magnitude.
 """
 
 import math
@@ -20,19 +20,20 @@ from prunekit.errors import ConfigError
 class SparseEvolutionary(Schedule):
     """Drop the lowest-ranked connections and grow as many at random, again and again (SET, Mocanu et al., 2018).
 
-    One stage of the training budget. The first masks are drawn at random, at the densities asked for, and the first
-    weights under them stay. Then ``updates`` times, at equal distances before ``end``, a fraction of each layer's
-    connections is exchanged: dropped by the criterion, grown at random among all that are then absent. What grows
-    starts from 0 (the paper draws it). The density is the same after every update; layers of density 1 are left alone.
+    The plan has one stage, of the training budget. The first masks are drawn at random at the requested densities, and
+    the kept weights have their initial values. Then, ``updates`` times at equal distances before ``end``, a fraction of
+    each layer's connections is exchanged: the criterion drops them, and as many are grown at random among all absent
+    ones. Grown connections start from 0 (in the paper, from random values). The density is the same after every update;
+    layers of density 1 do not change.
     """
 
     name = "set"
 
-    updates: int = option(20, "exchanges", low=1)
+    updates: int = option(20, "number of exchanges", low=1)
     drop: float = option(
-        0.3, "fraction of a layer's connections that is exchanged (the paper's zeta)", low=0, high=0.99
+        0.3, "fraction of a layer's connections exchanged at each update (the paper's zeta)", low=0, high=0.99
     )
-    end: float = option(1.0, "fraction of the stage after which nothing is exchanged", low=0, high=1)
+    end: float = option(1.0, "fraction of the stage after which masks are fixed", low=0, high=1)
 
     def plan(self, request: PlanRequest) -> Plan:
         """Return one stage: random masks, then the exchanges."""
@@ -43,22 +44,23 @@ class SparseEvolutionary(Schedule):
 class RigL(Schedule):
     """Drop the lowest-ranked connections and grow those with the largest gradients (RigL, Evci et al., 2020).
 
-    One stage of the training budget. The first masks are drawn at random, at the densities asked for, and the first
-    weights under them stay. Then ``updates`` times, at equal distances before ``end`` (the paper's T_end), a fraction
-    of each layer's connections is exchanged: dropped by the criterion, grown where the gradient of the loss is largest
-    among all that are then absent. What grows starts from 0. At point t of the stage the fraction is
+    The plan has one stage, of the training budget. The first masks are drawn at random at the requested densities, and
+    the kept weights have their initial values. Then, ``updates`` times at equal distances before ``end`` (the paper's
+    T_end), a fraction of each layer's connections is exchanged: the criterion drops them, and as many are grown where
+    the gradient of the loss is largest among all absent ones. Grown connections start from 0. At point t of the stage
+    the fraction is
 
         f(t) = drop / 2 (1 + cos(pi t / end))
 
-    The density is the same after every update; layers of density 1 are left alone. The gradient is that of as many
-    training batches as the calibration set has (the paper takes one).
+    The density is the same after every update; layers of density 1 do not change. The gradient is summed over as many
+    training batches as the calibration set has (the paper uses one batch).
     """
 
     name = "rigl"
 
-    updates: int = option(20, "exchanges", low=1)
-    drop: float = option(0.3, "fraction that is exchanged at first (the paper's alpha)", low=0, high=0.99)
-    end: float = option(0.75, "fraction of the stage after which nothing is exchanged", low=0, high=1)
+    updates: int = option(20, "number of exchanges", low=1)
+    drop: float = option(0.3, "fraction exchanged at the first update (the paper's alpha)", low=0, high=0.99)
+    end: float = option(0.75, "fraction of the stage after which masks are fixed", low=0, high=1)
 
     def plan(self, request: PlanRequest) -> Plan:
         """Return one stage: random masks, then the exchanges."""
@@ -77,7 +79,7 @@ def _plan(
     fraction: Callable[[float], float],
 ) -> Plan:
     if end == 0:
-        raise ConfigError("schedule.end is 0, so nothing is ever exchanged; take a fraction of the stage above 0")
+        raise ConfigError("schedule.end is 0, so connections are never exchanged; use a fraction of the stage above 0")
     targets = dict(request.structure)
     sparse = {layer: density for layer, density in targets.items() if density < 1}
     points = (end * index / (updates + 1) for index in range(1, updates + 1))
@@ -88,5 +90,5 @@ def _plan(
 
 @hookimpl
 def prunekit_schedules() -> Iterable[type[Schedule]]:
-    """Bring the schedules."""
+    """Return this module's schedules."""
     return [SparseEvolutionary, RigL]

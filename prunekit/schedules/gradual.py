@@ -15,38 +15,39 @@ _EXPONENTS = {"cubic": 3, "linear": 1}
 
 @attrs.frozen
 class Gradual(Schedule):
-    """Prune step by step while training goes on (Zhu & Gupta, 2017, equation 1).
+    """Prune step by step during training (Zhu & Gupta, 2017, equation 1).
 
-    From sparsity 0 at ``begin`` to the final sparsity s at ``end``, in n updates at equal distances; after the k-th
+    Sparsity rises from 0 at ``begin`` to the final sparsity s at ``end``, in n updates at equal distances. After the
+    k-th update it is
 
         s_k = s (1 - (1 - k / n)^3)
 
-    or, linear, s_k = s k / n. What is left of the stage trains under the final masks.
+    or, with a linear curve, s_k = s k / n. The rest of the stage trains under the final masks.
 
-    - when "during": one stage of the training budget, from the first weights, and no re-training;
-    - when "after": a dense stage of the training budget, then the updates within one of the re-training budget.
+    - when "during": one stage of the training budget, from the initial weights, without re-training;
+    - when "after": a dense stage of the training budget, then a stage of the re-training budget with the updates.
     """
 
     name = "gradual"
 
-    when: str = option("during", "prune during the training, or after it", choices=("during", "after"))
-    curve: str = option("cubic", "how the density falls: cubic is fast at first", choices=("cubic", "linear"))
-    updates: int = option(20, "mask updates", low=1)
-    begin: float = option(0.0, "where the fall begins, as a fraction of the stage", low=0, high=1)
-    end: float = option(0.75, "where it ends, likewise: the point of the last update", low=0, high=1)
+    when: str = option("during", "prune during the training or after it", choices=("during", "after"))
+    curve: str = option("cubic", "how the density falls; cubic: fast at first", choices=("cubic", "linear"))
+    updates: int = option(20, "number of mask updates", low=1)
+    begin: float = option(0.0, "point where the density starts to fall, as a fraction of the stage", low=0, high=1)
+    end: float = option(0.75, "point of the last update, as a fraction of the stage", low=0, high=1)
     scope: Scope | None = option(
-        None, "what competes; none: what the criterion prefers", choices=("unit", "layer", "global")
+        None, "which connections compete; none: the criterion's own scope", choices=("unit", "layer", "global")
     )
 
     def plan(self, request: PlanRequest) -> Plan:
-        """Return one stage with all updates, or a dense one before it.
+        """Return one stage with all updates, after a dense one if ``when`` is "after".
 
         Raises:
-            ConfigError: when the fall ends before it begins.
+            ConfigError: ``begin`` is not before ``end``.
         """
         if self.begin >= self.end:
             raise ConfigError(
-                f"schedule.begin is {self.begin:g} and schedule.end {self.end:g}; the fall must begin before it ends"
+                f"schedule.begin is {self.begin:g} and schedule.end is {self.end:g}; set begin to less than end"
             )
         updates = tuple(self._update(request, index / self.updates) for index in range(1, self.updates + 1))
         if self.when == "during":
@@ -54,7 +55,7 @@ class Gradual(Schedule):
         return Plan((Stage("dense", request.training), Stage("gradual", request.retraining, updates)))
 
     def _update(self, request: PlanRequest, done: float) -> MaskUpdate:
-        # (1 - done) is exactly 0 at the last update, so that the densities asked for are met to the last bit.
+        # (1 - done) is exactly 0 at the last update, so the requested densities are reached to the last bit.
         left = (1 - done) ** _EXPONENTS[self.curve]
         targets = {name: target + (1 - target) * left for name, target in request.structure}
         return MaskUpdate(self.begin + (self.end - self.begin) * done, targets, scope=self.scope)
@@ -62,5 +63,5 @@ class Gradual(Schedule):
 
 @hookimpl
 def prunekit_schedules() -> Iterable[type[Schedule]]:
-    """Bring the schedule."""
+    """Return this module's schedule."""
     return [Gradual]

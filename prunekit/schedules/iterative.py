@@ -1,4 +1,4 @@
-"""The schedule "iterative": train, prune a part, go back, train again."""
+"""The schedule "iterative": train, prune a fraction, rewind, train again."""
 
 from collections.abc import Iterable
 
@@ -13,38 +13,42 @@ from prunekit.masks.selection import Scope
 
 @attrs.frozen
 class Iterative(Schedule):
-    """Prune the same fraction of what is left in each of several rounds, with training after each.
+    """Prune the same fraction of the remaining weights in each of several rounds, with training after each.
 
-    After a dense stage of the training budget, round k of n prunes to target ** (k / n), by the weights that the stage
-    before left. Then, as ``rewind`` says:
+    After a dense stage of the training budget, round k of n prunes to target ** (k / n), by the weights at the end of
+    the stage before. Then ``rewind`` sets how the round trains:
 
-    - "initial": the kept weights go back to their first values and train the whole training budget again
-      (Frankle & Carbin, the lottery ticket hypothesis, 2019);
-    - "step": the same, back to their values after step ``step`` of the dense stage (Frankle et al., linear mode
-      connectivity, 2020). Rates and data start over: a round takes the whole budget, not what was left of it;
-    - "rate": the weights stay, and the learning rate goes through the whole training budget again (Renda et al., 2020);
-    - "none": the weights stay and train on for the re-training budget, at its rates (fine-tuning, Han et al., 2015).
+    - "initial": the kept weights return to their initial values and train for the whole training budget (Frankle &
+      Carbin, the lottery ticket hypothesis, 2019);
+    - "step": the kept weights return to their values after step ``step`` of the dense stage (Frankle et al., linear
+      mode connectivity, 2020). Learning rate and data start over: a round trains for the whole budget, not for the rest
+      of it;
+    - "rate": the weights are kept, and the learning rate runs through the whole training budget again (Renda et al.,
+      2020);
+    - "none": the weights are kept and train for the re-training budget, at its rates (fine-tuning, Han et al., 2015).
     """
 
     name = "iterative"
 
-    rounds: int = option(5, "how often to prune", low=1)
-    rewind: str = option("initial", "where each round starts from", choices=("initial", "step", "rate", "none"))
-    step: int = option(100, "the step of the dense stage that rewind=step goes back to", low=1)
+    rounds: int = option(5, "number of rounds of pruning", low=1)
+    rewind: str = option(
+        "initial", "the weights and rates that each round starts from", choices=("initial", "step", "rate", "none")
+    )
+    step: int = option(100, "step of the dense stage to which rewind=step returns", low=1)
     scope: Scope | None = option(
-        None, "what competes; none: what the criterion prefers", choices=("unit", "layer", "global")
+        None, "which connections compete; none: the criterion's own scope", choices=("unit", "layer", "global")
     )
 
     def plan(self, request: PlanRequest) -> Plan:
         """Return a dense stage and one for each round.
 
         Raises:
-            ConfigError: when the dense stage ends before the step to go back to.
+            ConfigError: the dense stage ends before the step to return to.
         """
         training = request.training
         if self.rewind == "step" and training.unit == "steps" and self.step > training.amount:
             raise ConfigError(
-                f"schedule.step is {self.step}, but the dense stage takes {training}; take an earlier one"
+                f"schedule.step is {self.step}, but the dense stage takes {training}; use an earlier step"
             )
         start = {"initial": Start("initial"), "step": Start("step", self.step)}.get(self.rewind, Start())
         rounds = (
@@ -65,5 +69,5 @@ class Iterative(Schedule):
 
 @hookimpl
 def prunekit_schedules() -> Iterable[type[Schedule]]:
-    """Bring the schedule."""
+    """Return this module's schedule."""
     return [Iterative]

@@ -1,4 +1,4 @@
-"""The schedule "layerwise": one layer after the other, re-training in between (section 3 of the paper)."""
+"""The schedule "layerwise": prune one layer after another, with re-training in between (section 3 of the paper)."""
 
 from collections.abc import Iterable, Iterator
 
@@ -13,25 +13,27 @@ from prunekit.masks.selection import Scope
 
 @attrs.frozen
 class Layerwise(Schedule):
-    """Prune entry after entry of the structure, each from the weights before (Sun et al., 2016).
+    """Prune the entries of the structure one by one, each from the weights of the stage before (Sun et al., 2016).
 
-    With ``scratch`` the masks that this ends with are then trained anew, from weights drawn afresh, as the control
-    of starting from the denser model:
+    With ``scratch``, newly drawn weights are then trained under the final masks, as a control for starting from the
+    denser model:
 
     - "retraining": for as many steps as the pruned network was re-trained, stage by stage;
-    - "same": for all steps, the dense ones included, with the same stages and rates;
-    - "long": for all steps, as one stage with one fall of the learning rate.
+    - "same": for all steps, including the dense ones, with the same stages and rates;
+    - "long": for all steps, in one stage with one decay of the learning rate.
     """
 
     name = "layerwise"
 
-    scope: Scope | None = option(None, "what competes; none: what the criterion prefers", choices=("unit", "layer"))
+    scope: Scope | None = option(
+        None, "which connections compete; none: the criterion's own scope", choices=("unit", "layer")
+    )
     scratch: str = option(
-        "none", "train the final masks anew, for how long", choices=("none", "retraining", "same", "long")
+        "none", "how long to train new weights under the final masks", choices=("none", "retraining", "same", "long")
     )
 
     def plan(self, request: PlanRequest) -> Plan:
-        """Return a dense stage and one for each entry of the structure; earlier masks stay as they are."""
+        """Return a dense stage and one for each entry of the structure; earlier masks are kept."""
         pruned = (
             Stage(entry.name, request.retraining, (MaskUpdate(0.0, entry.targets, scope=self.scope),))
             for entry in request.entries
@@ -58,5 +60,5 @@ class Layerwise(Schedule):
 
 @hookimpl
 def prunekit_schedules() -> Iterable[type[Schedule]]:
-    """Bring the schedule."""
+    """Return this module's schedule."""
     return [Layerwise]

@@ -1,4 +1,4 @@
-"""The schedule "one-shot": everything is pruned at one point, after the training or before it."""
+"""The schedule "one-shot": prune all layers at one point, after the training or before it."""
 
 from collections.abc import Iterable
 
@@ -12,27 +12,27 @@ from prunekit.masks.selection import Scope
 
 @attrs.frozen
 class OneShot(Schedule):
-    """Prune all layers at once: after dense training (LeCun et al., OBD, 1989), or before any.
+    """Prune all layers at once, after dense training (LeCun et al., OBD, 1989) or before training.
 
     - when "after": a dense stage of the training budget, then one of the re-training budget under the masks;
     - when "before", pruning at initialisation (Lee et al., SNIP, 2019): one stage, of the training budget, under masks
-      that are chosen for the first weights. There is no re-training then, so a comparison at equal budgets gives it
-      the steps of both.
+      chosen for the initial weights. It has no re-training; for a comparison at equal budgets, give it the steps of
+      both stages.
 
-    With ``rounds`` n the masks are updated n times at that point, at densities that fall exponentially, the k-th time
-    to target ** (k / n); each time the criterion looks anew at what is left (Tanaka et al., SynFlow, 2020).
+    With n ``rounds`` the masks are updated n times at that point, to exponentially falling densities, the k-th time to
+    target ** (k / n); each time the criterion scores the remaining weights again (Tanaka et al., SynFlow, 2020).
     """
 
     name = "one-shot"
 
-    when: str = option("after", "prune after the training, or before any", choices=("after", "before"))
-    rounds: int = option(1, "mask updates at that point, each with fewer weights", low=1)
+    when: str = option("after", "prune after the training or before it", choices=("after", "before"))
+    rounds: int = option(1, "number of mask updates at that point, to falling densities", low=1)
     scope: Scope | None = option(
-        None, "what competes; none: what the criterion prefers", choices=("unit", "layer", "global")
+        None, "which connections compete; none: the criterion's own scope", choices=("unit", "layer", "global")
     )
 
     def plan(self, request: PlanRequest) -> Plan:
-        """Return a dense stage and one with all updates at its beginning, or that one alone."""
+        """Return one stage with all updates at its beginning, after a dense one if ``when`` is "after"."""
         updates = tuple(
             MaskUpdate(
                 0.0, {name: target ** (index / self.rounds) for name, target in request.structure}, scope=self.scope
@@ -46,5 +46,5 @@ class OneShot(Schedule):
 
 @hookimpl
 def prunekit_schedules() -> Iterable[type[Schedule]]:
-    """Bring the schedule."""
+    """Return this module's schedule."""
     return [OneShot]

@@ -145,7 +145,7 @@ def test_a_bad_value_that_shows_late_still_names_the_layer():
         yield 1.0
 
     evidence = Evidence(show)
-    with pytest.raises(DataError, match="layer '0': the inputs of a layer hold 1 of 3 values"):
+    with pytest.raises(DataError, match="layer '0': 1 of 3 values are NaN or infinite in the inputs"):
         observe(network, find_layers(network), {"0": Correlation()}, evidence, show)
 
 
@@ -216,7 +216,7 @@ def test_the_same_generator_draws_the_same_mask():
 
 def test_too_few_candidates_are_an_error():
     candidates = torch.tensor([[True, True, True], [True, False, False]])
-    with pytest.raises(MaskError, match="unit 1 is to keep 2 connections but has 1"):
+    with pytest.raises(MaskError, match="unit 1 must keep 2 connections but has only 1"):
         keep_halves(torch.ones(2, 3), torch.tensor([2, 2]), 0.75, candidates, torch.Generator())
 
 
@@ -304,5 +304,5 @@ def test_no_data_other_sizes_and_other_shapes_are_explained():
 
 
 def test_batches_without_samples_are_an_error_and_no_endless_wait() -> None:
-    with pytest.raises(DataError, match="no samples"):
+    with pytest.raises(DataError, match="no samples to correlate"):
         observed(Correlation(memory=0), core_view(nn.Conv2d(1, 2, 3)), torch.zeros(0, 1, 5, 5), [0])

@@ -105,7 +105,7 @@ def test_attention_has_a_second_derivative(scores_of):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda model: model[2].weight.requires_grad_(requires_grad=False), "layer '2' takes no gradient"),
+        (lambda model: model[2].weight.requires_grad_(requires_grad=False), "layer '2' does not require a gradient"),
         (lambda model: model.append(nn.Linear(3, 3)), "no loss depends on layer '8'"),
     ],
 )

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from prunekit.contracts.criterion import Observation
-from prunekit.criteria.sparsegpt import SparseGpt, shared_out
+from prunekit.criteria.sparsegpt import SparseGpt, proportional_shares
 from prunekit.errors import ConfigError, DataError, MaskError
 from prunekit.layers.torch_views import core_view
 from prunekit.masks.selection import Blocks, Channels, NofM, Quota, Units, kept_count
@@ -155,7 +155,7 @@ def test_the_order_of_batches_does_not_matter(order, scope):
 def test_shares_add_up_fit_in_and_are_in_proportion(data):
     room = torch.tensor(data.draw(st.lists(st.integers(0, 40), min_size=1, max_size=9)))
     count = data.draw(st.integers(0, int(room.sum())))
-    shares = shared_out(torch.tensor([count]), room[None])[0]
+    shares = proportional_shares(torch.tensor([count]), room[None])[0]
     assert int(shares.sum()) == count
     assert ((shares >= 0) & (shares <= room)).all()
     exact = room * count / max(int(room.sum()), 1)
@@ -185,7 +185,7 @@ def test_what_has_no_meaning_is_refused():
     with pytest.raises(ConfigError, match="not with scope='global'"):
         SparseGpt().check("global", None)
     for pattern in (Blocks(1, 4), Units(), Channels()):
-        with pytest.raises(ConfigError, match=f"goes from column to column, so it cannot keep the pattern {pattern}"):
+        with pytest.raises(ConfigError, match=f"selects column by column, so it cannot keep the pattern {pattern}"):
             SparseGpt().check("layer", pattern)
     with pytest.raises(DataError, match="criterion 'sparsegpt' observed no data"):
         SparseGpt().score(view.weight.detach()[None], torch.Generator())

@@ -63,7 +63,7 @@ def test_densities_never_rise_points_never_fall_and_both_end_exactly_where_asked
 
 
 def test_a_fall_that_ends_before_it_begins_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"schedule.begin is 0.8 and schedule.end 0.75"):
+    with pytest.raises(ConfigError, match=r"schedule.begin is 0.8 and schedule.end is 0.75"):
         Gradual(begin=0.8).plan(request())
 
 

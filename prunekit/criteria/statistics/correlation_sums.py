@@ -1,7 +1,7 @@
 """Correlation of a layer's outputs with its inputs, position by position, in one streaming pass.
 
-Samples are buffered into blocks, whatever the batches were; each block is centred on its own means and multiplied
-out in few large products, and the sums of the blocks are kept in double precision. This module must not know
+Samples are buffered into blocks of their own size, independent of the batches. Each block is centred on its own means
+and multiplied in a few large products, and the sums over blocks are kept in double precision. This module must not know
 layers, criteria or models.
 """
 
@@ -16,21 +16,21 @@ from prunekit.criteria.statistics.products import add_products, full_precision, 
 from prunekit.distributed.ranks import gather_numbers, rank_count, sum_over_ranks
 from prunekit.errors import DataError
 
-# Samples of a block at most: the sums in double precision are touched once for so many.
+# Most samples of a block: the sums in double precision are updated once for each block.
 _BLOCK = 1024
-# Of so few samples in all every rounding shows ...
+# With at most this many samples in total, rounding would show ...
 _FEW = 512
-# ... and so many, the first, are worked on in double precision throughout.
+# ... so this many samples, the first ones, are processed in double precision throughout.
 _EXACT = 128
-# Bytes copied at once: the next feature of a position may be far away in an image, and is still in the cache.
+# Bytes copied at once: the next feature of a position may be far away in an image, but is still in the cache.
 _COPY_BYTES = 2**20
-# Products are made in parts of this many bytes: still in the cache when they are added to the sums.
+# Products are computed in parts of this many bytes, which are still in the cache when they are added to the sums.
 _PART_BYTES = 2 * 2**20
 
 
 @attrs.define(eq=False)
 class _Side:
-    """One side of the correlation: the samples that wait, ``[cells, block, features]``, and the moments so far."""
+    """One side of the correlation: buffered samples ``[cells, block, features]``, and the moments of earlier ones."""
 
     waiting: Tensor
     moments: Moments
@@ -51,52 +51,53 @@ class _Side:
 class CorrelationSums:
     """The running correlation of each output with each input of a layer, at each position.
 
-    Inputs are cells, each with samples of some features; outputs are units, each with samples of some neurons. A
-    unit sees one cell or, as a position of a convolution does, several: ``taps`` says which. So an input that many
-    positions see is kept, centred and squared once.
-
-    Its memory is that of float64 ``[taps, units, out, features]``, of the buffer, and of the buffer's outputs once
-    more, whatever the number of samples.
-
-    The result is that of a two-pass computation in double precision to 1e-7, for means up to 1e4 deviations, and it
-    does not depend on how the samples are cut into batches.
-
-    Attributes:
-        taps: int64 ``[taps, units]``, the cells that each unit sees; ``None``: as many cells as units, each its own.
-        buffer: bytes for samples that wait; 128 to 1,024 samples are worked on at once, and more are faster.
-        samples: the number of samples seen.
-
     >>> sums = CorrelationSums()
     >>> sums.update(torch.tensor([[[1.0], [2.0], [3.0]]]), torch.tensor([[[5.0], [3.0], [1.0]]]))
     >>> round(sums.correlation().item(), 6)
     -1.0
+
+    Inputs are cells, each with samples of some features; outputs are units, each with samples of some neurons. A
+    unit sees one cell or, like a position of a convolution, several of them, which ``taps`` lists. An input that many
+    positions see is therefore stored, centred and squared once.
+
+    It takes the memory of float64 ``[taps, units, out, features]``, of the buffer, and of a second copy of the buffer's
+    outputs, independent of the number of samples.
+
+    The result equals that of a two-pass computation in double precision to 1e-7, for means up to 1e4 deviations, and
+    does not depend on how the samples are split into batches.
+
+    Attributes:
+        taps: int64 ``[taps, units]``, the cells that each unit sees; ``None``: as many cells as units, each unit sees
+            its own.
+        buffer: bytes for buffered samples; 128 to 1,024 samples are processed at once, and more are faster.
+        samples: number of samples observed.
     """
 
     taps: Tensor | None = None
     buffer: int = 2**28
     samples: int = attrs.field(default=0, init=False)
-    _joined: int = attrs.field(default=0, init=False)  # of these, those that wait no more
+    _joined: int = attrs.field(default=0, init=False)  # samples that are in the sums, no longer in the buffer
     _inputs: _Side | None = attrs.field(default=None, init=False)
     _outputs: _Side | None = attrs.field(default=None, init=False)
     _products: Tensor | None = attrs.field(default=None, init=False)
 
     def update(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Take in one batch; the number of samples may differ from batch to batch, and may be 0.
+        """Add one batch; the number of samples may differ from batch to batch, and may be 0.
 
         Args:
-            inputs: ``[cells, samples, features]``, any floating type; worked on in float32 at least.
+            inputs: ``[cells, samples, features]``, any floating type; processed in float32 or float64.
             outputs: ``[units, samples, out]``, likewise.
 
         Raises:
-            DataError: when the shapes do not belong together, or a value is infinite or not a number; the latter
-                shows when a block is full. The sums are of no use after that.
+            DataError: the shapes do not match, or a value is NaN or infinite. The values are checked when a block is
+                full; the sums are unusable afterwards.
         """
         samples = inputs.shape[1]
         units = len(inputs) if self.taps is None else self.taps.shape[1]
         if outputs.shape[:2] != (units, samples):
             raise DataError(
                 f"inputs {tuple(inputs.shape)} and outputs {tuple(outputs.shape)} differ in positions or "
-                "samples; correlations need the outputs of the same module at the same positions"
+                "samples; pass the inputs and outputs of the same module at the same positions"
             )
         if samples == 0:
             return
@@ -114,7 +115,7 @@ class CorrelationSums:
                 self._join_waiting()
 
     def _sides(self, inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the two buffers, made by the first batch."""
+        """Return the two buffers; the first batch allocates them."""
         if self._inputs is None or self._outputs is None:
             dtype = torch.promote_types(torch.promote_types(inputs.dtype, outputs.dtype), torch.float32)
             sample = dtype.itemsize * (inputs[:, 0].numel() + outputs[:, 0].numel())
@@ -125,13 +126,13 @@ class CorrelationSums:
         for buffer, values in zip(buffers, (inputs, outputs), strict=True):
             if buffer[:, 0].shape != values[:, 0].shape:
                 raise DataError(
-                    f"a batch of {tuple(values[:, 0].shape)} values a sample comes after batches of "
-                    f"{tuple(buffer[:, 0].shape)}; give all batches inputs of one size"
+                    f"a batch has {tuple(values[:, 0].shape)} values per sample, but earlier batches had "
+                    f"{tuple(buffer[:, 0].shape)}; use inputs of the same size in all batches"
                 )
         return buffers
 
     def _join_waiting(self) -> None:
-        """Join the samples that wait to the sums."""
+        """Add the buffered samples to the sums."""
         samples = self.samples - self._joined
         if samples == 0 or self._inputs is None or self._outputs is None:
             return
@@ -149,7 +150,7 @@ class CorrelationSums:
 
     def _add_products(self, products: Tensor, below: Block, above: Block) -> None:
         before, samples = self._joined, below.centred.shape[1]
-        # Blocks are merged by Chan's update: of two means, and of what the centring left over.
+        # Blocks are merged by Chan's update, of the difference of the means and of the residuals of centring.
         left = torch.stack([above.step * (before * samples / (before + samples)), above.rest / -samples], dim=2)
         right = torch.stack([below.step, below.rest], dim=1)
         cut = runs(before, samples, below.centred.dtype)
@@ -159,7 +160,7 @@ class CorrelationSums:
             total = products[tap, units, :, features]
             total.baddbmm_(left[units], taken(right, cells)[..., features])
             if bool(below.still[cells].all()):
-                continue  # padding, mostly: centred, it is all zeros
+                continue  # mostly padding, which is all zeros once it is centred
             seen = taken(below.centred, cells)[..., features]
             add_products(total, [run[units] for run in outputs], seen, cut, scratch)
 
@@ -170,7 +171,7 @@ class CorrelationSums:
         return torch.arange(0 if self._outputs is None else len(self._outputs.waiting)).unsqueeze(0)
 
     def _parts(self, products: Tensor) -> Iterator[tuple[int, slice, Tensor, slice]]:
-        """Cut the products into parts that fit the cache: the tap, the units, the cells that they see, the features."""
+        """Split the products into parts that fit the cache: (tap, units, the cells that they see, features)."""
         seen = self._seen()
         _, unit_count, out, feature_count = products.shape
         columns = max(1, _PART_BYTES // (4 * out))
@@ -185,13 +186,13 @@ class CorrelationSums:
         return max(products[tap, units, :, features].numel() for tap, units, _, features in self._parts(products))
 
     def join_ranks(self) -> None:
-        """Make these the sums over the samples of all ranks of a distributed run; all ranks must call it, once.
+        """Merge the sums of all ranks of a distributed run, in place; every rank must call it exactly once.
 
-        Without a distributed run it does nothing. Ranks are merged as blocks are, so the result is that of one
-        process that saw all samples.
+        In a single process it does nothing. Ranks are merged like blocks, so the result is that of one process that
+        observed all samples.
 
         Raises:
-            DataError: on every rank, when a rank saw no sample, or inputs of another size.
+            DataError: on every rank, if a rank observed no sample, or inputs of a different size.
         """
         if rank_count() == 1:
             return
@@ -200,14 +201,14 @@ class CorrelationSums:
         everyone = gather_numbers([self.samples, *shape])
         for rank, numbers in enumerate(everyone):
             if numbers[0] == 0:
-                raise DataError(f"rank {rank} saw no sample; give every rank at least one calibration batch")
+                raise DataError(f"rank {rank} observed no samples; give every rank at least one calibration batch")
             if numbers[1:] != everyone[0][1:]:
                 raise DataError(
-                    f"correlations of shape {numbers[1:]} on rank {rank}, {everyone[0][1:]} on rank 0; "
-                    "give all ranks inputs of one size"
+                    f"correlations have shape {numbers[1:]} on rank {rank}, but {everyone[0][1:]} on rank 0; "
+                    "use inputs of the same size on all ranks"
                 )
         if self._inputs is None or self._outputs is None or self._products is None:
-            return  # cannot be: every rank saw samples
+            return  # impossible, because every rank observed samples
         before, total = self.samples, sum(samples for samples, *_ in everyone)
         input_scale, output_scale = self._inputs.moments.scale, self._outputs.moments.scale
         below = self._inputs.moments.join_ranks(before, total)
@@ -223,10 +224,10 @@ class CorrelationSums:
     def correlation(self) -> Tensor:
         """Return the correlations so far, float64 ``[units, out, features * taps]`` in [-1, 1].
 
-        Where an input or an output never changed the correlation is 0; it is never NaN.
+        The correlation is 0 if an input or an output never changed; it is never NaN.
 
         Raises:
-            DataError: when no sample was seen; what ``update`` says of the samples that waited.
+            DataError: no sample was observed, or a buffered value is NaN or infinite.
         """
         return self._summed(1, absolute=False)
 
@@ -234,7 +235,7 @@ class CorrelationSums:
         """Return the sums of the absolute correlations over positions: equation (2) of the paper.
 
         Args:
-            positions: so many units, one after the other, are one group of which the sum is taken.
+            positions: number of consecutive units that form one group, over which the sum is taken.
 
         Returns:
             float64 ``[units / positions, out, features * taps]``.
@@ -247,7 +248,7 @@ class CorrelationSums:
     def _summed(self, positions: int, *, absolute: bool) -> Tensor:
         self._join_waiting()
         if self._inputs is None or self._outputs is None or self._products is None:
-            raise DataError("correlations of no samples; give at least one batch with samples")
+            raise DataError("there are no samples to correlate; provide at least one batch with samples")
         taps, units, out, features = self._products.shape
         result = self._products.new_zeros(taps, units // positions, out, features)
         above, below = self._outputs.moments.inverse_norm(), self._inputs.moments.inverse_norm()

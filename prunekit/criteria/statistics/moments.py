@@ -1,8 +1,7 @@
-"""Means and summed squares of the columns of a stream of blocks, by which each block is centred.
+"""Streaming means and summed squares of columns, and the centring of each block of samples.
 
-Every block is centred on its own means and joined to the moments so far in double precision, so that neither a large
-mean, nor one that drifts, nor a long stream costs digits. This module must not know that there are two sides
-to a correlation.
+Every block is centred on its own means and merged into the running moments in double precision, so that neither a large
+or drifting mean nor a long stream loses digits. This module must not know that a correlation has two sides.
 """
 
 import math
@@ -17,35 +16,42 @@ from prunekit.errors import DataError
 
 Piece = tuple[slice, slice]  # of cells and of features
 
-# A block is worked on in pieces of this many bytes: what one step writes, the next finds in the cache.
+# A block is processed in pieces of this many bytes, so that each step finds the previous one's results in the cache.
 _PIECE_BYTES = 4 * 2**20
-# Features of a piece, where a cell has so many: memory is read in lines.
+# Fewest features of a piece if a cell has that many: memory is read in lines.
 _LEAST_FEATURES = 256
 # Squares summed in single precision before double precision takes over.
 _RUN = 8
 # Numbers on a coarse grid (those with a large mean) have squares whose last bits follow a pattern, so that rounding
-# of their sums errs to one side, by 5e-7. Times the golden ratio, of all numbers the least like fractions, it does not.
-_SPREAD = (math.sqrt(5) - 1) / 2
-# Powers of two beyond this do not fit a single-precision number together with their inverse.
+# of their sums is biased, by 5e-7. Multiplying by the golden ratio, the number worst approximated by fractions, removes
+# the bias.
+_GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+# Larger powers of two do not fit a single-precision number together with their inverse.
 _LARGEST_EXPONENT = 120
 
 
 @attrs.frozen(eq=False)
 class Block:
-    """The centred samples of one block, times the column's ``scale``; sums are float64 ``[cells, features]``."""
+    """The centred samples of one block, times the columns' ``scale``; sums are float64 ``[cells, features]``."""
 
     centred: Tensor  # [cells, samples, features]
-    rest: Tensor  # sum of the centred values: what rounding of the centre left over
+    rest: Tensor  # sum of the centred values: the residual of rounding the centre
     step: Tensor  # this block's mean - the mean before
     still: Tensor  # bool [cells] on the CPU: all features of the cell are constant in this block
 
 
 @attrs.define(eq=False)
 class Moments:
-    """Mean and summed squared deviations of every column of one side, float64 ``[cells, features]``.
+    """Means and summed squared deviations of the columns, float64 ``[cells, features]``.
 
-    Deviations are multiplied by ``scale``, about 1 / the largest one of the first block that has any: that keeps
+    Deviations are multiplied by ``scale``, about 1 / the largest deviation of the first block that has any. This keeps
     squares and products of very small and very large numbers in range.
+
+    Attributes:
+        side: the name of the values in errors: "inputs" or "outputs".
+        mean: mean of each column.
+        squares: sum of the squared, scaled deviations of each column.
+        scale: factor on the deviations of each column.
     """
 
     side: str
@@ -55,19 +61,19 @@ class Moments:
 
     @classmethod
     def start(cls, side: str, values: Tensor) -> "Moments":
-        """Return the moments of no samples; errors name the ``side``."""
+        """Return empty moments for blocks shaped like ``values``."""
         zeros = torch.zeros_like(values[:, 0], dtype=torch.float64)
         return cls(side, zeros, zeros.clone(), torch.ones_like(zeros))
 
     def join(self, values: Tensor, before: int) -> Block:
-        """Join a block to the ``before`` samples seen so far: the pairwise update of Chan, Golub, LeVeque (1983).
+        """Merge a block into the moments by the pairwise update of Chan, Golub, LeVeque (1983).
 
         Args:
-            values: ``[cells, samples, features]``, float32 or float64; overwritten by the centred ones.
-            before: the number of samples joined so far.
+            values: ``[cells, samples, features]``, float32 or float64; overwritten by the centred values.
+            before: number of samples merged before this block.
 
         Raises:
-            DataError: when a value is infinite or not a number, or too large to square.
+            DataError: a value is NaN, infinite, or too large to square.
         """
         samples = values.shape[1]
         step, rest, squares = (torch.empty_like(self.mean) for _ in range(3))
@@ -75,7 +81,7 @@ class Moments:
             piece, part = (cells, features), values[cells, :, features]
             low, high = part.amin(1), part.amax(1)
             self._check(bool((high - low).isfinite().all()), values)
-            # Of a constant column the centre is exactly the constant, whatever the mean is rounded to.
+            # The centre of a constant column is exactly the constant, however the mean is rounded.
             centre = part.mean(1).clamp(low, high)
             step[piece] = centre.double() - self.mean[piece]
             self._choose_scales(piece, (high - centre).maximum(centre - low), step[piece] if before else None)
@@ -95,32 +101,32 @@ class Moments:
         if finite:
             return
         count = int((~values.isfinite()).sum())
-        found = f"{count} of {values.numel()} values that are not finite" if count else "values too large to square"
-        raise DataError(f"the {self.side} of a layer hold {found}; check the data and the weights of the model")
+        fault = f"{count} of {values.numel()} values are NaN or infinite" if count else "values are too large to square"
+        raise DataError(f"{fault} in the {self.side} of a layer; check the data and the weights of the model")
 
     def _choose_scales(self, piece: Piece, deviation: Tensor, step: Tensor | None) -> None:
-        """Choose the scales of columns that never changed before: all their sums are still zero."""
+        """Choose the scales of columns that were constant so far, whose sums are all still zero."""
         if step is not None:
             deviation = deviation.maximum(step.abs().to(deviation.dtype))
         exponent = torch.frexp(deviation).exponent.clamp(-_LARGEST_EXPONENT, _LARGEST_EXPONENT)
-        # Rounded to single precision first, so that it is the same number in both.
-        scale = torch.ldexp(torch.full_like(deviation, _SPREAD, dtype=torch.float32), -exponent)
+        # Rounded to single precision first, so that it is the same number in both precisions.
+        scale = torch.ldexp(torch.full_like(deviation, _GOLDEN_RATIO, dtype=torch.float32), -exponent)
         self.scale[piece] = torch.where(self.squares[piece] == 0, scale.double(), self.scale[piece])
 
     def inverse_norm(self) -> Tensor:
-        """Return 1 / sqrt(summed squares), and 0 for a column that never changed."""
+        """Return 1 / sqrt(summed squares), or 0 for a constant column."""
         return torch.where(self.squares > 0, self.squares.rsqrt(), 0.0)
 
     def join_ranks(self, before: int, total: int) -> Tensor:
-        """Make these the moments of the samples of all ranks; return this rank's mean - that of all.
+        """Merge the moments of all ranks, in place, and return this rank's means minus those of all ranks.
 
-        Scales are 1 afterwards: double precision has room for squares without them.
+        Scales are 1 afterwards: double precision has enough range for squares without them.
 
         Args:
-            before: the number of samples joined on this rank.
-            total: on all ranks.
+            before: number of samples on this rank.
+            total: number of samples on all ranks.
         """
-        # Counted from the mean of one rank, so that columns constant everywhere keep a difference of exactly 0.
+        # Relative to the mean of one rank, so that columns constant on all ranks have a difference of exactly 0.
         offset = self.mean - take_from_first(self.mean)
         step = offset - sum_over_ranks(offset * (before / total))
         self.squares /= self.scale.square()
@@ -131,7 +137,7 @@ class Moments:
 
 
 def _sum_of_squares(values: Tensor) -> Tensor:
-    """Sum squares over samples, ``[cells, samples, features]`` to float64 ``[cells, features]``."""
+    """Return sums of squares over samples: ``[cells, samples, features]`` to float64 ``[cells, features]``."""
     cells, samples, features = values.shape
     whole = samples // _RUN * _RUN
     runs = values[:, :whole].view(cells, -1, _RUN, features).square().sum(2)
@@ -139,7 +145,7 @@ def _sum_of_squares(values: Tensor) -> Tensor:
 
 
 def _pieces(values: Tensor) -> Iterator[Piece]:
-    """Cut ``[cells, samples, features]`` along cells and features."""
+    """Split ``[cells, samples, features]`` along cells and features."""
     cells, samples, features = values.shape
     columns = max(_LEAST_FEATURES, _PIECE_BYTES // (values.element_size() * samples))
     rows = max(1, columns // features)

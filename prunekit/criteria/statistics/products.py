@@ -1,8 +1,8 @@
-"""Sums of products over samples: batched, in single precision over runs so short that its rounding does not show.
+"""Accumulate products over samples, in float32 only over runs short enough for rounding to stay negligible.
 
-A sum of K products of one sign, made in single precision, is wrong by about sqrt(K) / 3 roundings; of N samples in
-runs of K, added up more exactly, by K / (3 sqrt(N)). So runs may grow with the square root of the samples.
-This module must not know correlations.
+A sum of K products of one sign in single precision has an error of about sqrt(K) / 3 roundings; N samples in runs of K,
+added up in double precision, have one of K / (3 sqrt(N)). Runs may therefore grow with the square root of the number of
+samples. This module must not know correlations.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,17 +12,17 @@ from functools import cache, reduce
 import torch
 from torch import Tensor
 
-# The longest run that is summed in single precision in one go; the libraries cut longer ones at 128 to 192 or more.
+# The longest run summed in single precision at once; the libraries split longer ones at 128 to 192 or more.
 _LONGEST_RUN = 128
-# Runs that are added to each other in single precision before double precision takes over.
+# Runs added to each other in single precision before double precision takes over.
 _RUNS = 4
-# Products of fewer numbers, or fewer rows or columns, than this are made in double precision: the libraries sum such
-# ones in one long chain.
+# Products with fewer entries, or fewer rows or columns, than this are computed in double precision: the libraries sum
+# them in one long chain.
 _SMALL = 256
 _THIN = 4
-# Entries of a product from which on oneDNN is faster: each call of it costs some 12 microseconds.
+# Entries of a product from which oneDNN is faster: each call to it costs about 12 microseconds.
 _LARGE = 2**15
-# Bytes of double precision that are added at once.
+# Bytes of double precision added at once.
 _CACHED_BYTES = 2**19
 # Runs of single precision have at most sqrt(this * samples before) samples, or sqrt(samples with this block).
 _GROWTH = 4
@@ -30,7 +30,7 @@ _GROWTH = 4
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Switch off TF32 and autocast: their 8 to 11 bits would be all that is left of a correlation."""
+    """Disable TF32 and autocast, which would leave a correlation only 8 to 11 bits."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -41,12 +41,12 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 def runs(before: int, samples: int, dtype: torch.dtype) -> list[slice]:
-    """Cut the samples of a block into runs; double precision needs only one.
+    """Split the samples of a block into runs; double precision needs only one.
 
     Args:
-        before: samples that are summed up already.
-        samples: of the block.
-        dtype: of the products.
+        before: number of samples summed before this block.
+        samples: number of samples in the block.
+        dtype: dtype of the products.
     """
     if dtype == torch.float64:
         return [slice(samples)]
@@ -61,10 +61,10 @@ def add_products(total: Tensor, left: Sequence[Tensor], right: Tensor, cut: list
 
     Args:
         total: float64 ``[parts, rows, columns]``.
-        left: of each run ``[parts, rows, samples of the run]``.
-        right: ``[parts, samples, columns]`` of the same dtype.
+        left: ``[parts, rows, samples of the run]`` for each run.
+        right: ``[parts, samples, columns]``, of the same dtype as ``left``.
         cut: the runs, from ``runs``.
-        scratch: one-dimensional, of that dtype, as large as ``total``: new memory costs time.
+        scratch: one-dimensional, of the dtype of ``left``, as large as ``total``; reused because allocation takes time.
     """
     if total[0].numel() < _SMALL or min(total.shape[1:]) < _THIN:
         total.baddbmm_(torch.cat(list(left), 2).double(), right.double())
@@ -76,15 +76,15 @@ def add_products(total: Tensor, left: Sequence[Tensor], right: Tensor, cut: list
 
 @cache
 def _has_onednn() -> bool:
-    """Whether oneDNN multiplies with AVX-512; torch's own choice, MKL, keeps to AVX2 on processors not of Intel."""
+    """Return whether oneDNN can use AVX-512; torch's default, MKL, uses only AVX2 on processors not made by Intel."""
     built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch's stubs leave it untyped
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
     return built and wide and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def _add_large(total: Tensor, left: Sequence[Tensor], right: Tensor, cut: list[slice]) -> None:
-    # What compiled models call for linear layers: of all ways from torch to oneDNN the one that copies nothing. Neither
-    # matrix may have gaps between its rows: that takes it a hundred times as long.
+    # Compiled models call this operator for linear layers; it is the only way from torch to oneDNN without a copy.
+    # Neither matrix may have gaps between its rows, which would make it a hundred times slower.
     multiply = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001 - looked for in _has_onednn
     for part, sums in enumerate(total):
         for start in range(0, len(cut), _RUNS):
@@ -100,14 +100,14 @@ def _add_batched(total: Tensor, left: Sequence[Tensor], right: Tensor, cut: list
         torch.bmm(first[0], right[:, first[1]], out=products)
         for rows, run in others:
             products.baddbmm_(rows, right[:, run])
-        # Adding converts to double precision first: little by little, so that it stays in the cache.
+        # Adding converts to double precision first, in small pieces that stay in the cache.
         height = max(1, _CACHED_BYTES // (8 * products[:, 0].numel()))
         for sums, part in zip(torch.split(total, height, 1), torch.split(products, height, 1), strict=True):
             sums.add_(part)
 
 
 def taken(values: Tensor, places: Tensor) -> Tensor:
-    """Return ``values[places]``, without a copy where the places (on the CPU) follow one another."""
+    """Return ``values[places]``, without a copy if the places (on the CPU) are consecutive."""
     first, count = int(places[0]), len(places)
     if count == 1 or bool((places.diff() == 1).all()):
         return values[first : first + count]
