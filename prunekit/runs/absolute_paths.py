@@ -1,6 +1,6 @@
-"""A configuration whose paths mean the same from every folder, so that a run folder's recipe does, too.
+"""Make the paths of a configuration absolute, so that a run folder's recipe works from any folder.
 
-It must not know what lies there.
+It must not know what the paths point to.
 """
 
 import typing
@@ -15,7 +15,7 @@ from prunekit.runs.config import Choice, RunConfig
 
 
 def with_absolute_paths(config: RunConfig, registry: Registry) -> RunConfig:
-    """Return the configuration with every path absolute: files, and options of plugins that are paths.
+    """Return a configuration with absolute paths: its files, and options of plugins that are paths.
 
     Args:
         config: paths in it are relative to the current folder.
@@ -43,7 +43,7 @@ def _choice(kind: Kind, choice: Choice, registry: Registry) -> Choice:
 
 
 def _absolute(value: Any) -> Any:
-    """Return an absolute path as text, or several; what is none, and the word for none, stay."""
+    """Return one or several absolute paths as text; ``None``, "none" and "" are returned as they are."""
     if isinstance(value, list | tuple):
         return [_absolute(part) for part in value]
     if isinstance(value, Mapping):
@@ -52,5 +52,5 @@ def _absolute(value: Any) -> Any:
 
 
 def _is_path(kind: Any) -> bool:
-    """Say whether an option is a path, or may be, or several."""
+    """Return whether an option's type is a path, a union with a path, or a collection of paths."""
     return kind is Path or any(map(_is_path, typing.get_args(kind)))

@@ -1,7 +1,6 @@
-"""What a user asked for, as one frozen record that contradicts itself nowhere.
+"""The configuration of a run: one frozen record of text and numbers without contradictions.
 
-It is text and numbers only; what the names stand for is looked up later, by the registry. This module must not know
-recipes, flags or files.
+The registry looks up what the names stand for later. This module must not know recipes, flags or files.
 """
 
 import math
@@ -39,27 +38,27 @@ class RunConfig:
         criterion: which connections of a layer to keep.
         schedule: when to prune what.
         structure: "LAYER=DENSITY ..."; ``None``: the task's own.
-        density: short for the structure "*=DENSITY"; not together with ``structure``.
-        distribution: how the layers share ``density``, a total that is then met exactly: "uniform", "erdos-renyi",
+        density: short for the structure "*=DENSITY"; excludes ``structure``.
+        distribution: how the layers share ``density``, which is then the exact total: "uniform", "erdos-renyi",
             "erdos-renyi-kernel"; ``None``: each layer has that density.
-        keep_dense: layers that are not pruned: names, aliases, globs, "first", "last"; the others get sparser, so
-            that ``density`` is met.
-        pattern: "2:4", "4x1" (rows x columns), "units"; of every mask update that has none of its own.
-        scope: what competes, "unit", "layer" or "global", in every mask update that says nothing else; ``None``: what
-            the criterion prefers.
-        masks: a mask file to start from; ``None``: all weights are kept at first.
-        freeze_masks: only re-train, in one stage, under these masks.
-        dense: train through the plan's stages, but change no mask: the control of a pruned run.
+        keep_dense: layers that are not pruned: names, aliases, globs, "first", "last"; the other layers get sparser
+            to meet ``density``.
+        pattern: "2:4", "4x1" (rows x columns), "units", "channels"; the default of all mask updates.
+        scope: "unit", "layer" or "global", within which weights compete; the default of all mask updates. ``None``:
+            the scope that the criterion prefers.
+        masks: a mask file to start from; ``None``: start with all weights.
+        freeze_masks: only retrain, in one stage, under these masks.
+        dense: train through the plan's stages without changing a mask, as the control of a pruned run.
         weights: a file with weights of the deployed network to start from; ``None``: the task's own.
         sparse_model: whether the run writes its model as a sparse checkpoint.
-        training: fields of ``tasks.Training`` that differ from the task's own.
+        training: fields of ``prunekit.contracts.training.Training`` that differ from the task's own.
         seed: the root seed, at least 0.
         device: "auto", "cpu", "cuda", "cuda:1".
         out: the run folder; ``None``: a new one under "runs".
-        no_plugins: names of plugins to do without.
+        no_plugins: names of plugins to disable.
 
     Raises:
-        ConfigError: what can be seen to be wrong without a task.
+        ConfigError: a value that is wrong whatever the task.
     """
 
     task: Choice = Choice("deepid2plus")
@@ -87,15 +86,15 @@ class RunConfig:
             _check_text(getattr(self, field.name), field.name)
         for key in ("masks", "weights", "out"):
             if getattr(self, key) == "":
-                raise ConfigError(f"{key} is empty, expected a path; leave it out where none is meant")
+                raise ConfigError(f"{key} is empty, expected a path; leave it out if there is none")
         if self.structure is not None and self.density is not None:
-            raise ConfigError(f"both structure {self.structure!r} and density {self.density:g} are given; keep one")
+            raise ConfigError(f"both structure {self.structure!r} and density {self.density:g} are given; give one of them")
         if self.freeze_masks and self.masks is None:
-            raise ConfigError("freeze_masks re-trains under given masks, but none are; give --masks FILE")
+            raise ConfigError("freeze_masks retrains under given masks, but no masks are given; add --masks FILE")
         if self.freeze_masks and self.dense:
-            raise ConfigError("dense prunes nothing and freeze_masks re-trains under given masks; keep one of them")
+            raise ConfigError("dense prunes nothing, but freeze_masks retrains under given masks; give one of them")
         if self.seed < 0:
-            raise ConfigError(f"seed is {self.seed}, expected a whole number of at least 0")
+            raise ConfigError(f"seed is {self.seed}, expected a whole number, at least 0")
         if self.density is not None:
             check_density(self.density, "density")
         if self.structure is not None:
@@ -151,7 +150,7 @@ class RunConfig:
 
 
 def _check_text(value: Any, where: str) -> None:
-    """Refuse what no recipe can hold: file names that are no UTF-8 reach Python as text that cannot be written."""
+    """Refuse text that no recipe can hold: Python reads file names that are not UTF-8 as text that cannot be written."""
     if isinstance(value, Choice):
         _check_text({"name": value.name, **value.options}, where)
     elif isinstance(value, Mapping):
@@ -161,11 +160,11 @@ def _check_text(value: Any, where: str) -> None:
         for item in value:
             _check_text(item, where)
     elif isinstance(value, str) and not is_utf8(value):
-        raise ConfigError(f"{where} is {value!r}, which is no UTF-8 text; rename the file or folder")
+        raise ConfigError(f"{where} is {value!r}, which is not valid UTF-8; rename the file or folder")
 
 
 def is_utf8(text: str) -> bool:
-    """Return whether a text can be written to a file; what the shell gave in another encoding cannot."""
+    """Return whether a text can be encoded as UTF-8; arguments that the shell gave in another encoding cannot."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
@@ -173,7 +172,7 @@ def merge_training(defaults: Training, overrides: Mapping[str, Any]) -> Training
     """Return the task's training settings with a user's overrides.
 
     Raises:
-        ConfigError: an unknown setting, or a value that it does not take; names "training.KEY".
+        ConfigError: an unknown setting or an invalid value; names "training.KEY".
     """
     settings = attrs.asdict(defaults) | dict(overrides)
     training: Training = construct(Training, settings, "training", "section [training]")

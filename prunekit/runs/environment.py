@@ -1,6 +1,6 @@
-"""What decides a run besides its recipe: versions, commit, seed, hardware, and how torch was set.
+"""The environment of a run: everything besides its recipe that decides its result.
 
-It must not know what a run is.
+Versions, commit, seed, hardware and torch's settings. It must not know what a run is.
 """
 
 import hashlib
@@ -29,16 +29,16 @@ _VARIABLES = (
     "PYTORCH_CUDA_ALLOC_CONF",
     "TORCH_LOGS",
 )
-"""Named one by one: others are nobody's business, and may be secret."""
+"""The environment variables that are recorded; others may hold secrets."""
 
 
 def environment(seed: int, hardware: str, classes: Iterable[str] = ()) -> dict[str, Any]:
-    """Return what decides a run besides its recipe.
+    """Return versions, commit, seed, hardware and settings, as JSON values.
 
     Args:
         seed: the root seed.
         hardware: device and precision, in words.
-        classes: names of task, criterion and schedule; of ``file.py:Class`` the file's SHA-256 is noted.
+        classes: names of task, criterion and schedule; for ``file.py:Class``, the file's SHA-256 is recorded.
     """
     return {
         "command": sys.argv,
@@ -65,7 +65,7 @@ def environment(seed: int, hardware: str, classes: Iterable[str] = ()) -> dict[s
 
 
 def _processor() -> str:
-    """Return the processor's name and the instructions that torch uses on it, which decide the last bits."""
+    """Return the processor's name and the instruction set that torch uses on it, which decides the last bits."""
     name = platform.processor() or platform.machine()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -81,7 +81,7 @@ def _version(package: str) -> str | None:
 
 
 def _plugins() -> dict[str, str]:
-    """Return the installed packages that have plugins, and their versions."""
+    """Return the versions of the installed packages that provide plugins."""
     packages = {point.dist for point in metadata.entry_points(group="prunekit") if point.dist}
     return {package.name: package.version for package in sorted(packages, key=lambda package: package.name)}
 
@@ -92,9 +92,9 @@ def _files(classes: Iterable[str]) -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """Return the commit of the checkout that prunekit runs from, marked where it was changed."""
+    """Return the commit of the checkout that prunekit runs from, with "-dirty" if it was changed."""
     root = Path(prunekit.__file__).parents[1]
-    if not (root / ".git").exists():  # installed, perhaps below somebody else's checkout
+    if not (root / ".git").exists():  # prunekit is installed, perhaps within another project's checkout
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
     try:

@@ -1,4 +1,4 @@
-"""What a run starts from besides its seed: masks and weights in files that the user gives, read and checked.
+"""Step 3 of a preparation, read: the masks and weights that the user gives to start from.
 
 This module must not know plans or training.
 """
@@ -24,7 +24,7 @@ class StartingPoint:
 
     Attributes:
         masks: layer -> bool of the weight's shape, for the layers that have one.
-        weights: a state dict of the deployed network; ``None``: the task's own first weights.
+        weights: a state dict of the deployed network; ``None``: the task's initial weights.
     """
 
     masks: Mapping[str, Tensor] = attrs.field(factory=dict)
@@ -34,24 +34,25 @@ class StartingPoint:
         return bool(self.masks) or self.weights is not None
 
     def densities(self) -> dict[str, float]:
-        """Return kept / total of each layer that has a mask."""
+        """Return layer -> kept / total, for the layers that have a mask."""
         return {name: int(mask.sum()) / mask.numel() for name, mask in self.masks.items()}
 
 
 def read_given(
     config: RunConfig, network: nn.Module, views: Mapping[str, LayerView], channel_groups: ChannelGroups | None = None
 ) -> StartingPoint:
-    """Read the files that a run is to start from.
+    """Read and check the files that a run starts from.
 
     Args:
-        config: names them, or none.
+        config: names the files, if there are any.
         network: the deployed network; it may be on the device "meta".
         views: its prunable layers.
-        channel_groups: where the pattern is channels, those of the network: masks may be of what goes with them, too.
+        channel_groups: the channels of the network, if they are pruned; masks of parameters that follow the channels
+            are then accepted, too.
 
     Raises:
-        CheckpointError: weights that cannot be read, or are not those of the network: all differences.
-        MaskError: masks that cannot be read, or fit no prunable layer: all of them.
+        CheckpointError: weights that cannot be read or do not belong to the network; names all differences.
+        MaskError: masks that cannot be read or do not belong to prunable layers; names all of them.
     """
     masks = {} if config.masks is None else _masks(config.masks, network, views, channel_groups)
     weights = None if config.weights is None else load_weights(config.weights)
@@ -72,12 +73,12 @@ def _masks(
     others = {name: mask for name, (parameter, mask) in matched.items() if id(parameter) not in layers}
     known = {} if channel_groups is None else dict.fromkeys(channel_groups.followers)
     if strange := [name for name in others if name not in known]:
-        hint = "" if known else ", or take --pattern channels if they go with channels that are gone"
-        raise MaskError(f"{path}: {some(strange)} are weights of no prunable layer; leave their masks out{hint}")
+        hint = "" if known else ", or use --pattern channels if they follow channels that were removed"
+        raise MaskError(f"{path}: {some(strange)} do not belong to prunable layers; remove their masks{hint}")
     found = {layers[id(parameter)]: mask for parameter, mask in matched.values() if id(parameter) in layers}
     follow = {} if channel_groups is None else channel_groups.follow(views, found)
     if wrong := [name for name, mask in others.items() if not bool(mask.all()) and not _same(mask, follow.get(name))]:
-        raise MaskError(f"{path}: masks of {some(wrong)} are not those of channels that are gone; leave them out")
+        raise MaskError(f"{path}: the masks of {some(wrong)} do not match the removed channels; remove those masks")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Recipes: a ``RunConfig`` from a TOML file, flags and ``-o section.key=value``, and back into TOML.
+"""Recipes: a ``RunConfig`` from a TOML file, flags and ``-o section.key=value``, and back to TOML.
 
 Order of precedence: ``-o``, then flags, then the recipe, then the record's defaults. This module must not know what
 the names in a recipe stand for.
@@ -18,7 +18,7 @@ from prunekit.plugins.construct import convert_options
 from prunekit.runs.config import Choice, RunConfig
 
 _CHOICES = ("task", "criterion", "schedule")
-# Two ways to say one thing: what comes later takes the place of both.
+# Two ways to set the densities: a later one replaces both.
 _DENSITIES = {"structure", "density"}
 
 
@@ -26,16 +26,16 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     """Read a TOML recipe as nested dicts.
 
     Raises:
-        ConfigError: a file that cannot be read or is no TOML; names file and line.
+        ConfigError: a file that cannot be read or is not valid TOML; names file and line.
     """
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"recipe {str(path)!r} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"recipe {str(path)!r} is no UTF-8 text") from error
-    except (ValueError, RecursionError) as error:  # a number too long for Python is not tomllib's own error
-        raise ConfigError(f"recipe {str(path)!r} is no TOML: {error}") from error
+        raise ConfigError(f"recipe {str(path)!r} is not valid UTF-8; save it as UTF-8") from error
+    except (ValueError, RecursionError) as error:  # Python's error for a number that is too long is not tomllib's own
+        raise ConfigError(f"recipe {str(path)!r} is not valid TOML: {error}") from error
 
 
 def build_config(
@@ -43,16 +43,18 @@ def build_config(
     flags: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
 ) -> RunConfig:
-    """Put recipe, flags and overrides together.
+    """Combine a recipe, flags and overrides into a configuration.
+
+        config = build_config(read_recipe("paper.toml"), {"density": 0.1}, ["training.clip_norm=5"])
 
     Args:
         recipe: as ``read_recipe`` returns it.
-        flags: top-level key -> value; ``None`` counts as not given. "task", "criterion" and "schedule"
-            take a name; where it is another than the recipe's, the recipe's options of the old one are left out.
+        flags: top-level key -> value; ``None`` means not given. "task", "criterion" and "schedule" take a name; if it
+            differs from the recipe's, the options of the recipe's plugin are dropped.
         overrides: "section.key=value" or "key=value"; the value is TOML, else text.
 
     Raises:
-        ConfigError: an unknown section or key, a value of a wrong type, two ways of saying one thing.
+        ConfigError: an unknown section or key, a value of a wrong type, or options that contradict each other.
     """
     data = {key: dict(value) if isinstance(value, Mapping) else value for key, value in (recipe or {}).items()}
     given = {key: value for key, value in (flags or {}).items() if value is not None}
@@ -69,7 +71,7 @@ def build_config(
 
 
 def to_toml(config: RunConfig) -> str:
-    """Return a recipe that says the same as ``config``."""
+    """Return a recipe that gives the same configuration."""
     data: dict[str, Any] = {}
     for field in attrs.fields(RunConfig):
         value = getattr(config, field.name)
@@ -86,7 +88,7 @@ def _tables_last(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_none(value: Any) -> Any:
-    """TOML has no null; an option reads "none" as ``None``."""
+    """Replace ``None`` by "none", because TOML has no null; an option reads "none" as ``None``."""
     if isinstance(value, Mapping):
         return {key: _without_none(item) for key, item in value.items()}
     return "none" if value is None else value
@@ -97,7 +99,7 @@ def _set_override(data: dict[str, Any], text: str) -> None:
     section, dot, key = path.strip().partition(".")
     if not equals or not section or (dot and not key):
         raise ConfigError(
-            f"-o {text!r} is not understood, expected section.key=value, for example criterion.strength=1"
+            f"cannot parse -o {text!r}, expected section.key=value, for example criterion.strength=1"
         )
     if not dot:
         for rival in _DENSITIES & {*data} if section in _DENSITIES else ():
@@ -105,7 +107,7 @@ def _set_override(data: dict[str, Any], text: str) -> None:
         data[section] = _parse_value(value)
         return
     if section not in (*_CHOICES, "training"):
-        raise ConfigError(f"-o {text!r}: there is no section {section!r}{nearest(section, (*_CHOICES, 'training'))}")
+        raise ConfigError(f"-o {text!r}: unknown section {section!r}{nearest(section, (*_CHOICES, 'training'))}")
     if section in _CHOICES and key == "name":
         _rename(data, section, value.strip())
     else:
@@ -116,7 +118,7 @@ def _rename(data: dict[str, Any], section: str, name: str) -> None:
     table = _table(data, section)
     default: Choice = getattr(RunConfig(), section)
     if table.get("name", default.name) != name:
-        table.clear()  # another plugin's options mean nothing to this one
+        table.clear()  # the options belong to the other plugin
     table["name"] = name
 
 
@@ -129,7 +131,7 @@ def _table(data: dict[str, Any], section: str) -> dict[str, Any]:
 
 
 def _parse_value(text: str) -> Any:
-    """Read a TOML value; whatever TOML would write differently stays text, for the option's own type."""
+    """Parse a TOML value; if TOML would write it differently, keep the text for the option's own type to parse."""
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
@@ -145,7 +147,7 @@ def _to_config(data: Mapping[str, Any]) -> RunConfig:
     known = {field.name for field in attrs.fields(RunConfig)}
     for key in data:
         if key not in known:
-            raise ConfigError(f"the recipe has an unknown key {key!r}{nearest(key, known)}")
+            raise ConfigError(f"unknown key {key!r} in the recipe{nearest(key, known)}")
     values: dict[str, Any] = {}
     for section in _CHOICES:
         if section in data:
@@ -168,7 +170,7 @@ def to_choice(section: str, table: Mapping[str, Any]) -> Choice:
         table: "name" and options; without a name, the section's default.
 
     Raises:
-        ConfigError: a name that is no text.
+        ConfigError: a name that is not text.
     """
     default: Choice = getattr(RunConfig(), section)
     name = table.get("name", default.name)

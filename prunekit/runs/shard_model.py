@@ -1,4 +1,4 @@
-"""Makes a run ready whose model is shared out over several processes, and refuses what does not go with that.
+"""Shard a run's model over all ranks (FSDP2), and refuse criteria and models that do not support it.
 
 It must not know stages, masks or checkpoints.
 """
@@ -16,17 +16,17 @@ from prunekit.runs.training.hardware import Hardware
 
 
 def shard_model(prepared: PreparedRun, hardware: Hardware, seeds: Seeds) -> None:
-    """Spread the model over all processes, on the device, and run it once.
+    """Shard the model over all ranks and run it once, to see that it works; all ranks must call it.
 
     Raises:
-        ConfigError: a criterion that looks at the network as a whole; a model that does not run like that.
-        DataError: a batch that is too small to be shared out.
+        ConfigError: a criterion that needs the whole network, or a model that does not run when it is sharded.
+        DataError: a batch that is too small for the number of ranks.
     """
     criterion = prepared.make_criterion()
     if "network" in criterion.needs:
         raise ConfigError(
-            f"criterion {criterion.name!r} looks at the whole network at once, which no process has with "
-            "training.parallel='fsdp'; take 'ddp', or another criterion"
+            f"criterion {criterion.name!r} needs the whole network at once, which no rank holds with "
+            "training.parallel='fsdp'; use 'ddp' or another criterion"
         )
     model, task = prepared.model, prepared.task
     synchronize_norms(model)
@@ -34,13 +34,13 @@ def shard_model(prepared: PreparedRun, hardware: Hardware, seeds: Seeds) -> None
     check_share(part)
     try:
         shard(model, task.shards(model), hardware.device)
-        # What is called first counts as the outermost module, so it has to be the model, before parts of it are called.
+        # FSDP takes the first module that is called as the root, so the model is called before parts of it are.
         with torch.no_grad(), hardware.autocast():
             task.loss(model.eval(), hardware.move(part.batch))
     except (RuntimeError, ValueError, NotImplementedError, AssertionError) as error:
         if is_lost_contact(error) or isinstance(error, torch.OutOfMemoryError):  # not the model's fault
             raise
         raise ConfigError(
-            f"the model cannot be shared out with training.parallel='fsdp' ({error}); take 'ddp', or let the task's "
-            "loss call the model as it is given, and its 'shards' name modules that are called"
+            f"the model cannot be sharded with training.parallel='fsdp' ({error}); use 'ddp', or let the task's "
+            "loss call the model that it is given, and its 'shards' name modules that are called"
         ) from error

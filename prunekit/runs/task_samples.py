@@ -9,15 +9,15 @@ from prunekit.layers.samples import Samples, called_with
 
 
 def task_samples(task: Task, model: nn.Module, seeds: Seeds) -> Samples:
-    """Return what the deployed network is called with on the first calibration batch of a task, up to ``MOST`` samples.
+    """Return the inputs of the deployed network on a task's first calibration batch, at most ``MOST`` samples.
 
     Args:
-        task: set up.
+        task: with its data read.
         model: in evaluation mode, on the CPU.
         seeds: of the run.
 
     Raises:
-        ConfigError: there is no calibration batch, or ``Task.forward`` does not call the deployed network.
+        ConfigError: no calibration batch, or a ``Task.forward`` that does not call the deployed network.
     """
     batches = task.batches("calibration", 0, seeds)
     if not len(batches):
@@ -25,7 +25,7 @@ def task_samples(task: Task, model: nn.Module, seeds: Seeds) -> Samples:
     samples = called_with(task.deployed(model), lambda: task.forward(model, batches[0]))
     if samples is None:
         raise ConfigError(
-            f"the forward of task {task.name!r} does not call its deployed network, so its inputs are not known; "
-            "let it call that module, or export the network as file.py:function with --input"
+            f"the inputs of the deployed network of task {task.name!r} are unknown, because its forward does not call "
+            "that network; let it, or export the network as file.py:function with --input"
         )
     return samples

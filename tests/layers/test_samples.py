@@ -127,5 +127,5 @@ class Strange(Wrapped):
 
 def test_a_task_that_never_calls_its_network_is_told_what_to_do():
     task = Strange()
-    with pytest.raises(ConfigError, match=r"'strange' does not call its deployed network.*--input"):
+    with pytest.raises(ConfigError, match=r"deployed network of task 'strange' are unknown.*--input"):
         task_samples(task, task.build_model(), Seeds(0))

@@ -41,7 +41,7 @@ class Stopper:
 
 
 class Spoiler:
-    """Fails when it is told of the masks of a step."""
+    """Fails when notified of the masks of a step."""
 
     def __init__(self, step):
         self.step = step
@@ -53,7 +53,7 @@ class Spoiler:
 
 
 class Hopeless:
-    """Fails when it is told that the run has stopped."""
+    """Fails when notified that the run has stopped."""
 
     @hookimpl
     def prunekit_run_stopped(self, event):
@@ -117,7 +117,7 @@ def test_another_seed_gives_other_weights(toy_run):
 
 
 def ends_alike(toy_run, recipe, stop):
-    """Run a recipe whole, and stopped and resumed; compare all bytes."""
+    """Run a recipe once without a stop and once stopped and resumed; compare all bytes."""
     _, _, whole = toy_run(recipe, [Tasks()], out="whole")
     stopper = Stopper(*stop) if isinstance(stop, tuple) else stop
     with pytest.raises(KeyboardInterrupt):
@@ -130,7 +130,7 @@ def ends_alike(toy_run, recipe, stop):
 
 
 @pytest.mark.parametrize("stop", [(0, 3), (0, 4), (0, 19), (1, 1), (1, 4), (2, 14)])
-def test_a_stopped_and_resumed_run_ends_with_the_bytes_of_one_that_was_not(toy_run, stop):
+def test_a_stopped_and_resumed_run_ends_with_the_same_bytes(toy_run, stop):
     recipe = {**RECIPE, "task": {"name": "dropout"}}
     finished = ends_alike(toy_run, recipe, stop)
     assert [stage.name for stage in finished.stages] == ["dense", "hidden", "conv_b"]
@@ -150,12 +150,12 @@ def test_a_stopped_and_resumed_run_ends_with_the_bytes_of_one_that_was_not(toy_r
     ],
     ids=lambda value: value["name"] if isinstance(value, dict) else "",
 )
-def test_every_schedule_goes_on_from_the_middle_to_the_same_bytes(toy_run, schedule, stop):
+def test_every_schedule_resumes_from_the_middle_to_the_same_bytes(toy_run, schedule, stop):
     recipe = {**RECIPE, "task": {"name": "dropout"}, "criterion": {"name": "magnitude"}, "schedule": schedule}
     ends_alike(toy_run, recipe, stop)
 
 
-def test_masks_that_changed_when_a_plugin_failed_are_not_saved_with_the_steps_before(toy_run):
+def test_masks_that_changed_before_a_plugin_failed_are_not_saved_with_the_earlier_steps(toy_run):
     recipe = {**RECIPE, "task": {"name": "dropout"}, "schedule": {"name": "gradual", "updates": 4}}
     steps = [line["step"] for line in metrics_of(toy_run(recipe, [Tasks()], out="steps")[2]) if "layers" in line]
     ends_alike(toy_run, recipe, Spoiler(steps[2]))
@@ -173,7 +173,7 @@ def test_the_error_that_stops_a_run_is_reported_even_if_a_plugin_fails_on_it(toy
     assert raised.value.__notes__[-1] == "a plugin failed when notified of this error: ZeroDivisionError: a bug"
 
 
-def test_resuming_a_finished_run_trains_nothing_and_gives_its_table(toy_run, capsys):
+def test_resuming_a_finished_run_trains_nothing_and_prints_its_table(toy_run, capsys):
     finished, _, folder = toy_run(RECIPE)
     before = folder.model.read_bytes()
     again, _, _ = toy_run(RECIPE, resume=True)
@@ -189,7 +189,7 @@ def test_a_checkpoint_of_another_network_is_refused(toy_run):
         toy_run({**RECIPE, "task": {"name": "prunekit.testing:ToyTask", "classes": 5}}, resume=True)
 
 
-def test_an_infinite_loss_names_stage_step_and_rate_and_the_good_checkpoint_goes_on(toy_run):
+def test_an_infinite_loss_names_stage_step_and_rate_and_the_run_resumes_from_its_checkpoint(toy_run):
     message = "the loss is inf at step 1 of 15 in stage 'hidden', learning rate 0.05;"
     with pytest.raises(TrainingError, match=message):
         toy_run({**RECIPE, "task": {"name": "exploding"}}, [Tasks()])
@@ -241,7 +241,7 @@ def test_dropped_weights_are_zero_after_every_step(toy_run, task):
             assert torch.equal(saved[key] != 0, masks.tensors[key])
 
 
-def test_the_run_folder_says_how_to_run_it_again(toy_run):
+def test_the_run_folder_says_how_to_repeat_the_run(toy_run):
     _, _, folder = toy_run(RECIPE)
     environment = json.loads(folder.environment.read_text())
     assert environment["seed"] == 0
@@ -253,7 +253,7 @@ def test_the_run_folder_says_how_to_run_it_again(toy_run):
     assert info["asked"] == {"conv_b.weight": 0.5, "hidden.weight": 0.25}
 
 
-def test_statistics_see_neither_dropout_nor_training_mode_and_leave_no_hook_behind(toy_run):
+def test_statistics_use_evaluation_mode_and_leave_no_hook_behind(toy_run):
     _, prepared, _ = toy_run({**RECIPE, "task": {"name": "dropout"}}, [Tasks()])
     assert all(not module._forward_hooks for module in prepared.network.modules())
     assert all(not parameter._post_accumulate_grad_hooks for parameter in prepared.network.parameters())
@@ -295,7 +295,7 @@ class WildTask(ToyTask):
 
 
 class Buffered(ToyNetwork):
-    """Has an infinite buffer, as attention has, and one that is no number from some step on."""
+    """Has an infinite buffer, as attention has, and one that is NaN from some step on."""
 
     def __init__(self, spoilt_at):
         super().__init__()
@@ -337,7 +337,7 @@ class MoreTasks:
         return [TiedTask, WildTask, RoughTask, BufferedTask]
 
 
-def test_buffers_may_be_infinite_but_not_no_numbers(toy_run):
+def test_buffers_may_be_infinite_but_not_nan(toy_run):
     assert len(toy_run({**RECIPE, "task": {"name": "buffered"}}, [MoreTasks()])[0].stages) == 3
     with pytest.raises(NotFiniteError, match="after step 4 of stage 'dense', 'mean' contains NaN or infinite values"):
         toy_run({**RECIPE, "task": {"name": "buffered", "spoilt_at": 3}}, [MoreTasks()], out="spoilt")
@@ -370,7 +370,7 @@ def test_weights_that_blew_up_are_neither_saved_nor_evaluated(toy_run, tmp_path)
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
-def test_what_is_wrong_before_the_first_step_leaves_an_old_run_alone(toy_run):
+def test_an_error_before_the_first_step_does_not_touch_an_earlier_run(toy_run):
     _, prepared, folder = toy_run(RECIPE)
     before = folder.model.read_bytes()
     wrong = attrs.evolve(prepared, training=attrs.evolve(prepared.training, accumulate=1000))
@@ -382,7 +382,7 @@ def test_what_is_wrong_before_the_first_step_leaves_an_old_run_alone(toy_run):
     assert any(folder.checkpoints.iterdir())
 
 
-def test_a_run_that_goes_on_from_another_gives_the_bytes_that_it_gives_alone(toy_run, tmp_path):
+def test_a_run_that_continues_another_gives_the_bytes_of_a_run_on_its_own(toy_run, tmp_path):
     recipe = {**RECIPE, "task": {"name": "dropout"}}
     whole, _, alone = toy_run(recipe, [Tasks()], out="whole")
     for last in (1, 2):
@@ -447,7 +447,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_a_run_goes_on_to_the_same_bytes_whatever_it_computes_with(toy_run, settings):
+def test_a_run_resumes_to_the_same_bytes_with_every_setting(toy_run, settings):
     training = {"budget": "25 steps", "retraining": "5 steps", "checkpoint_every": 7, **settings}
     recipe = {"density": 0.3, "schedule": {"name": "gradual"}, "training": training}
     _, whole, _ = toy_run(recipe, out="whole")

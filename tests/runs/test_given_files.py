@@ -41,7 +41,7 @@ def random_masks(path, **densities):
     return {name.removeprefix("module."): mask for name, mask in masks.tensors.items()}
 
 
-def test_a_run_holds_given_masks_from_its_first_stage_and_the_schedule_goes_on_from_them(toy_run, tmp_path):
+def test_a_run_holds_given_masks_from_its_first_stage_and_the_schedule_prunes_further(toy_run, tmp_path):
     given = random_masks(tmp_path / "m", hidden=0.5, conv_a=0.3)
     finished, _, folder = toy_run({**SHORT, "masks": str(tmp_path / "m")})
     kept = {name: int(mask.sum()) for name, mask in given.items()}
@@ -56,7 +56,7 @@ def test_a_run_holds_given_masks_from_its_first_stage_and_the_schedule_goes_on_f
     assert torch.equal(load_file(folder.model)["hidden.weight"] != 0, masks["hidden.weight"])
 
 
-def test_frozen_masks_are_only_trained_under_from_given_weights(toy_run, tmp_path):
+def test_frozen_masks_allow_only_retraining_of_given_weights(toy_run, tmp_path):
     given = random_masks(tmp_path / "m", hidden=0.2, conv_b=0.4)
     weights = ToyNetwork().state_dict()
     save_weights(tmp_path / "w", weights)
@@ -76,7 +76,7 @@ def test_frozen_masks_are_only_trained_under_from_given_weights(toy_run, tmp_pat
 
 
 @pytest.mark.parametrize("stop", [(0, 1), (0, 7), (1, 2)])
-def test_a_resumed_run_needs_the_given_files_no_more_and_ends_with_the_same_bytes(toy_run, tmp_path, stop, monkeypatch):
+def test_a_resumed_run_does_not_need_the_given_files_and_ends_with_the_same_bytes(toy_run, tmp_path, stop, monkeypatch):
     random_masks(tmp_path / "m", hidden=0.5)
     save_weights(tmp_path / "w", ToyNetwork().state_dict())
     training = {**SHORT["training"], "checkpoint_every": 5}
@@ -91,7 +91,7 @@ def test_a_resumed_run_needs_the_given_files_no_more_and_ends_with_the_same_byte
     assert resumed.model.read_bytes() == whole.model.read_bytes()
 
 
-def test_what_is_given_and_does_not_fit_is_refused_before_a_folder_is_made(toy_run, tmp_path):
+def test_given_files_that_do_not_fit_are_refused_before_a_folder_is_created(toy_run, tmp_path):
     random_masks(tmp_path / "m", hidden=0.1)
     name = str(tmp_path / "m")
     message = "density of 'hidden' rises from 0.1.* to 0.25, but dropped connections come back only by growth"
@@ -101,7 +101,7 @@ def test_what_is_given_and_does_not_fit_is_refused_before_a_folder_is_made(toy_r
     with pytest.raises(MaskError, match=r"m: masks do not fit .*'hidden.weight' has a mask of \[3, 3\]"):
         toy_run({**SHORT, "masks": name})
     Masks({"hidden.bias": torch.ones(16, dtype=torch.bool)}).save(name)
-    with pytest.raises(MaskError, match=r"m: hidden.bias are weights of no prunable layer"):
+    with pytest.raises(MaskError, match=r"m: hidden.bias do not belong to prunable layers"):
         toy_run({**SHORT, "masks": name})
     state = {**ToyNetwork().state_dict(), "more": torch.zeros(1), "conv_a.bias": torch.zeros(2)}
     del state["hidden.bias"]
@@ -110,12 +110,12 @@ def test_what_is_given_and_does_not_fit_is_refused_before_a_folder_is_made(toy_r
         CheckpointError, match=r"hidden.bias is missing, more is not in the network, conv_a.bias is \[2\]"
     ):
         toy_run({**SHORT, "weights": str(tmp_path / "w")})
-    with pytest.raises(ConfigError, match="freeze_masks re-trains under given masks, but none are"):
+    with pytest.raises(ConfigError, match="freeze_masks retrains under given masks, but no masks are given"):
         RunConfig(freeze_masks=True)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_layer_may_be_asked_for_the_density_that_it_has(toy_run, tmp_path):
+def test_a_layer_may_be_given_the_density_that_it_already_has(toy_run, tmp_path):
     _, _, first = toy_run({**SHORT, "structure": "hidden=1/3"}, out="first")
     finished, _, second = toy_run({**SHORT, "structure": "hidden=1/3", "masks": str(first.masks)}, out="second")
     assert load_masks(second.masks) == load_masks(first.masks)

@@ -35,7 +35,7 @@ def recipe(tmp_path: Path) -> dict[str, Any]:
     return read_recipe(path)
 
 
-def test_nothing_at_all_is_the_reference_run() -> None:
+def test_an_empty_recipe_is_the_reference_run() -> None:
     config = build_config()
     assert (config.task, config.criterion, config.schedule) == (
         Choice("deepid2plus"),
@@ -52,13 +52,13 @@ def test_a_recipe_is_read(recipe: dict[str, Any]) -> None:
     assert config.asked_structure == "f=1/4"
 
 
-def test_overrides_go_before_flags_and_flags_before_the_recipe(recipe: dict[str, Any]) -> None:
+def test_overrides_precede_flags_and_flags_precede_the_recipe(recipe: dict[str, Any]) -> None:
     flags = {"seed": 4, "device": "cpu", "out": None}
     config = build_config(recipe, flags, ["seed=5", "criterion.strength=0.5"])
     assert (config.seed, config.device, config.criterion.options) == (5, "cpu", {"strength": 0.5})
 
 
-def test_another_name_leaves_the_options_of_the_old_one_behind(recipe: dict[str, Any]) -> None:
+def test_another_name_drops_the_options_of_the_old_one(recipe: dict[str, Any]) -> None:
     assert build_config(recipe, {"criterion": "random"}).criterion == Choice("random")
     assert build_config(recipe, {}, ["criterion.name=random"]).criterion == Choice("random")
     assert build_config(recipe, {"criterion": "correlation"}).criterion.options == {"strength": 0.75}
@@ -92,19 +92,19 @@ def test_the_recipe_is_not_changed(recipe: dict[str, Any]) -> None:
         ("1\nb=2", "1\nb=2"),
     ],
 )
-def test_a_value_is_toml_where_nothing_is_lost_else_text(value: str, read: object) -> None:
+def test_a_value_is_toml_if_nothing_is_lost_else_text(value: str, read: object) -> None:
     assert build_config({}, {}, [f"task.data={value}"]).task.options == {"data": read}
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["sed=1"], "unknown key 'sed' (did you mean 'seed'?)"),
-        (["trainng.budget=1"], "there is no section 'trainng' (did you mean 'training'?)"),
-        (["strength"], "-o 'strength' is not understood, expected section.key=value"),
-        (["criterion.=1"], "is not understood"),
+        (["sed=1"], "unknown key 'sed' in the recipe (did you mean 'seed'?)"),
+        (["trainng.budget=1"], "unknown section 'trainng' (did you mean 'training'?)"),
+        (["strength"], "cannot parse -o 'strength', expected section.key=value"),
+        (["criterion.=1"], "cannot parse -o"),
         (["seed=one"], "seed is 'one', expected a whole number"),
-        (["seed=-1"], "seed is -1, expected a whole number of at least 0"),
+        (["seed=-1"], "seed is -1, expected a whole number, at least 0"),
         (["task=other"], "task is 'other', expected a section [task]; write task.name = \"deepid2plus\""),
         (["training=5"], 'expected a section [training]; write training.budget = "600 steps"'),
         (["structure={hidden = 0.5, f = 1}"], 'structure is a section, expected text; write structure = "hidden=0.5'),
@@ -112,9 +112,9 @@ def test_a_value_is_toml_where_nothing_is_lost_else_text(value: str, read: objec
         (["out="], "out is empty, expected a path"),
         (["masks="], "masks is empty, expected a path"),
         (["weights="], "weights is empty, expected a path"),
-        (["out=a\udcff"], "out is 'a\\udcff', which is no UTF-8 text"),
-        (["task.data=\udcff"], "task.data is '\\udcff', which is no UTF-8 text"),
-        (["no_plugins=['\udcff']"], "no UTF-8 text"),
+        (["out=a\udcff"], "out is 'a\\udcff', which is not valid UTF-8"),
+        (["task.data=\udcff"], "task.data is '\\udcff', which is not valid UTF-8"),
+        (["no_plugins=['\udcff']"], "not valid UTF-8"),
         (["density=0"], "density: density 0 is outside (0, 1]"),
         (["density=50"], "for 50 percent write 0.5"),
         (["structure=f=2"], "density 2 is outside"),
@@ -126,7 +126,7 @@ def test_a_value_is_toml_where_nothing_is_lost_else_text(value: str, read: objec
         (["training.precision=fp8"], "training.precision is 'fp8', expected one of fp32, bf16, fp16"),
     ],
 )
-def test_a_wrong_override_is_one_line_with_the_next_step(overrides: list[str], message: str) -> None:
+def test_a_wrong_override_is_one_line_of_error_with_the_next_step(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         build_config({}, {}, overrides)
     assert message in str(caught.value)
@@ -140,7 +140,7 @@ def test_a_name_must_be_text() -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"seed = \n", r"is no TOML: .*line 1"), (b"\xff", "is no UTF-8 text"), (None, "cannot be read: No such file")],
+    [(b"seed = \n", r"is not valid TOML: .*line 1"), (b"\xff", "is not valid UTF-8"), (None, "cannot be read: No such file")],
 )
 def test_a_recipe_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "recipe.toml"
@@ -172,13 +172,13 @@ CONFIGS = st.builds(
 
 @settings(deadline=None, max_examples=60)
 @given(CONFIGS)
-def test_what_is_written_is_read_back_equal(tmp_path_factory: pytest.TempPathFactory, config: RunConfig) -> None:
+def test_a_written_recipe_is_read_back_equal(tmp_path_factory: pytest.TempPathFactory, config: RunConfig) -> None:
     path = tmp_path_factory.mktemp("recipes") / "config.toml"
     path.write_bytes(to_toml(config).encode())
     assert build_config(read_recipe(path)) == config
 
 
-def test_how_densities_become_masks_survives_being_written():
+def test_options_about_densities_survive_a_round_trip():
     config = build_config(
         {"density": 0.5, "distribution": "uniform", "pattern": "4x1", "scope": "layer"}, {"keep_dense": ["first", "f*"]}
     )

@@ -87,7 +87,7 @@ def opened(prepared, folder):
 
 @pytest.mark.parametrize("criterion", ["magnitude", "taylor", "wanda", "movement", "random"])
 @pytest.mark.parametrize("schedule", [{"name": "layerwise"}, {"name": "gradual", "updates": 3}, {"name": "iterative"}])
-def test_half_the_channels_are_gone_from_a_run_and_its_export(toy_run, tmp_path, criterion, schedule):
+def test_half_the_channels_are_removed_from_a_run_and_its_export(toy_run, tmp_path, criterion, schedule):
     recipe = {**RECIPE, "criterion": {"name": criterion}, "schedule": schedule}
     finished, prepared, folder = toy_run(recipe, [Tasks()])
     assert finished.stages[-1].kept == {"stem": 36, "inner": 432, "outer": 432, "classifier": 32}
@@ -124,7 +124,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(toy_run, schedule, stop):
     assert resumed.model.read_bytes() == whole.model.read_bytes()
 
 
-def test_what_goes_with_a_channel_is_zero_after_every_step(toy_run, watch):
+def test_weights_that_follow_a_removed_channel_are_zero_after_every_step(toy_run, watch):
     class Watched(watch._task):
         name = "watched"
 
@@ -145,7 +145,7 @@ def test_what_goes_with_a_channel_is_zero_after_every_step(toy_run, watch):
             assert bool((tensors[name][masks[name]] != 0).all())
 
 
-def test_masks_of_a_run_are_taken_by_another_that_only_retrains(toy_run, tmp_path):
+def test_a_run_that_only_retrains_accepts_the_masks_of_another_run(toy_run, tmp_path):
     _, _, folder = toy_run(RECIPE, [Tasks()])
     given = {"masks": str(folder.masks), "weights": str(folder.model), "freeze_masks": True}
     _, _, again = toy_run({**RECIPE, **given}, [Tasks()], out="again")
@@ -153,16 +153,16 @@ def test_masks_of_a_run_are_taken_by_another_that_only_retrains(toy_run, tmp_pat
     weights = load_file(again.model)
     assert not torch.equal(weights["norm.bias"], load_file(folder.model)["norm.bias"])
     assert all(bool((weights[name][~mask] == 0).all()) for name, mask in load_masks(folder.masks).tensors.items())
-    with pytest.raises(MaskError, match="no prunable layer; leave their masks out, or take --pattern channels"):
+    with pytest.raises(MaskError, match="do not belong to prunable layers; remove their masks, or use --pattern channels"):
         toy_run({**RECIPE, **given, "pattern": None}, [Tasks()], out="units")
     changed = dict(load_masks(folder.masks).tensors)
     changed["norm.bias"] = ~changed["norm.bias"]
     Masks(changed).save(tmp_path / "changed")
-    with pytest.raises(MaskError, match=r"masks of norm.bias are not those of channels that are gone"):
+    with pytest.raises(MaskError, match=r"masks of norm.bias do not match the removed channels"):
         toy_run({**RECIPE, **given, "masks": str(tmp_path / "changed")}, [Tasks()], out="changed")
 
 
-def test_the_plan_names_what_goes_together_and_what_stays(toy_run):
+def test_the_plan_names_joined_layers_and_layers_that_keep_all_channels(toy_run):
     _, prepared, folder = toy_run({**RECIPE, "schedule": {"name": "layerwise"}}, [Tasks()])
     assert [stage.name for stage in prepared.plan.stages] == ["dense", "stem+1", "inner"]
     assert prepared.plan.stages[1].updates[0].targets == {"stem": 0.5, "outer": 0.5}
@@ -184,7 +184,7 @@ def test_the_plan_names_what_goes_together_and_what_stays(toy_run):
         ({"density": 0.01}, "keeps none of its"),
     ],
 )
-def test_what_cannot_be_is_refused_before_a_folder_is_made(toy_run, tmp_path, change, words):
+def test_an_impossible_request_is_refused_before_a_folder_is_created(toy_run, tmp_path, change, words):
     recipe = {key: value for key, value in {**RECIPE, **change}.items() if value is not None}
     with pytest.raises(ConfigError, match=words):
         toy_run(recipe, [Tasks()])

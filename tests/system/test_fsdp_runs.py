@@ -224,7 +224,7 @@ def test_nothing_but_whole_checkpoints_is_left(two_ranks, tmp_path, recipe):
 
 
 def refuse(folder, recipe):
-    with pytest.raises(ConfigError, match=r"looks at the whole network at once.*take 'ddp'"):
+    with pytest.raises(ConfigError, match=r"needs the whole network at once.*use 'ddp'"):
         go(folder, recipe)
 
 

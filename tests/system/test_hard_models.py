@@ -110,7 +110,7 @@ def holds(model, masks):
 
 
 @pytest.mark.parametrize("criterion", ["magnitude", "random"])
-def test_zeros_stay_in_training_and_through_a_file(model_and_inputs, criterion, tmp_path):
+def test_zeros_are_kept_in_training_and_through_a_file(model_and_inputs, criterion, tmp_path):
     model, inputs = model_and_inputs
     keys = list(model.state_dict())
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
@@ -279,7 +279,7 @@ def pruned_by_torch():
         (pruned_by_torch, "prune.remove"),
     ],
 )
-def test_a_computed_weight_is_refused_with_the_way_back_and_its_model_stays_as_it_is(make, way_back):
+def test_a_parametrized_weight_is_refused_with_the_next_step_and_its_model_is_not_changed(make, way_back):
     torch.manual_seed(0)
     model = nn.Sequential(make(), nn.Linear(4, 4))
     before = copy.deepcopy(model.state_dict())
@@ -327,7 +327,7 @@ def scaled():
     ],
 )
 @pytest.mark.parametrize("criterion", ["magnitude", "correlation"])
-def test_a_weight_that_keeps_the_zeros_of_a_parameter_is_pruned_held_saved_and_let_go(make, key, criterion, tmp_path):
+def test_a_weight_that_keeps_the_zeros_of_a_parameter_is_pruned_held_saved_and_released(make, key, criterion, tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(make(), nn.ReLU(), nn.Linear(5, 2))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -376,7 +376,7 @@ def test_a_held_weight_norm_moves_as_one_whose_direction_is_multiplied_by_the_ma
     assert torch.equal(ours[0].parametrizations.weight.original0, scale)
 
 
-def test_a_unit_of_a_weight_norm_that_keeps_nothing_is_refused():
+def test_a_unit_of_a_weight_norm_without_kept_weights_is_refused():
     model = nn.Sequential(parametrizations.weight_norm(nn.Linear(6, 5)))
     mask = torch.ones(5, 6, dtype=torch.bool)
     mask[2] = False
@@ -387,7 +387,7 @@ def test_a_unit_of_a_weight_norm_that_keeps_nothing_is_refused():
 
 
 @pytest.mark.parametrize("criterion", ["snip", "taylor", "fisher", "obs", "grasp", "synflow"])
-def test_a_criterion_that_needs_gradients_of_a_computed_weight_is_refused(criterion):
+def test_a_criterion_that_needs_gradients_of_a_parametrized_weight_is_refused(criterion):
     model = nn.Sequential(parametrizations.weight_norm(nn.Linear(6, 5)))
     with pytest.raises(ConfigError, match="its weight is computed from other parameters"):
         prunekit.select(

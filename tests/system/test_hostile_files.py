@@ -249,7 +249,7 @@ def test_a_header_that_lies_is_refused(kind: str, tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("form", ["safetensors", "torch"])
-def test_values_that_are_no_mask_are_refused_by_key(
+def test_values_that_are_not_masks_are_refused_by_key(
     form: str, tensors: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     path = tmp_path / "m"
@@ -304,7 +304,7 @@ def test_names_are_never_paths(name: str, tmp_path: Path) -> None:
         ("csr", {"forms": {"relu": {"1": "vectors"}}}),
     ],
 )
-def test_headers_of_ours_with_nonsense_in_them_are_refused(
+def test_our_headers_with_nonsense_values_are_refused(
     kind: str, header: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = good(kind, tmp_path)

@@ -1,4 +1,4 @@
 """Checkpoints of a run: one file, or a folder of shards.
 
-They must not know the order in which things happen.
+They must not know stages or plans.
 """

@@ -1,7 +1,7 @@
-"""Checkpoints: everything a run needs to go on exactly where it stopped, in one safetensors file.
+"""Checkpoints: everything a run needs to resume exactly where it stopped, in one safetensors file.
 
-Tensors are tensors; all else is JSON in the file's header. A file is complete or absent, and a digest tells one that
-was damaged later. It must not know what a stage or a plan is; positions are two numbers.
+Everything but tensors is JSON in the file's header. A file is complete or absent, and its digest reveals later damage.
+This module must not know what a stage or a plan is; positions are two numbers.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from prunekit.files.safetensors_files import open_tensors, read_header
 
 _HEADER = "prunekit"
 _VERSION = 2
-# A folder holds a checkpoint that several processes wrote together, see ``prunekit.runs.checkpoints.sharded``.
+# A folder holds a checkpoint that several ranks wrote together, see ``prunekit.runs.checkpoints.sharded``.
 _NAME = re.compile(r"stage-(\d+)-step-(\d+)\.(safetensors|sharded)")
 
 
@@ -31,11 +31,11 @@ class Checkpoint:
     """The state of a run between two optimiser steps.
 
     Attributes:
-        stage: index of the stage to go on with.
-        step: optimiser steps of it that are done.
-        tensors: groups of tensors: "model", "masks", "random", whatever the engine saves.
+        stage: index of the stage to continue with.
+        step: completed optimiser steps of the stage.
+        tensors: group -> name -> tensor; the groups are "model", "masks", "random" and what else the run saves.
         optimizer: ``Optimizer.state_dict()``, or ``None`` between stages.
-        facts: all that is JSON.
+        facts: everything else, as JSON values.
     """
 
     stage: int
@@ -46,12 +46,12 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
-    """Write a checkpoint, then remove all but it and the ``keep - 1`` before it.
+    """Write a checkpoint, then remove all others except the ``keep - 1`` before it.
 
-    Later ones are of a time that the run has gone back from: broken, or not to come like that again.
+    Later checkpoints are removed, because the run went back behind them: they were broken, or are out of date.
 
     Raises:
-        CheckpointError: when it cannot be written; what was there stays.
+        CheckpointError: when it cannot be written; existing checkpoints are kept.
     """
     path = checkpoint_path(folder, checkpoint.stage, checkpoint.step)
     write_checkpoint(path, checkpoint)
@@ -60,10 +60,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint where others do not count or remove it.
+    """Write a checkpoint to any file, and remove no other.
 
     Raises:
-        CheckpointError: when it cannot be written; what was there stays.
+        CheckpointError: when it cannot be written; an existing file is kept.
     """
     flat, header = flatten(checkpoint)
     tensors = {key: tensor.cpu().contiguous().clone() for key, tensor in flat.items()}
@@ -73,10 +73,10 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def flatten(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors of a checkpoint, "<group>/<name>" each, and all else as JSON gives it back.
+    """Split a checkpoint into tensors by the name "<group>/<name>", and a header of JSON values.
 
     Raises:
-        CheckpointError: when the optimiser keeps what is neither.
+        CheckpointError: when the optimiser's state is neither tensors nor JSON values.
     """
     tensors = {
         f"{group}/{name}": tensor.detach()
@@ -100,20 +100,20 @@ def flatten(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return tensors, json.loads(json.dumps(header))
     except (TypeError, ValueError) as error:
         raise CheckpointError(
-            f"the optimiser cannot be saved ({error}); let its groups hold numbers, text and lists of them, its state "
-            "tensors too, each under its own name"
+            f"the optimiser cannot be saved ({error}); its groups may hold numbers, text and lists of them, its state "
+            "also tensors, each under its own name"
         ) from error
 
 
 def checkpoint_path(folder: Path, stage: int, step: int, kind: str = "safetensors") -> Path:
-    """Return where a checkpoint is kept: a file, or for the kind "sharded" a folder."""
+    """Return the path of a checkpoint: a file, or a folder for the kind "sharded"."""
     return folder / f"stage-{stage:03d}-step-{step:08d}.{kind}"
 
 
 def keep_newest(path: Path, keep: int) -> None:
-    """Remove all checkpoints but the one just written and the ``keep - 1`` before it.
+    """Remove all checkpoints except the one just written and the ``keep - 1`` before it.
 
-    Later ones are of a time that the run has gone back from: broken, or not to come like that again.
+    Later checkpoints are removed, because the run went back behind them: they were broken, or are out of date.
 
     Raises:
         CheckpointError: when one cannot be removed.
@@ -125,7 +125,7 @@ def keep_newest(path: Path, keep: int) -> None:
 
 
 def remove_older(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
-    """Remove all before a checkpoint but ``keep - 1``; a run that was killed after writing one may not have got there.
+    """Remove the checkpoints before one, except ``keep - 1``: a run may be killed between writing and removing.
 
     Raises:
         CheckpointError: when one cannot be removed.
@@ -156,8 +156,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         with open_tensors(path, CheckpointError) as file:
             header = read_header(file, _HEADER, path, CheckpointError)
             if header is None:
-                raise CheckpointError(f"checkpoint {path} cannot be read: it has no entry {_HEADER!r}; is it one?")
-            flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
+                raise CheckpointError(f"checkpoint {path} cannot be read: its header has no entry {_HEADER!r}, so it may be another kind of file")
+            flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         digest = header.pop("digest", None)
         if header["version"] == _VERSION and digest != _digest(flat, header):
             raise CheckpointError(f"checkpoint {path} cannot be read: its content was changed after it was written")
@@ -167,7 +167,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of contiguous tensors and of all else."""
+    """Return the SHA-256 of contiguous tensors and the header."""
     hashed = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for key in sorted(tensors):
         hashed.update(key.encode())
@@ -176,14 +176,14 @@ def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
 
 
 def restored(header: Mapping[str, Any], flat: Mapping[str, Tensor], path: Path) -> Checkpoint:
-    """Return the checkpoint that ``flatten`` has taken apart.
+    """Return the checkpoint that ``flatten`` split.
 
     Raises:
-        CheckpointError: another version, or a damaged header; other damage is a ``KeyError`` or the like.
+        CheckpointError: another version, or a damaged header; other damage raises ``KeyError`` or similar errors.
     """
     if header["version"] != _VERSION:
         raise CheckpointError(
-            f"checkpoint {path} has format version {header['version']}, this prunekit reads {_VERSION}"
+            f"checkpoint {path} has format version {header['version']}, but this prunekit reads version {_VERSION}"
         )
     if type(header["stage"]) is not int or type(header["step"]) is not int or not isinstance(header["facts"], dict):
         raise CheckpointError(f"checkpoint {path} cannot be read: stage, step or facts are damaged")
@@ -202,19 +202,21 @@ def restored(header: Mapping[str, Any], flat: Mapping[str, Tensor], path: Path) 
 
 
 def newest_path(folder: Path) -> Path | None:
-    """Return where the newest checkpoint is, readable or not; ``None`` where there is none."""
+    """Return the path of the newest checkpoint, readable or not; ``None`` if there is none."""
     return next(reversed(_checkpoints(folder)), None)
 
 
 def newest_checkpoint(
     folder: Path, load: Callable[[Path], Checkpoint] = load_checkpoint
 ) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest checkpoint that can be read, and what was wrong with newer ones; ``load`` reads one.
+    """Return the newest readable checkpoint, and the errors of newer ones.
 
-    A folder without any gives ``None``: the run starts at the beginning.
+    Args:
+        folder: of the checkpoints; if it has none, the checkpoint is ``None``, and the run starts from the beginning.
+        load: reads one checkpoint.
 
     Raises:
-        ResumeError: when there are some, and none can be read.
+        ResumeError: when there are checkpoints, but none can be read.
     """
     broken: list[str] = []
     for path in reversed(_checkpoints(folder)):
@@ -239,7 +241,7 @@ def _place(path: Path) -> tuple[int, int]:
 
 
 def _split_state(state: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Part the state of an optimiser into tensors and plain numbers, keyed "<parameter>/<name>"."""
+    """Split the state of an optimiser into tensors and plain values, keyed "<parameter>/<name>"."""
     flat = {f"{index}/{name}": value for index, entry in state.items() for name, value in entry.items()}
     tensors = {key: value for key, value in flat.items() if isinstance(value, Tensor)}
     return tensors, {key: value for key, value in flat.items() if key not in tensors}

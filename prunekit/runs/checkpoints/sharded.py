@@ -1,9 +1,9 @@
-"""Checkpoints of a model that is spread over processes: a folder, written by all of them, read by any number of them.
+"""Checkpoints of a sharded model: a folder that all ranks write and any number of ranks can read.
 
-``torch.distributed.checkpoint`` writes one safetensors file for each process, with its parts and where in the whole
-they belong, and reads what each process needs of them; all else is JSON beside them. (The format that it writes by
-default has an index that is pickled.) The folder has its name when it is complete, so it is complete or absent. This
-module must not know what a stage or a plan is; positions are two numbers.
+``torch.distributed.checkpoint`` writes one safetensors file per rank, with its shards and their places in the whole
+tensors, and reads what each rank needs; everything else is JSON beside them. (Its default format has a pickled index.)
+The folder is renamed when it is complete, so it is complete or absent. This module must not know what a stage or a plan
+is; positions are two numbers.
 """
 
 import json
@@ -35,12 +35,12 @@ _HEADER = "checkpoint.json"
 
 
 def save_sharded(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> None:
-    """Write a checkpoint, each process its parts; then remove all but it and the ``keep - 1`` before it.
+    """Write a checkpoint, each rank its shards; then remove all others except the ``keep - 1`` before it.
 
-    All processes must call it. What is not spread is that of the first one.
+    All ranks must call it. Tensors that are not sharded are taken from the first rank.
 
     Raises:
-        CheckpointError: when it cannot be written; what was there stays.
+        CheckpointError: when it cannot be written; existing checkpoints are kept.
     """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
@@ -71,14 +71,14 @@ def save_sharded(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> None:
 
 
 def load_any(path: Path, model: nn.Module) -> Checkpoint:
-    """Read a checkpoint that one process wrote, or several.
+    """Read a checkpoint that one or several ranks wrote.
 
     Args:
         path: a file, or a folder.
-        model: what was spread is spread again as its parameters are; where they are not, it is whole.
+        model: sharded tensors are sharded like its parameters; if those are not sharded, they are read whole.
 
     Raises:
-        CheckpointError: when it is missing, not complete, or none.
+        CheckpointError: when it is missing, incomplete, or not a checkpoint.
     """
     if not path.is_dir():
         return load_checkpoint(path)
@@ -92,7 +92,7 @@ def load_any(path: Path, model: nn.Module) -> Checkpoint:
 
 
 def _read(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Fill the tensors from the files of a folder, each process its parts."""
+    """Fill the tensors from the files of a folder, each rank its shards."""
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
@@ -100,12 +100,12 @@ def _read(path: Path, tensors: Mapping[str, Tensor]) -> None:
     reader = HuggingFaceStorageReader(str(path))
     there: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
     for key, tensor in tensors.items():
-        # Of a file that is missing nobody tells: the parts in it are missing.
+        # torch does not report a missing file; the shards in it are missing.
         stored = sum(math.prod(chunk.sizes) for chunk in there[key].chunks) if key in there else -1
         if stored != tensor.numel() or there[key].size != tensor.shape or there[key].properties.dtype != tensor.dtype:
-            raise CheckpointError(f"checkpoint {path} cannot be read: {key!r} is not complete; is a file missing?")
+            raise CheckpointError(f"checkpoint {path} cannot be read: {key!r} is incomplete; a file may be missing")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process reads alone
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a single process reads alone
         try:
             load(dict(tensors), storage_reader=reader, no_dist=rank_count() == 1)
         except CheckpointException as error:
@@ -113,10 +113,15 @@ def _read(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _empty(entry: list[Any], model: nn.Module) -> Tensor:
-    """Return a tensor to read into; its type, its shape and whether it was spread stand in the header."""
-    dtype, shape, spread = entry
+    """Return a tensor to read into.
+
+    Args:
+        entry: from the header: type, shape, and whether the tensor was sharded.
+        model: gives the sharding.
+    """
+    dtype, shape, was_sharded = entry
     kind = getattr(torch, dtype)
-    if spread:
+    if was_sharded:
         for parameter in model.parameters():
             if is_sharded(parameter):
                 from torch.distributed.tensor import zeros
@@ -131,5 +136,5 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def _first(error: Any) -> str:
-    """Return what went wrong on the first process on which something did."""
+    """Return the failure of the first rank that failed."""
     return next((f"rank {rank}: {found}" for rank, (found, _) in sorted(error.failures.items())), str(error))

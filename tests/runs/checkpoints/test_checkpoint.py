@@ -35,7 +35,7 @@ def train(model, optimizer, steps):
 
 
 @pytest.mark.parametrize("make_optimizer", OPTIMIZERS)
-def test_training_goes_on_from_a_checkpoint_to_the_last_bit(tmp_path, make_optimizer):
+def test_training_resumes_from_a_checkpoint_to_the_last_bit(tmp_path, make_optimizer):
     torch.manual_seed(0)
     model, optimizer = trained(make_optimizer)
     facts = {"losses": [0.1, 1 / 3]}
@@ -56,7 +56,7 @@ def test_training_goes_on_from_a_checkpoint_to_the_last_bit(tmp_path, make_optim
 @pytest.mark.parametrize(
     ("state", "group"), [({"history": [torch.ones(1)]}, {}), ({}, {"lr": torch.tensor(0.1)}), ({}, {"lr": {0.1}})]
 )
-def test_an_optimiser_that_cannot_be_saved_is_told(tmp_path, state, group):
+def test_an_optimiser_that_cannot_be_saved_is_refused(tmp_path, state, group):
     optimizer = {"state": {0: state}, "param_groups": [{"params": [0], **group}]}
     with pytest.raises(CheckpointError, match=r"the optimiser cannot be saved \(Object of type (Tensor|set)"):
         save_checkpoint(tmp_path, Checkpoint(0, 1, {"model": {"w": torch.ones(1)}}, optimizer, {}))
@@ -72,13 +72,13 @@ def test_only_the_newest_checkpoints_are_kept_and_the_newest_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [1, 3])
-def test_as_many_checkpoints_are_kept_as_asked_for(tmp_path, keep):
+def test_as_many_checkpoints_are_kept_as_requested(tmp_path, keep):
     for step in range(5):
         save_checkpoint(tmp_path, Checkpoint(0, step, {"model": {"w": torch.ones(2)}}, None, {}), keep)
     assert [int(path.stem[-1]) for path in sorted(tmp_path.iterdir())] == list(range(5 - keep, 5))
 
 
-def test_older_checkpoints_that_a_killed_run_left_are_removed_but_not_what_is_newer(tmp_path):
+def test_older_checkpoints_of_a_killed_run_are_removed_but_newer_ones_are_kept(tmp_path):
     made = [Checkpoint(0, step, {"model": {"w": torch.ones(2)}}, None, {}) for step in range(5)]
     for checkpoint in made:
         save_checkpoint(tmp_path, checkpoint, keep=9)
@@ -86,13 +86,13 @@ def test_older_checkpoints_that_a_killed_run_left_are_removed_but_not_what_is_ne
     assert [int(path.stem[-1]) for path in sorted(tmp_path.iterdir())] == [2, 3, 4]
 
 
-def test_a_run_that_has_gone_back_removes_what_was_later(tmp_path):
+def test_a_run_that_went_back_removes_later_checkpoints(tmp_path):
     for step in (1, 2, 3, 4, 2):
         save_checkpoint(tmp_path, Checkpoint(0, step, {"model": {"w": torch.ones(2)}}, None, {}), keep=9)
     assert [int(path.stem[-1]) for path in sorted(tmp_path.iterdir())] == [1, 2]
 
 
-def test_a_broken_checkpoint_is_named_and_the_one_before_it_used(tmp_path):
+def test_a_broken_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path):
     for step in (1, 2):
         path = save_checkpoint(tmp_path, Checkpoint(0, step, {"model": {"w": torch.ones(2)}}, None, {}))
     path.write_bytes(path.read_bytes()[:40])
@@ -118,7 +118,7 @@ def test_no_bit_of_a_checkpoint_changes_unnoticed(tmp_path):
             load_checkpoint(path)
 
 
-def test_nothing_but_broken_checkpoints_is_an_error_and_an_empty_folder_is_none(tmp_path):
+def test_only_broken_checkpoints_are_an_error_but_an_empty_folder_is_not(tmp_path):
     assert newest_checkpoint(tmp_path) == (None, [])
     (tmp_path / "stage-000-step-00000001.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match="no checkpoint in"):
@@ -129,7 +129,7 @@ def test_nothing_but_broken_checkpoints_is_an_error_and_an_empty_folder_is_none(
     "header",
     [{}, {"prunekit": "no json"}, {"prunekit": "[]"}, {"prunekit": json.dumps({"version": 99})}],
 )
-def test_a_safetensors_file_that_is_no_checkpoint_is_an_error(tmp_path, header):
+def test_a_safetensors_file_that_is_not_a_checkpoint_is_an_error(tmp_path, header):
     save_file({"w": torch.ones(1)}, tmp_path / "x.safetensors", metadata=header)
     with pytest.raises(CheckpointError, match=r"x\.safetensors"):
         load_checkpoint(tmp_path / "x.safetensors")
