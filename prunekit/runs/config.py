@@ -88,7 +88,9 @@ class RunConfig:
             if getattr(self, key) == "":
                 raise ConfigError(f"{key} is empty, expected a path; leave it out if there is none")
         if self.structure is not None and self.density is not None:
-            raise ConfigError(f"both structure {self.structure!r} and density {self.density:g} are given; give one of them")
+            raise ConfigError(
+                f"both structure {self.structure!r} and density {self.density:g} are given; give one of them"
+            )
         if self.freeze_masks and self.masks is None:
             raise ConfigError("freeze_masks retrains under given masks, but no masks are given; add --masks FILE")
         if self.freeze_masks and self.dense:
@@ -150,7 +152,7 @@ class RunConfig:
 
 
 def _check_text(value: Any, where: str) -> None:
-    """Refuse text that no recipe can hold: Python reads file names that are not UTF-8 as text that cannot be written."""
+    """Refuse text that no recipe can hold: file names that are not UTF-8, which Python reads as surrogates."""
     if isinstance(value, Choice):
         _check_text({"name": value.name, **value.options}, where)
     elif isinstance(value, Mapping):

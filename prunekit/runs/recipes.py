@@ -98,9 +98,7 @@ def _set_override(data: dict[str, Any], text: str) -> None:
     path, equals, value = text.partition("=")
     section, dot, key = path.strip().partition(".")
     if not equals or not section or (dot and not key):
-        raise ConfigError(
-            f"cannot parse -o {text!r}, expected section.key=value, for example criterion.strength=1"
-        )
+        raise ConfigError(f"cannot parse -o {text!r}, expected section.key=value, for example criterion.strength=1")
     if not dot:
         for rival in _DENSITIES & {*data} if section in _DENSITIES else ():
             del data[rival]

@@ -140,7 +140,11 @@ def test_a_name_must_be_text() -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"seed = \n", r"is not valid TOML: .*line 1"), (b"\xff", "is not valid UTF-8"), (None, "cannot be read: No such file")],
+    [
+        (b"seed = \n", r"is not valid TOML: .*line 1"),
+        (b"\xff", "is not valid UTF-8"),
+        (None, "cannot be read: No such file"),
+    ],
 )
 def test_a_recipe_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "recipe.toml"

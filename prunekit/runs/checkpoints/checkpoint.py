@@ -156,7 +156,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         with open_tensors(path, CheckpointError) as file:
             header = read_header(file, _HEADER, path, CheckpointError)
             if header is None:
-                raise CheckpointError(f"checkpoint {path} cannot be read: its header has no entry {_HEADER!r}, so it may be another kind of file")
+                raise CheckpointError(f"checkpoint {path} cannot be read: its header has no entry {_HEADER!r}")
             flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         digest = header.pop("digest", None)
         if header["version"] == _VERSION and digest != _digest(flat, header):
