@@ -78,6 +78,10 @@ class LayerView(abc.ABC):
         kind: the layer's kind in tables.
         parameter: name of the module's parameter that holds the weight; it may be in a submodule ("out_proj.weight").
         part: for a module with several weights, each of them a layer: the suffix to the module's name.
+        groups: number of groups, G.
+        outputs: output neurons (or maps) of one group.
+        fan_shape: sizes of the connections of one output neuron; input channels come first.
+        fan: number of connections of one output neuron.
         observable: whether the module's first input and its output are those of this weight. Where they are
             not, criteria that observe are refused, and the methods below are never called.
         groups_are_positions: whether all groups see the same input channels and compute the same output channels, each
@@ -98,11 +102,7 @@ class LayerView(abc.ABC):
         self.groups = groups
         self.outputs = outputs
         self.fan_shape = fan_shape
-
-    @property
-    def fan(self) -> int:
-        """Connections of one output neuron."""
-        return math.prod(self.fan_shape)
+        self.fan = math.prod(fan_shape)
 
     @property
     def weight(self) -> Tensor:

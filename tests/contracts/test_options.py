@@ -12,7 +12,7 @@ class Thing:
     size: int | None = option(None, "at least one, or unset", low=1)
 
 
-def test_values_within_the_limits_are_taken():
+def test_values_within_the_limits_are_accepted():
     assert Thing(0, "b", size=3) == Thing(share=0, mode="b", size=3)
     assert Thing().size is None
 
@@ -28,11 +28,11 @@ def test_values_within_the_limits_are_taken():
         ({"size": 0}, "size is 0, expected at least 1"),
     ],
 )
-def test_a_value_outside_is_refused_in_words(values, words):
+def test_a_value_outside_the_limits_is_refused_with_the_limits(values, words):
     with pytest.raises(ValueError, match=words):
         Thing(**values)
 
 
-def test_the_help_text_and_the_limits_can_be_shown():
+def test_the_help_text_and_the_limits_are_in_the_metadata():
     metadata = attrs.fields(Thing).share.metadata
     assert (metadata["help"], metadata["low"], metadata["high"]) == ("a share", 0, 1)

@@ -8,7 +8,7 @@ USES = st.lists(st.one_of(st.text(max_size=5), st.integers(0, 1000)), max_size=4
 
 
 @given(st.integers(0, 2**40), USES, USES)
-def test_another_use_or_root_gives_another_seed_and_the_same_one_the_same(root, use, other):
+def test_seeds_differ_by_use_and_root_and_are_reproducible(root, use, other):
     seed = Seeds(root).derive(*use)
     assert seed == Seeds(root).derive(*use)
     assert 0 <= seed < 2**63

@@ -10,7 +10,7 @@ from prunekit.layers.torch_views import core_view
 
 
 @pytest.mark.parametrize("size", [1, 5000, 2**26])
-def test_inputs_are_unfolded_once_whatever_fits_into_memory(size, monkeypatch):
+def test_inputs_are_unfolded_once_for_any_memory_limit(size, monkeypatch):
     monkeypatch.setattr(summing, "_BYTES", size)
     view = core_view(nn.Conv2d(4, 4, 3, padding=1, groups=2))
     inputs = torch.randn(3, 4, 5, 6)
@@ -20,7 +20,7 @@ def test_inputs_are_unfolded_once_whatever_fits_into_memory(size, monkeypatch):
     assert torch.equal(torch.cat(pieces, 1), whole)
 
 
-def test_inputs_that_are_no_numbers_are_refused():
+def test_infinite_inputs_are_refused():
     with pytest.raises(DataError, match="inputs of a layer contain NaN or infinite values"):
         list(unfolded(core_view(nn.Linear(3, 2)), torch.tensor([[1.0, torch.inf, 0.0]])))
 
@@ -37,7 +37,7 @@ def test_the_gradient_of_a_module_called_twice_in_a_batch_counts_once():
     assert batch_gradient(seen(layer, None)) is None
 
 
-def test_a_weight_that_takes_no_gradient_and_a_gradient_that_is_no_number_are_refused():
+def test_a_frozen_weight_and_a_nan_gradient_are_refused():
     frozen = core_view(nn.Linear(3, 2).requires_grad_(requires_grad=False))
     with pytest.raises(DataError, match="does not require a gradient"):
         batch_gradient(seen(frozen, None))

@@ -17,7 +17,7 @@ MODES = ["halves", "highest", "random"]
 
 
 class LocallyConnected(nn.Module):
-    """Three outputs at each place of a line, from windows of two places, each place with weights of its own."""
+    """Three outputs at each place of a line, from windows of two places, each place with its own weights."""
 
     def __init__(self, channels: int, places: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class LocalView(LayerView):
 
 
 def observed(criterion: Correlation, view: LayerView, inputs: Tensor, batches: list[int]) -> tuple[Tensor, int]:
-    """Show the batches as often as the criterion asks, the ReLU of the outputs as activations."""
+    """Observe the batches in as many passes as the criterion needs, with the ReLU of the outputs as activations."""
     passes, more = 0, True
     with torch.no_grad():
         while more:
@@ -94,7 +94,7 @@ LAYERS = {
     pre_activation=st.booleans(),
     seed=st.integers(0, 2**20),
 )
-def test_scores_are_those_of_the_paper_for_every_layer(layer, batches, memory, pre_activation, seed):
+def test_scores_match_the_paper_for_every_layer_type(layer, batches, memory, pre_activation, seed):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         make, shape = LAYERS[layer]
@@ -111,7 +111,7 @@ def test_scores_are_those_of_the_paper_for_every_layer(layer, batches, memory, p
     assert error < 1e-6 * max(1, positions)
 
 
-def test_scores_are_the_same_however_many_passes_they_take():
+def test_scores_do_not_depend_on_the_number_of_passes():
     view = core_view(nn.Conv2d(3, 4, 3, padding=1))
     inputs = torch.randn(20, 3, 6, 5)
     per_position = 8 * 4 * 27 / 0.75 / 2**30  # a quarter of the memory is for samples that wait
@@ -123,7 +123,7 @@ def test_scores_are_the_same_however_many_passes_they_take():
         assert (scores - whole).abs().max() < 1e-6 * 30
 
 
-def test_some_positions_estimate_the_sum_over_all_of_them():
+def test_a_sample_of_positions_estimates_the_sum_over_all():
     view = core_view(nn.Conv2d(3, 4, 3, padding=1))
     inputs = torch.randn(50, 3, 9, 8) + 0.1 * torch.randn(50, 3, 1, 1)
     everything, _ = observed(Correlation(), view, inputs, [50])
@@ -137,7 +137,7 @@ def test_some_positions_estimate_the_sum_over_all_of_them():
         assert torch.corrcoef(torch.stack([scores.flatten(), everything.flatten()]))[0, 1] > 0.5
 
 
-def test_a_bad_value_that_shows_late_still_names_the_layer():
+def test_a_bad_value_that_is_found_late_still_names_the_layer():
     network = nn.Sequential(nn.Linear(3, 2))
 
     def show():
@@ -162,7 +162,7 @@ def drawn_layers(draw):
 
 @settings(deadline=None, max_examples=200)
 @given(drawn_layers())
-def test_halves_keep_exactly_what_is_asked_and_zeros_last(case):
+def test_halves_keep_exact_counts_and_zeros_last(case):
     coefficients, density, strength, generator = case
     counts = unit_counts(density, *coefficients.shape)
     mask = keep_halves(coefficients, counts, strength, None, generator)
@@ -180,7 +180,7 @@ def test_halves_keep_exactly_what_is_asked_and_zeros_last(case):
 
 @pytest.mark.parametrize("strength", [0.0, 0.3, 0.75, 1.0])
 @pytest.mark.parametrize(("positive", "negative", "count"), [(40, 40, 6), (31, 9, 7), (80, 0, 11), (7, 2, 1)])
-def test_on_average_lambda_of_the_kept_come_from_the_stronger_half(strength, positive, negative, count):
+def test_on_average_a_fraction_lambda_of_the_kept_is_from_the_stronger_half(strength, positive, negative, count):
     units, zeros = 40_000, 5
     row = torch.cat([torch.rand(positive) + 0.1, -torch.rand(negative) - 0.1, torch.zeros(zeros)])
     mask = keep_halves(
@@ -199,7 +199,7 @@ def test_on_average_lambda_of_the_kept_come_from_the_stronger_half(strength, pos
     assert chance[-zeros:].sum() == 0
 
 
-def test_a_half_that_cannot_supply_its_share_gives_all_it_has():
+def test_a_half_smaller_than_its_share_is_kept_whole():
     row = torch.tensor([[0.9, 0.8, 0.7, 0.1, 0.2, 0.3]])
     mask = keep_halves(row, torch.tensor([5]), 0.75, None, torch.Generator())
     assert mask[0, :3].all()
@@ -214,7 +214,7 @@ def test_the_same_generator_draws_the_same_mask():
     assert not torch.equal(draws[0], draws[2])
 
 
-def test_too_few_candidates_are_an_error():
+def test_too_few_candidates_raise_an_error():
     candidates = torch.tensor([[True, True, True], [True, False, False]])
     with pytest.raises(MaskError, match="unit 1 must keep 2 connections but has only 1"):
         keep_halves(torch.ones(2, 3), torch.tensor([2, 2]), 0.75, candidates, torch.Generator())
@@ -227,7 +227,7 @@ def test_too_few_candidates_are_an_error():
     densities=st.lists(st.floats(0, 1, exclude_min=True), min_size=1, max_size=3),
     strength=st.floats(0, 1),
 )
-def test_every_mode_keeps_exact_counts_of_what_is_left(mode, layer, densities, strength):
+def test_every_mode_keeps_exact_counts_of_the_candidates(mode, layer, densities, strength):
     make, shape = LAYERS[layer]
     view = make()
     inputs = torch.randn(12, *shape)
@@ -243,7 +243,7 @@ def test_every_mode_keeps_exact_counts_of_what_is_left(mode, layer, densities, s
         assert before is None or not (mask & ~before).any()
 
 
-def test_one_position_keeps_its_signs_and_several_have_none():
+def test_coefficients_have_signs_with_one_position_only():
     inputs = torch.randn(200, 8)
     linear = nn.Linear(8, 1, bias=False)
     with torch.no_grad():
@@ -259,7 +259,7 @@ def test_one_position_keeps_its_signs_and_several_have_none():
 
 @pytest.mark.parametrize("mode", ["highest", "random"])
 @pytest.mark.parametrize("pattern", [NofM(2, 4), Blocks(1, 4), None])
-def test_highest_and_random_take_patterns_and_scopes(mode, pattern):
+def test_highest_and_random_accept_patterns_and_scopes(mode, pattern):
     criterion = Correlation(mode=mode)
     scores, _ = observed(criterion, core_view(nn.Linear(8, 4)), torch.randn(30, 8), [30])
     mask = criterion.select(scores, Quota(0.5, (8,), "layer", pattern), torch.Generator().manual_seed(0))
@@ -278,7 +278,7 @@ def test_highest_and_random_take_patterns_and_scopes(mode, pattern):
         ("random", "layer", Channels(), "not with pattern 'channels'; use scope='layer' or criterion 'random'"),
     ],
 )
-def test_what_a_mode_cannot_select_is_refused_with_the_next_step(mode, scope, pattern, message):
+def test_a_scope_or_pattern_unfit_for_the_mode_is_refused_with_the_next_step(mode, scope, pattern, message):
     with pytest.raises(ConfigError, match=message):
         Correlation(mode=mode).check(scope, pattern)
 
@@ -289,7 +289,7 @@ def test_bad_options_are_refused():
             Correlation(**bad)
 
 
-def test_no_data_other_sizes_and_other_shapes_are_explained():
+def test_missing_data_and_changing_sizes_and_shapes_are_explained():
     with pytest.raises(DataError, match="calibration batches"):
         Correlation().score(torch.zeros(1, 2, 3), torch.Generator())
     view = core_view(nn.Conv2d(1, 2, 1))
@@ -303,6 +303,6 @@ def test_no_data_other_sizes_and_other_shapes_are_explained():
             criterion.observe(Observation(view, small, view.module(small), torch.zeros(4, 2, 1, 1)))
 
 
-def test_batches_without_samples_are_an_error_and_no_endless_wait() -> None:
+def test_batches_without_samples_raise_an_error_instead_of_an_endless_loop() -> None:
     with pytest.raises(DataError, match="no samples to correlate"):
         observed(Correlation(memory=0), core_view(nn.Conv2d(1, 2, 3)), torch.zeros(0, 1, 5, 5), [0])

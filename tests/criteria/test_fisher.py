@@ -31,7 +31,7 @@ def reference(model, batches):
 
 
 @pytest.mark.parametrize("size", [1, 3000, 2**26])
-def test_scores_are_those_of_single_samples_whatever_fits_into_memory(
+def test_scores_match_single_samples_for_any_memory_limit(
     size, mixed_network, labelled_batches, scores_of, monkeypatch
 ):
     monkeypatch.setattr(fisher, "_BYTES", size)
@@ -42,7 +42,7 @@ def test_scores_are_those_of_single_samples_whatever_fits_into_memory(
 
 @settings(deadline=None, max_examples=10)
 @given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=4), data=st.data())
-def test_how_samples_are_split_into_batches_and_in_which_order_does_not_matter(sizes, data):
+def test_the_split_into_batches_and_their_order_do_not_matter(sizes, data):
     # What hypothesis repeats takes no function-scoped fixtures.
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
@@ -61,7 +61,7 @@ def scores(model, batches):
 
 
 class Tokens(nn.Module):
-    """Classifies a sequence of tokens by the mean of what a linear layer makes of each."""
+    """Classifies a sequence of tokens by the mean output of a linear layer over the tokens."""
 
     def __init__(self):
         super().__init__()
@@ -91,7 +91,7 @@ class Windows(nn.Module):
         return self.last(self.first(images.flatten(0, 1)).tanh().unflatten(0, images.shape[:2]).mean(1))
 
 
-def test_a_layer_that_sees_pieces_of_samples_keeps_its_scale_beside_others(scores_of):
+def test_a_layer_that_sees_pieces_of_samples_has_the_same_scale_as_others(scores_of):
     torch.manual_seed(0)
     model = Windows().double()
     batches = [(torch.randn(5, 1, 4, dtype=torch.float64).expand(5, 6, 4), torch.randint(3, (5,)))]

@@ -31,7 +31,7 @@ def test_scores_are_weight_times_hessian_times_gradient(mixed_network, labelled_
     assert all(parameter.grad is None for parameter in mixed_network.parameters())
 
 
-def test_what_is_dropped_has_no_part_in_the_gradient(mixed_network, labelled_batches, scores_of):
+def test_dropped_weights_do_not_contribute_to_the_gradient(mixed_network, labelled_batches, scores_of):
     generator = torch.Generator().manual_seed(3)
     masks = {}
     for name, view in find_layers(mixed_network).items():

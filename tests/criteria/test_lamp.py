@@ -17,12 +17,12 @@ def reference(weight):
 
 
 @given(st.lists(st.sampled_from([0.0, 0.5, -0.5, 1.0, -2.0, 3.0, 1e-20]), min_size=1, max_size=24), st.booleans())
-def test_scores_are_those_of_the_paper_ties_and_zeros_too(values, grouped):
+def test_scores_match_the_paper_even_for_ties_and_zeros(values, grouped):
     weight = torch.tensor(values).reshape((2, 1, -1) if grouped and len(values) % 2 == 0 else (1, 1, -1))
     torch.testing.assert_close(Lamp().score(weight, torch.Generator()), reference(weight), rtol=1e-12, atol=0)
 
 
-def test_the_largest_weight_scores_one_and_ranks_are_those_of_magnitude():
+def test_the_largest_weight_scores_one_and_the_ranking_is_that_of_magnitude():
     weight = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
     scores = Lamp().score(weight, torch.Generator())
     assert scores.max() == 1

@@ -7,7 +7,7 @@ from prunekit.criteria.magnitude import Magnitude
 from prunekit.masks.selection import Quota
 
 
-def test_the_largest_absolute_weights_stay():
+def test_the_largest_absolute_weights_are_kept():
     weight = torch.tensor([[[0.1, -0.9, 0.5, -0.2]]])
     criterion = Magnitude()
     scores = criterion.score(weight, torch.Generator())
@@ -19,7 +19,7 @@ def test_no_data_is_needed():
     assert not Magnitude.needs
 
 
-def test_masks_are_those_of_torchs_own_pruning(mixed_network):
+def test_masks_match_torchs_own_pruning(mixed_network):
     layers = {name: mixed_network[int(name)] for name in ("0", "2", "5", "7")}
     local = prunekit.select(mixed_network, "magnitude", density=0.25, scope="layer").tensors
     overall = prunekit.select(mixed_network, "magnitude", density=0.25, scope="global").tensors

@@ -22,7 +22,7 @@ RECIPE = {
 }
 
 
-def test_it_keeps_the_contract() -> None:
+def test_it_fulfils_the_contract() -> None:
     check_criterion(Movement)
 
 
@@ -67,7 +67,7 @@ def test_one_shot_after_training_ranks_by_the_sum_over_the_stage_before(toy_run)
     assert torch.equal(masks["conv_b.weight"], best(sums["conv_b"], 144))
 
 
-def test_layer_after_layer_the_second_is_ranked_by_the_retraining_of_the_first(toy_run) -> None:
+def test_layer_by_layer_the_second_is_ranked_by_the_retraining_of_the_first(toy_run) -> None:
     _, prepared, folder = toy_run({**RECIPE, "schedule": {"name": "layerwise"}})
     model = prepared.build_model("initial weights")
     sums = train(prepared, model, prepared.task.optimizer(model), 12, 0, {})
@@ -80,7 +80,7 @@ def test_layer_after_layer_the_second_is_ranked_by_the_retraining_of_the_first(t
     assert torch.equal(masks["conv_b.weight"], best(sums["conv_b"], 144))
 
 
-def test_within_a_stage_the_sum_goes_on_over_the_updates(toy_run) -> None:
+def test_within_a_stage_the_sum_continues_across_updates(toy_run) -> None:
     recipe = {**RECIPE, "schedule": {"name": "gradual", "updates": 2, "end": 1.0, "curve": "linear"}}
     _, prepared, folder = toy_run(recipe)
     model = prepared.build_model("initial weights")
@@ -105,11 +105,11 @@ def test_within_a_stage_the_sum_goes_on_over_the_updates(toy_run) -> None:
         assert torch.equal(masks[f"{name}.weight"], mask)
 
 
-def test_what_comes_back_is_ranked_by_what_it_did_since(toy_run) -> None:
+def test_regrown_connections_are_ranked_by_their_steps_since_regrowth(toy_run) -> None:
     sums = []
 
     class Looker:
-        """Looks at the sums when masks change."""
+        """Reads the sums when masks change."""
 
         @hookimpl
         def prunekit_criteria(self):
@@ -151,12 +151,12 @@ def test_pruning_after_a_stage_without_steps_is_refused(toy_run) -> None:
         toy_run({**RECIPE, "training": training, "schedule": {"name": "one-shot"}})
 
 
-def test_select_refuses_it_and_says_what_to_do() -> None:
+def test_select_refuses_it_with_the_next_step() -> None:
     with pytest.raises(ConfigError, match="prunekit run --criterion movement --schedule gradual"):
         prunekit.select(torch.nn.Linear(4, 4), "movement", density=0.5)
 
 
-def test_a_criterion_that_does_not_say_what_to_sum_is_refused() -> None:
+def test_a_criterion_without_trace_is_refused() -> None:
     class Forgetful:
         @hookimpl
         def prunekit_criteria(self):
@@ -173,7 +173,7 @@ def test_a_criterion_that_does_not_say_what_to_sum_is_refused() -> None:
         prepared_with({"criterion": {"name": "no-trace"}}, Forgetful())
 
 
-def test_runs_of_a_sweep_that_keep_no_sums_do_not_serve_it(tmp_path, capsys) -> None:
+def test_a_sweep_does_not_reuse_runs_without_sums(tmp_path, capsys) -> None:
     recipe = tmp_path / "sweep.toml"
     recipe.write_text(
         '[task]\nname = "prunekit.testing:ToyTask"\n[training]\nbudget = "6 steps"\nretraining = "3 steps"\n'

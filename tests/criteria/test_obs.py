@@ -44,7 +44,7 @@ def fishers(model, batches, block, damping):
 
 
 @pytest.mark.parametrize(("block", "size"), [(1, 2**26), (7, 2000), (50, 2**26)])
-def test_saliencies_are_those_of_the_paper(block, size, mixed_network, labelled_batches, scores_of, monkeypatch):
+def test_saliencies_match_the_paper(block, size, mixed_network, labelled_batches, scores_of, monkeypatch):
     monkeypatch.setattr(obs, "_BYTES", size)
     scores = scores_of(lambda: BlockedObs(block=block, damping=1e-4), mixed_network, labelled_batches)
     for name, group, unit, columns, fisher in fishers(mixed_network, labelled_batches, block, 1e-4):
@@ -55,7 +55,7 @@ def test_saliencies_are_those_of_the_paper(block, size, mixed_network, labelled_
 
 
 @pytest.mark.parametrize("block", [1, 7, 50])
-def test_the_kept_weights_take_the_optimal_step_of_the_paper(block, mixed_network, labelled_batches):
+def test_kept_weights_are_updated_by_the_optimal_step_of_the_paper(block, mixed_network, labelled_batches):
     layers, criteria = observed(mixed_network, labelled_batches, block=block, damping=1e-4)
     generator = torch.Generator().manual_seed(2)
     weights = {name: view.to_matrix(view.weight.detach()) for name, view in layers.items()}
@@ -71,8 +71,10 @@ def test_the_kept_weights_take_the_optimal_step_of_the_paper(block, mixed_networ
     assert all(not repaired[name][~mask].any() for name, mask in masks.items())
 
 
-def test_a_step_under_a_mask_is_that_of_the_network_without_what_it_dropped_before(mixed_network, labelled_batches):
-    """The step for a set that holds dropped weights, too, leaves them at zero and is optimal for all others."""
+def test_the_step_under_an_earlier_mask_is_that_of_the_network_without_the_dropped_weights(
+    mixed_network, labelled_batches
+):
+    """The step for a set with weights dropped before keeps those at zero and is optimal for all others."""
     with torch.no_grad():
         mixed_network[5].weight[:, ::3] = 0
     layers, criteria = observed(mixed_network, labelled_batches, damping=1e-4)
@@ -91,7 +93,7 @@ def test_a_step_under_a_mask_is_that_of_the_network_without_what_it_dropped_befo
 
 
 def test_the_step_lowers_the_loss_of_a_pruned_linear_regression():
-    """Where the loss is quadratic and the Fisher matrix its Hessian, the repaired weights are the best there are."""
+    """Where the loss is quadratic and the Fisher matrix its Hessian, the repaired weights are optimal."""
     torch.manual_seed(0)
     inputs = torch.randn(200, 6, dtype=torch.float64)
     model = nn.Sequential(nn.Linear(6, 1, bias=False)).double()

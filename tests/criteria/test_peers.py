@@ -1,4 +1,4 @@
-"""Scores beside those of published implementations, on the same weights and data."""
+"""Scores compared with published implementations, on the same weights and data."""
 
 import pytest
 import torch
@@ -12,8 +12,8 @@ pruning = pytest.importorskip("torch_pruning", reason="comparison with a peer; i
 
 
 @pytest.mark.parametrize(("layer", "shape"), [(nn.Linear(20, 12), (20,)), (nn.Conv2d(4, 12, 3), (4, 3, 3))])
-def test_whole_units_by_gradient_are_those_of_torch_pruning(layer, shape):
-    """Its Taylor importance of a unit is the sum of |w * g| over its weights: "snip" with blocks of whole units."""
+def test_whole_units_by_gradient_match_torch_pruning(layer, shape):
+    """Its Taylor importance of a unit is the sum of |w * g| over its weights: "snip" with the pattern Units."""
     torch.manual_seed(0)
     model = nn.Sequential(layer, nn.Flatten())
     nn.init.normal_(layer.weight)

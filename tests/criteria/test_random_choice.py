@@ -11,7 +11,7 @@ def draw(seed: int) -> torch.Tensor:
     return criterion.select(scores, Quota(0.3, (50,)), generator)
 
 
-def test_the_same_generator_draws_the_same_connections_and_another_one_others():
+def test_equal_generators_draw_the_same_connections_and_others_do_not():
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(1), draw(2))
     assert draw(1).sum() == 300

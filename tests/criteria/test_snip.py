@@ -23,7 +23,7 @@ def test_the_order_of_batches_does_not_matter(mixed_network, labelled_batches, s
         torch.testing.assert_close(score, scores[name], rtol=1e-6, atol=1e-15)
 
 
-def test_a_score_is_the_change_of_the_loss_by_a_small_part_of_the_weight(mixed_network, labelled_batches, scores_of):
+def test_a_score_is_the_change_of_the_loss_for_a_small_change_of_the_weight(mixed_network, labelled_batches, scores_of):
     scores = scores_of(Snip, mixed_network, labelled_batches)
     weight, part = mixed_network[5].weight, 1e-6
 

@@ -87,7 +87,7 @@ def unfolded(view, inputs):
 @pytest.mark.parametrize("block", [1, 5, 128])
 @pytest.mark.parametrize("scope", ["layer", "unit"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_masks_and_repaired_weights_are_those_of_the_paper(layer, block, scope, masked):
+def test_masks_and_repaired_weights_match_the_paper(layer, block, scope, masked):
     view, inputs = made(layer)
     weight = view.to_matrix(view.weight.detach())
     candidates = torch.ones_like(weight, dtype=torch.bool)
@@ -113,7 +113,7 @@ def test_masks_and_repaired_weights_are_those_of_the_paper(layer, block, scope, 
 
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 2), (3, 4)])
-def test_n_of_m_is_chosen_when_its_first_column_is_reached(layer, n, m):
+def test_an_n_of_m_mask_is_chosen_when_its_first_column_is_reached(layer, n, m):
     view, inputs = made(layer)
     mask, repaired = chosen(view, [inputs], Quota(n / m, view.fan_shape, pattern=NofM(n, m)))
     channels, taps = view.fan_shape[0], view.fan // view.fan_shape[0]
@@ -130,7 +130,7 @@ def test_n_of_m_is_chosen_when_its_first_column_is_reached(layer, n, m):
         torch.testing.assert_close(repaired[group], expected[1], rtol=1e-7, atol=1e-10)
 
 
-def test_the_output_moves_less_than_with_the_same_mask_and_no_repair():
+def test_repair_reduces_the_change_of_the_output_under_the_same_mask():
     view, inputs = made("linear")
     mask, repaired = chosen(view, [inputs], Quota(0.5, view.fan_shape))
     weight = view.weight.detach()
@@ -152,7 +152,7 @@ def test_the_order_of_batches_does_not_matter(order, scope):
 
 
 @given(st.data())
-def test_shares_add_up_fit_in_and_are_in_proportion(data):
+def test_shares_add_up_and_are_proportional_within_their_room(data):
     room = torch.tensor(data.draw(st.lists(st.integers(0, 40), min_size=1, max_size=9)))
     count = data.draw(st.integers(0, int(room.sum())))
     shares = proportional_shares(torch.tensor([count]), room[None])[0]
@@ -162,7 +162,7 @@ def test_shares_add_up_fit_in_and_are_in_proportion(data):
     assert ((shares - exact).abs() < 1 + 1e-9).all()
 
 
-def test_dead_inputs_go_first_and_what_is_kept_of_them_stays_as_it_is():
+def test_weights_of_dead_inputs_are_dropped_first_and_kept_ones_do_not_change():
     view, inputs = made("linear")
     inputs[:, 3:9] = 0
     mask, _ = chosen(view, [inputs], Quota(0.5, view.fan_shape))
@@ -173,14 +173,14 @@ def test_dead_inputs_go_first_and_what_is_kept_of_them_stays_as_it_is():
     assert torch.equal(repaired[0][:, 3:9][kept], view.weight.detach()[:, 3:9][kept])
 
 
-def test_everything_kept_is_everything_as_it_was():
+def test_a_full_mask_changes_no_weight():
     view, inputs = made("grouped")
     mask, repaired = chosen(view, [inputs], Quota(1.0, view.fan_shape))
     assert mask.all()
     assert torch.equal(repaired, view.to_matrix(view.weight.detach()))
 
 
-def test_what_has_no_meaning_is_refused():
+def test_meaningless_requests_are_refused():
     view, inputs = made("linear")
     with pytest.raises(ConfigError, match="not with scope='global'"):
         SparseGpt().check("global", None)

@@ -11,7 +11,7 @@ from prunekit.layers.lookup import find_layers
 
 
 def reference(model, image):
-    """|w| dR / d|w| by the change of R, which is linear in each weight, when the weight is taken out."""
+    """|w| dR / d|w| by the change of R, which is linear in each weight, when the weight is removed."""
     scores = {}
     with torch.no_grad():
         absolute = {name: parameter.double().abs() for name, parameter in model.named_parameters()}
@@ -38,7 +38,7 @@ def rectified(mixed_network):
     return mixed_network.float()
 
 
-def test_scores_are_those_of_the_flow_of_ones_through_absolute_weights(rectified, scores_of):
+def test_scores_match_the_flow_of_ones_through_absolute_weights(rectified, scores_of):
     images = torch.randn(3, 2, 6, 6)
     scores, expected = scores_of(SynFlow, rectified, [(images, torch.zeros(3))]), reference(rectified, images)
     for name, score in scores.items():
@@ -54,7 +54,7 @@ def test_the_flow_into_a_unit_is_the_flow_out_of_it_without_biases(scores_of):
     torch.testing.assert_close(scores["0"][0].sum(1), scores["2"][0].sum(0), rtol=1e-12, atol=0)
 
 
-def test_data_does_not_matter(rectified, scores_of):
+def test_scores_do_not_depend_on_the_data(rectified, scores_of):
     scores = scores_of(SynFlow, rectified, [torch.randn(3, 2, 6, 6)])
     for name, score in scores_of(SynFlow, rectified, [torch.full((1, 2, 6, 6), 7.0)]).items():
         assert torch.equal(score, scores[name])
@@ -78,7 +78,7 @@ class Restless(nn.Module):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_network_is_as_before_to_the_bit_also_after_an_error(fails):
+def test_the_network_is_unchanged_to_the_bit_even_after_an_error(fails):
     torch.manual_seed(0)
     model = Restless(fails=fails).train()
     model.norm.running_mean.normal_()
@@ -93,7 +93,7 @@ def test_the_network_is_as_before_to_the_bit_also_after_an_error(fails):
     assert torch.equal(model.first.weight.grad, torch.ones(3, 4))
 
 
-def test_what_is_dropped_scores_zero_and_what_depends_on_it_alone_too(scores_of):
+def test_dropped_connections_and_those_that_depend_only_on_them_score_zero(scores_of):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.ReLU(), nn.Linear(3, 2))
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_what_is_dropped_scores_zero_and_what_depends_on_it_alone_too(scores_of)
     assert scores["0"][0, [0, 2]].all()
 
 
-def test_a_layer_that_nothing_comes_out_of_is_named(scores_of):
+def test_a_layer_without_influence_on_the_output_is_named(scores_of):
     class Aside(nn.Module):
         def __init__(self):
             super().__init__()
@@ -117,6 +117,6 @@ def test_a_layer_that_nothing_comes_out_of_is_named(scores_of):
         scores_of(SynFlow, Aside(), [torch.ones(1, 2)])
 
 
-def test_without_batches_it_says_what_to_give():
+def test_without_batches_the_error_says_what_to_provide():
     with pytest.raises(ConfigError, match="criterion 'synflow' looks at the whole network: give it batches"):
         prunekit.select(nn.Linear(2, 2), "synflow", density=0.5)

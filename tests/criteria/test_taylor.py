@@ -21,6 +21,6 @@ def test_the_order_of_batches_does_not_matter(mixed_network, labelled_batches, s
         torch.testing.assert_close(score, scores[name], rtol=1e-6, atol=0)
 
 
-def test_without_batches_it_says_so(mixed_network, scores_of):
+def test_without_batches_it_raises_an_error(mixed_network, scores_of):
     with pytest.raises(DataError, match="criterion 'taylor' observed no gradients"):
         scores_of(Taylor, mixed_network, [])

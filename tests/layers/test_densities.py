@@ -31,7 +31,7 @@ def kept_of(layers, densities):
 
 @settings(deadline=None, max_examples=300)
 @given(networks(), st.floats(0.001, 1), st.sampled_from(RULES), st.data())
-def test_the_total_is_exact_and_each_layer_keeps_something(layers, density, rule, data):
+def test_the_total_is_exact_and_each_layer_keeps_at_least_one_weight(layers, density, rule, data):
     dense = data.draw(st.sets(st.sampled_from([each.name for each in layers]), max_size=len(layers) - 1))
     total = sum(each.weights for each in layers)
     budget = kept_count(density, total)
@@ -81,21 +81,21 @@ NETWORK = [
         ),
     ],
 )
-def test_densities_are_those_of_the_published_rule_to_a_weight(rule, factor, density):
+def test_densities_match_the_published_rule_up_to_one_weight(rule, factor, density):
     densities = allocate_density(NETWORK, density, rule)
     expected = rigl_reference(NETWORK, density, factor)
     for each in NETWORK:
         assert densities[each.name] * each.weights == pytest.approx(expected[each.name] * each.weights, abs=1.01)
 
 
-def test_a_layer_of_many_groups_has_the_density_that_one_of_them_has():
+def test_a_grouped_layer_has_the_density_of_one_of_its_groups():
     one = allocate_density([layer("a", 16, 8), layer("b", 64, 64)], 0.2, "erdos-renyi")
     # Groups are small networks of their own, so only the total is shared in another way.
     many = allocate_density([layer("a", 16, 8, groups=4), layer("b", 64, 64)], 0.2, "erdos-renyi")
     assert one["a"] / one["b"] == pytest.approx(many["a"] / many["b"], rel=0.05)
 
 
-def test_small_layers_stay_dense_and_the_rest_shares():
+def test_small_layers_stay_dense_and_the_others_divide_the_rest():
     densities = allocate_density(NETWORK, 0.5, "erdos-renyi-kernel")
     assert densities["conv1"] == densities["fc"] == 1
     assert densities["conv3"] < 0.5 < densities["conv2"]
@@ -103,7 +103,7 @@ def test_small_layers_stay_dense_and_the_rest_shares():
 
 @settings(deadline=None, max_examples=100)
 @given(networks(), st.floats(0.05, 1), st.sampled_from(RULES), st.sampled_from([Units(), Blocks(1, 1)]))
-def test_blocks_and_units_are_shared_whole(layers, density, rule, pattern):
+def test_layers_keep_whole_blocks_and_units(layers, density, rule, pattern):
     assume(kept_count(density, sum(each.weights for each in layers)) >= len(layers))
     densities = allocate_density(layers, density, rule, pattern=pattern)
     for each in layers:
@@ -123,7 +123,7 @@ def test_blocks_and_units_are_shared_whole(layers, density, rule, pattern):
         (1.0, ["fc"], None, None),
     ],
 )
-def test_what_cannot_be_met_is_explained_with_numbers(density, dense, pattern, message):
+def test_an_impossible_total_is_explained_with_numbers(density, dense, pattern, message):
     if message is None:
         assert set(allocate_density(NETWORK, density, "uniform", dense, pattern).values()) == {1.0}
         return

@@ -14,13 +14,13 @@ from prunekit.testing import ToyTask
 
 
 class Doubling(nn.Module):
-    """Gives two outputs in a dict, and something that is no tensor."""
+    """Returns two outputs in a dict, and a value that is not a tensor."""
 
     def forward(self, values, *, scale):
         return {"double": 2 * values * scale, "same": values, "name": "x"}
 
 
-def test_random_samples_are_the_same_every_time_and_of_the_shapes_asked():
+def test_random_samples_are_the_same_every_time_and_have_the_requested_shapes():
     images, tokens = random_samples(["3x5x4", "7:2..9"], torch.float32).arguments
     assert images.shape == (MOST, 3, 5, 4)
     assert images.dtype == torch.float32
@@ -33,19 +33,19 @@ def test_random_samples_are_the_same_every_time_and_of_the_shapes_asked():
     assert torch.equal(tokens, again[1])
 
 
-def test_two_arguments_of_one_shape_are_different_numbers():
+def test_two_arguments_of_the_same_shape_hold_different_numbers():
     first, second = random_samples(["4", "4"], torch.float64).arguments
     assert not torch.equal(first, second)
     assert first.dtype == torch.float64
 
 
 @pytest.mark.parametrize("text", ["", "3x", "x3", "0x3", "3,4", "-1", "3x4:1", "4:9..2", "٣", "3 x 4"])
-def test_a_shape_that_is_not_understood_is_refused_with_an_example(text):
+def test_a_malformed_shape_is_refused_with_an_example(text):
     with pytest.raises(ConfigError, match=r"--input is .*expected sizes such as 3x55x47"):
         random_samples([text], torch.float32)
 
 
-def test_samples_are_cut_and_begin_again_where_there_are_too_few():
+def test_samples_are_cut_to_the_count_or_repeated_from_the_first():
     samples = Samples((torch.arange(3), torch.arange(5)), {"scale": torch.tensor([1, 10, 100]), "mode": "x"})
     assert samples.count == 3
     fewer, more = samples.take(2), samples.take(7)
@@ -63,7 +63,7 @@ def test_a_call_without_a_batch_is_refused():
             Samples(arguments)
 
 
-def test_samples_are_given_as_one_argument_a_tuple_of_them_or_by_name():
+def test_samples_are_made_from_one_argument_a_tuple_or_a_mapping():
     values = torch.ones(2, 3)
     assert Samples.of(values).arguments == (values,)
     assert Samples.of((values, 3)).arguments == (values, 3)
@@ -73,7 +73,7 @@ def test_samples_are_given_as_one_argument_a_tuple_of_them_or_by_name():
     assert Samples.of(named) is named
 
 
-def test_a_network_that_changes_its_arguments_changes_copies():
+def test_a_network_that_changes_its_arguments_in_place_changes_copies():
     samples = Samples((torch.ones(2, 3),))
     for _ in range(2):
         assert samples.through(lambda values: values.mul_(2))[0].tolist() == [[2.0] * 3] * 2
@@ -105,7 +105,7 @@ class Wrapped(ToyTask):
         return model.network(images=batch[0][:20] * 2)
 
 
-def test_samples_of_a_task_are_what_its_forward_gives_the_deployed_network():
+def test_samples_of_a_task_are_the_arguments_its_forward_passes_to_the_deployed_network():
     task = Wrapped()
     model = task.build_model().eval()
     samples = task_samples(task, model, Seeds(3))
@@ -117,7 +117,7 @@ def test_samples_of_a_task_are_what_its_forward_gives_the_deployed_network():
 
 @attrs.frozen
 class Strange(Wrapped):
-    """Goes past the deployed network's own forward."""
+    """Bypasses the deployed network's forward."""
 
     name = "strange"
 
@@ -125,7 +125,7 @@ class Strange(Wrapped):
         return model.network.conv_a(batch[0])
 
 
-def test_a_task_that_never_calls_its_network_is_told_what_to_do():
+def test_a_task_that_never_calls_its_network_is_refused_with_the_next_step():
     task = Strange()
     with pytest.raises(ConfigError, match=r"deployed network of task 'strange' are unknown.*--input"):
         task_samples(task, task.build_model(), Seeds(0))

@@ -15,7 +15,7 @@ CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 def assert_view_explains_the_forward_pass(module: nn.Module, inputs: torch.Tensor, cut: int = 3) -> None:
-    """Outputs = inputs times weights plus bias, at every position, also when they are asked for in parts."""
+    """Check outputs = inputs times weights plus bias at every position, also for slices of positions."""
     view = core_view(module)
     outputs = module(inputs)
     positions = view.positions(inputs)
@@ -41,7 +41,7 @@ def assert_view_explains_the_forward_pass(module: nn.Module, inputs: torch.Tenso
 
 
 def gathered(view: LayerView, inputs: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Put unfolded inputs together from cells and taps."""
+    """Assemble unfolded inputs from cells and taps."""
     cells, taps = view.cells(inputs, positions), view.taps(inputs, positions)
     seen = cells.unsqueeze(0) if taps is None else cells[taps]  # [taps, G * m, samples, features]
     return seen.permute(1, 2, 3, 0).flatten(2).unflatten(0, (view.groups, -1))
@@ -78,12 +78,12 @@ def convolutions(draw):
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @settings(deadline=None, max_examples=60)
 @given(convolutions())
-def test_convolutions_of_all_kinds_are_explained_by_their_view(case):
+def test_the_view_of_a_convolution_reproduces_its_outputs(case):
     module, shape, cut = case
     assert_view_explains_the_forward_pass(module, torch.randn(shape, dtype=torch.float64), cut)
 
 
-def test_channels_last_images_are_viewed_alike():
+def test_channels_last_images_give_the_same_view():
     module = nn.Conv2d(4, 6, 3, padding=1, groups=2, dtype=torch.float64)
     images = torch.randn(3, 4, 5, 6, dtype=torch.float64).to(memory_format=torch.channels_last)
     assert_view_explains_the_forward_pass(module, images)
@@ -96,7 +96,7 @@ def test_a_linear_layer_has_one_position_and_tokens_are_samples(shape):
 
 
 @pytest.mark.parametrize("module", [nn.Linear(4, 3), nn.Conv1d(4, 6, 3, groups=2), nn.Conv3d(2, 4, (1, 2, 3))])
-def test_a_weight_goes_to_the_matrix_and_back_unchanged(module):
+def test_a_weight_is_unchanged_after_reshaping_to_a_matrix_and_back(module):
     view = core_view(module)
     matrix = view.to_matrix(module.weight)
     assert matrix.shape == (view.groups, view.outputs, view.fan)
@@ -104,7 +104,7 @@ def test_a_weight_goes_to_the_matrix_and_back_unchanged(module):
     assert view.shape("name").weights == module.weight.numel()
 
 
-def test_the_rows_of_a_grouped_convolution_are_those_of_its_groups():
+def test_the_rows_of_a_grouped_convolution_are_split_by_group():
     view = core_view(nn.Conv2d(4, 6, 3, groups=2))
     assert torch.equal(view.to_matrix(view.weight)[1, 0], view.weight[3].flatten())
 
@@ -124,7 +124,7 @@ def test_shared_modules_and_shared_weights_are_one_layer():
     assert list(find_layers(nn.Linear(2, 2))) == [""]
 
 
-def test_a_weight_is_named_as_in_the_state_dict():
+def test_a_weight_has_its_name_in_the_state_dict():
     network = nn.Sequential(nn.Linear(2, 2))
     assert [parameter_name(name, view) for name, view in find_layers(network).items()] == ["0.weight"]
     assert parameter_name("", core_view(network[0])) == "weight"
@@ -144,7 +144,7 @@ NAMES = ["features.conv1", "features.conv2", "features.f", "head.f2", "aux.conv2
         ("*", NAMES),
     ],
 )
-def test_a_pattern_finds_the_layers_that_are_meant(pattern, expected):
+def test_a_pattern_finds_the_matching_layers(pattern, expected):
     assert resolve(pattern, NAMES, {"top": "head.f2"}) == expected
 
 
@@ -158,12 +158,12 @@ def test_a_pattern_finds_the_layers_that_are_meant(pattern, expected):
         ("zzz*", "known: "),
     ],
 )
-def test_a_pattern_that_finds_none_or_too_many_is_explained(pattern, message):
+def test_a_pattern_without_a_unique_match_is_explained(pattern, message):
     with pytest.raises(ConfigError, match=message):
         resolve(pattern, NAMES, {"top": "head.f2", "gone": "nowhere"})
 
 
-def test_every_run_of_positions_is_cut_out_in_order():
+def test_every_slice_of_positions_is_unfolded_in_order():
     module = nn.Conv3d(1, 1, 1, dtype=torch.float64)
     view = core_view(module)
     images = torch.arange(24, dtype=torch.float64).reshape(1, 1, 2, 3, 4)

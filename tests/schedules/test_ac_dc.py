@@ -19,12 +19,12 @@ REQUEST = PlanRequest(
 
 
 @pytest.mark.parametrize("options", [{}, {"phases": 1}, {"scope": "global"}, {"warmup": 0.0, "final": 0.0}])
-def test_it_keeps_the_contract(options) -> None:
+def test_it_fulfils_the_contract(options) -> None:
     check_schedule(AlternatingCompression, **options)
 
 
 @given(st.integers(1, 40), st.floats(0, 0.45), st.floats(0, 0.45))
-def test_phases_alternate_are_of_one_length_and_the_last_is_compressed(phases, warmup, final):
+def test_phases_alternate_have_one_length_and_end_compressed(phases, warmup, final):
     plan = AlternatingCompression(phases=phases, warmup=warmup, final=final).plan(REQUEST)
     check_plan(plan, LAYERS)
     [stage] = plan.stages
@@ -41,7 +41,7 @@ def test_phases_alternate_are_of_one_length_and_the_last_is_compressed(phases, w
 
 
 @pytest.mark.parametrize(("warmup", "final"), [(0.6, 0.5), (0.5, 0.5)])
-def test_no_room_for_the_phases_is_refused(warmup, final) -> None:
+def test_settings_without_room_for_the_phases_are_refused(warmup, final) -> None:
     with pytest.raises(ConfigError, match="leave no room for 8 compressed phases"):
         AlternatingCompression(warmup=warmup, final=final).plan(REQUEST)
 

@@ -10,12 +10,12 @@ REQUEST = PlanRequest(
 )
 
 
-def test_it_keeps_the_contract() -> None:
+def test_it_fulfils_the_contract() -> None:
     check_schedule(DenseSparseDense)
     check_schedule(DenseSparseDense, scope="global")
 
 
-def test_it_prunes_after_training_and_opens_after_retraining() -> None:
+def test_it_prunes_after_training_and_restores_connections_after_retraining() -> None:
     dense, sparse, again = DenseSparseDense().plan(REQUEST).stages
     assert [stage.budget for stage in (dense, sparse, again)] == [Budget(9, "epochs"), *[Budget(50, "steps")] * 2]
     assert (sparse.updates[0].targets, sparse.rate) == ({"a": 0.5}, None)

@@ -23,12 +23,12 @@ def request(a: float = 0.25, b: float = 0.5) -> PlanRequest:
 
 
 @pytest.mark.parametrize("cls", SCHEDULES)
-def test_they_keep_the_contract(cls) -> None:
+def test_they_fulfil_the_contract(cls) -> None:
     check_schedule(cls)
     check_schedule(cls, updates=1, drop=0.9, end=0.5)
 
 
-def test_the_fraction_that_rigl_exchanges_falls_as_published() -> None:
+def test_the_fraction_that_rigl_exchanges_follows_the_published_formula() -> None:
     [stage] = RigL(updates=9, drop=0.4, end=0.8).plan(request()).stages
     first, *exchanges = stage.updates
     assert (first.at, first.by, first.grow, first.targets) == (0.0, "random", None, {"a": 0.25, "b": 0.5})
@@ -55,7 +55,7 @@ def test_set_exchanges_the_same_fraction_each_time_at_random() -> None:
     st.floats(0, 0.99),
     st.floats(0.01, 1),
 )
-def test_the_densities_are_the_same_at_every_update_and_points_rise(cls, a, b, updates, drop, end):
+def test_densities_are_constant_and_points_ascend_over_the_updates(cls, a, b, updates, drop, end):
     plan = cls(updates=updates, drop=drop, end=end).plan(request(a, b))
     check_plan(plan, LAYERS)
     first, *exchanges = plan.stages[0].updates
@@ -70,7 +70,7 @@ def test_the_densities_are_the_same_at_every_update_and_points_rise(cls, a, b, u
 
 
 @pytest.mark.parametrize("cls", SCHEDULES)
-def test_an_end_at_the_beginning_is_refused(cls) -> None:
+def test_an_end_of_zero_is_refused(cls) -> None:
     with pytest.raises(ConfigError, match=r"schedule.end is 0"):
         cls(end=0.0).plan(request())
 
@@ -91,7 +91,7 @@ def test_in_a_run_the_counts_are_the_same_after_every_update_and_step(toy_run, w
 
 
 @pytest.mark.parametrize("name", ["set", "rigl"])
-def test_the_first_mask_is_drawn_at_random_and_leaves_the_first_weights_as_they_are(toy_run, watch, name) -> None:
+def test_the_first_mask_is_drawn_at_random_and_keeps_the_initial_weights(toy_run, watch, name) -> None:
     _, prepared, _ = toy_run({**RECIPE, "schedule": {"name": name, "updates": 1}}, [watch])
     first = prepared.build_model("initial weights").state_dict()["hidden.weight"]
     started = watch.before[0]["hidden.weight"]

@@ -17,7 +17,7 @@ def request(a: float = 0.25, b: float = 0.5) -> PlanRequest:
 
 
 @pytest.mark.parametrize("options", [{}, {"curve": "linear", "scope": "global"}, {"when": "after", "updates": 1}])
-def test_it_keeps_the_contract(options) -> None:
+def test_it_fulfils_the_contract(options) -> None:
     check_schedule(Gradual, **options)
 
 
@@ -34,7 +34,7 @@ def test_the_cubic_fall_is_the_published_formula() -> None:
             assert 1 - update.targets[name] == pytest.approx(sparsity)
 
 
-def test_the_linear_fall_is_even() -> None:
+def test_the_linear_curve_falls_evenly() -> None:
     [stage] = Gradual(curve="linear", updates=3).plan(request()).stages
     assert [update.targets["a"] for update in stage.updates] == pytest.approx([0.75, 0.5, 0.25])
 
@@ -47,7 +47,7 @@ def test_after_training_the_fall_is_within_the_retraining_budget() -> None:
 @given(
     DENSITIES, DENSITIES, st.integers(1, 60), st.sampled_from(["cubic", "linear"]), st.floats(0, 0.4), st.floats(0.5, 1)
 )
-def test_densities_never_rise_points_never_fall_and_both_end_exactly_where_asked(a, b, updates, curve, begin, end):
+def test_densities_fall_points_ascend_and_both_end_exactly(a, b, updates, curve, begin, end):
     plan = Gradual(curve=curve, updates=updates, begin=begin, end=end).plan(request(a, b))
     check_plan(plan, LAYERS)
     changes = plan.stages[0].updates
@@ -62,7 +62,7 @@ def test_densities_never_rise_points_never_fall_and_both_end_exactly_where_asked
         assert all(0 < density <= 1 for density in densities)
 
 
-def test_a_fall_that_ends_before_it_begins_is_refused() -> None:
+def test_an_end_before_the_beginning_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"schedule.begin is 0.8 and schedule.end is 0.75"):
         Gradual(begin=0.8).plan(request())
 

@@ -20,7 +20,7 @@ def request(a: float = 0.25, b: float = 0.5) -> PlanRequest:
 
 
 @pytest.mark.parametrize("rewind", ["initial", "step", "rate", "none"])
-def test_it_keeps_the_contract(rewind: str) -> None:
+def test_it_fulfils_the_contract(rewind: str) -> None:
     check_schedule(Iterative, rewind=rewind, step=10, scope="global")
 
 
@@ -33,7 +33,7 @@ def test_it_keeps_the_contract(rewind: str) -> None:
         ("none", 50, Start("previous"), None),
     ],
 )
-def test_each_way_of_going_back_has_its_start_budget_and_rate(rewind, budget, start, rate) -> None:
+def test_each_kind_of_rewinding_has_its_start_budget_and_rate(rewind, budget, start, rate) -> None:
     dense, *rounds = Iterative(rewind=rewind, step=12, rounds=2).plan(request()).stages
     assert (dense.budget, dense.updates) == (Budget(90, "steps"), ())
     assert [stage.name for stage in rounds] == ["round 1", "round 2"]
@@ -42,7 +42,7 @@ def test_each_way_of_going_back_has_its_start_budget_and_rate(rewind, budget, st
 
 
 @given(st.floats(0.001, 1), st.floats(0.001, 1), st.integers(1, 30))
-def test_each_round_keeps_the_same_fraction_and_the_last_ends_exactly_where_asked(a, b, rounds):
+def test_each_round_keeps_the_same_fraction_and_the_last_is_exact(a, b, rounds):
     plan = Iterative(rounds=rounds).plan(request(a, b))
     check_plan(plan, LAYERS)
     updates = [update for stage in plan.stages for update in stage.updates]
@@ -54,13 +54,13 @@ def test_each_round_keeps_the_same_fraction_and_the_last_ends_exactly_where_aske
         assert densities == sorted(densities, reverse=True)
 
 
-def test_a_step_behind_the_dense_stage_is_refused_in_the_plan() -> None:
+def test_a_step_after_the_dense_stage_is_refused_in_the_plan() -> None:
     with pytest.raises(ConfigError, match=r"schedule.step is 91, but the dense stage takes 90 steps"):
         Iterative(rewind="step", step=91).plan(request())
 
 
 @pytest.mark.parametrize("rewind", ["initial", "step"])
-def test_kept_weights_go_back_to_the_last_bit(toy_run, watch, rewind) -> None:
+def test_kept_weights_are_rewound_to_the_last_bit(toy_run, watch, rewind) -> None:
     schedule = {"name": "iterative", "rounds": 3, "rewind": rewind, "step": 7}
     _, prepared, _ = toy_run({**RECIPE, "task": {"name": "watched"}, "schedule": schedule}, [watch])
     first = prepared.build_model("initial weights").state_dict() if rewind == "initial" else watch.after[0, 7]
@@ -75,7 +75,7 @@ def test_kept_weights_go_back_to_the_last_bit(toy_run, watch, rewind) -> None:
     assert max(step for stage, step in watch.after if stage == 3) == 20
 
 
-def test_rate_rewinding_goes_on_from_the_weights_at_the_full_rate(toy_run, watch) -> None:
+def test_rate_rewinding_continues_from_the_weights_at_the_full_rate(toy_run, watch) -> None:
     training = {"budget": "10 steps", "retraining": "6 steps", "retraining_rate": 0.1, "decay": "constant"}
     schedule = {"name": "iterative", "rounds": 2, "rewind": "rate"}
     toy_run({**RECIPE, "task": {"name": "watched"}, "training": training, "schedule": schedule}, [watch])
@@ -85,7 +85,7 @@ def test_rate_rewinding_goes_on_from_the_weights_at_the_full_rate(toy_run, watch
     assert max(step for stage, step in watch.after if stage == 2) == 10
 
 
-def test_fine_tuning_rounds_take_the_retraining_budget_and_rate(toy_run, watch) -> None:
+def test_fine_tuning_rounds_use_the_retraining_budget_and_rate(toy_run, watch) -> None:
     training = {"budget": "10 steps", "retraining": "6 steps", "retraining_rate": 0.1, "decay": "constant"}
     schedule = {"name": "iterative", "rounds": 2, "rewind": "none"}
     toy_run({**RECIPE, "task": {"name": "watched"}, "training": training, "schedule": schedule}, [watch])

@@ -12,12 +12,12 @@ REQUEST = PlanRequest(
 )
 
 
-def test_it_keeps_the_contract() -> None:
+def test_it_fulfils_the_contract() -> None:
     check_schedule(Layerwise)
     check_schedule(Layerwise, scope="unit")
 
 
-def test_after_the_dense_stage_each_layer_has_a_stage_in_the_order_written() -> None:
+def test_after_the_dense_stage_each_layer_has_a_stage_in_the_users_order() -> None:
     stages = Layerwise().plan(REQUEST).stages
     assert [stage.name for stage in stages] == ["dense", "f", "5b"]
     assert [stage.budget.amount for stage in stages] == [9, 5, 5]
@@ -45,7 +45,7 @@ def test_every_stage_starts_from_the_weights_of_the_one_before() -> None:
 @pytest.mark.parametrize(
     ("scratch", "epochs"), [("none", []), ("retraining", [5, 5]), ("same", [9, 5, 5]), ("long", [9 + 5 + 5])]
 )
-def test_scratch_trains_the_final_masks_anew_for_the_steps_it_is_named_after(scratch, epochs) -> None:
+def test_scratch_trains_the_final_masks_for_the_steps_of_its_choice(scratch, epochs) -> None:
     check_schedule(Layerwise, scratch=scratch)
     stages = Layerwise(scratch=scratch).plan(REQUEST).stages
     assert stages[:3] == Layerwise().plan(REQUEST).stages
@@ -54,7 +54,7 @@ def test_scratch_trains_the_final_masks_anew_for_the_steps_it_is_named_after(scr
     assert not any(stage.updates for stage in stages[3:])
 
 
-def test_one_long_schedule_cannot_add_steps_to_epochs() -> None:
+def test_a_long_scratch_stage_cannot_add_steps_to_epochs() -> None:
     request = PlanRequest(LAYERS, REQUEST.entries, Budget(90, "steps"), Budget(5, "epochs"))
     with pytest.raises(ConfigError, match="training takes 90 steps and re-training 5 epochs"):
         Layerwise(scratch="long").plan(request)

@@ -15,7 +15,7 @@ REQUEST = PlanRequest(
 )
 
 
-def test_it_keeps_the_contract() -> None:
+def test_it_fulfils_the_contract() -> None:
     check_schedule(OneShot)
     check_schedule(OneShot, scope="global")
 
@@ -28,7 +28,7 @@ def test_all_layers_are_pruned_at_the_start_of_one_stage_after_dense_training() 
     assert (update.at, update.targets, update.scope) == (0.0, {"a": 0.25, "b": 0.5}, None)
 
 
-def test_the_scope_reaches_the_update() -> None:
+def test_the_scope_is_passed_to_the_update() -> None:
     assert OneShot(scope="global").plan(REQUEST).stages[1].updates[0].scope == "global"
 
 
@@ -40,7 +40,7 @@ def test_before_training_there_is_one_stage_of_the_training_budget() -> None:
 
 
 @given(st.floats(0.02, 1), st.integers(1, 200))
-def test_rounds_fall_exponentially_at_one_point_to_exactly_what_is_asked(target, rounds):
+def test_rounds_fall_exponentially_at_one_point_to_the_exact_density(target, rounds):
     request = PlanRequest(LAYERS, [Target("a", {"a": target})], Budget(9, "epochs"), Budget(50, "steps"))
     plan = OneShot(rounds=rounds).plan(request)
     check_plan(plan, LAYERS)
@@ -52,7 +52,7 @@ def test_rounds_fall_exponentially_at_one_point_to_exactly_what_is_asked(target,
     assert fractions == pytest.approx([target ** (1 / rounds)] * rounds)
 
 
-def test_in_a_run_the_first_weights_are_pruned_and_stay(toy_run, watch) -> None:
+def test_in_a_run_the_initial_weights_are_pruned_and_kept(toy_run, watch) -> None:
     recipe = {"task": {"name": "watched"}, "structure": "hidden=1/4", "training": {"budget": "10 steps"}}
     schedule = {"name": "one-shot", "when": "before", "rounds": 4}
     finished, prepared, _ = toy_run({**recipe, "schedule": schedule}, [watch])

@@ -49,7 +49,7 @@ def related(samples: int, mean: float, deviation: float, seed: int, dtype: torch
     deviation=st.sampled_from([1e-20, 1e-3, 1.0, 1e15]),
     seed=st.integers(0, 2**20),
 )
-def test_uneven_batches_in_single_precision_agree_with_two_passes_in_double(batches, mean, deviation, seed):
+def test_uneven_batches_in_single_precision_match_two_passes_in_double(batches, mean, deviation, seed):
     inputs, outputs = related(sum(batches), mean, deviation, seed, torch.float32)
     expected = two_pass(inputs, outputs)
     assert (streamed(inputs, outputs, batches) - expected).abs().max() <= 1e-7
@@ -63,7 +63,7 @@ def test_many_samples_with_a_large_mean_keep_seven_digits(samples, mean):
     assert error <= 1e-7
 
 
-def test_a_mean_that_jumps_and_drifts_costs_no_digits():
+def test_a_mean_that_jumps_and_drifts_loses_no_digits():
     inputs, outputs = related(2000, 0.0, 1.0, 0, torch.float32)
     inputs[:, :, 1:] += 1e4  # the first sample is far from all others
     outputs += torch.linspace(0, 50, 2000).unsqueeze(1)
@@ -72,7 +72,7 @@ def test_a_mean_that_jumps_and_drifts_costs_no_digits():
 
 @settings(deadline=None, max_examples=10)
 @given(st.lists(st.integers(0, 700), min_size=1, max_size=6))
-def test_batches_make_no_difference_to_the_last_bit(batches):
+def test_the_split_into_batches_changes_no_bit(batches):
     batches = [*batches, 1500 - min(sum(batches), 1400)]
     inputs, outputs = related(sum(batches), 3.0, 1.0, 0, torch.float32)
     assert torch.equal(streamed(inputs, outputs, batches), streamed(inputs, outputs, [sum(batches)]))
@@ -80,7 +80,7 @@ def test_batches_make_no_difference_to_the_last_bit(batches):
 
 @settings(deadline=None)
 @given(st.integers(1, 20_000), st.integers(1, 2000))
-def test_runs_are_all_samples_in_order_and_grow_with_the_samples(before, samples):
+def test_runs_cover_all_samples_in_order_and_grow_with_their_number(before, samples):
     cut = runs(before, samples, torch.float32)
     assert [i for run in cut for i in range(run.start, run.stop)] == list(range(samples))
     longest = max(2 * before**0.5, (before + samples) ** 0.5)
@@ -90,7 +90,7 @@ def test_runs_are_all_samples_in_order_and_grow_with_the_samples(before, samples
 @pytest.mark.parametrize("onednn", [True, False])
 @pytest.mark.parametrize("samples", [300, 600, 2500])
 @pytest.mark.parametrize("mean", [0.0, 1e4])
-def test_large_layers_keep_seven_digits_whatever_multiplies_them(monkeypatch, onednn, samples, mean):
+def test_large_layers_keep_seven_digits_with_and_without_onednn(monkeypatch, onednn, samples, mean):
     if not onednn:
         monkeypatch.setattr(products, "_has_onednn", lambda: False)
     generator = torch.Generator().manual_seed(0)
@@ -122,7 +122,7 @@ def test_units_that_share_cells_correlate_with_all_that_they_see():
     assert (sums.absolute_sum(2) - expected.abs().sum(0)).abs().max() <= 2e-7
 
 
-def test_a_small_buffer_changes_rounding_only():
+def test_a_small_buffer_changes_only_rounding():
     inputs, outputs = (side[0] for side in related(1000, 1.0, 1.0, 0, torch.float32))
     sums = CorrelationSums(buffer=0)
     sums.update(inputs, outputs)
@@ -156,7 +156,7 @@ distributed.destroy_process_group()
 """
 
 
-def test_all_ranks_see_the_sums_of_all_ranks(tmp_path):
+def test_every_rank_gets_the_sums_of_all_ranks(tmp_path):
     inputs, outputs = (side[0] for side in related(1000, 1e3, 1.0, 0, torch.float32))
     inputs[:, 700:] += 5  # the ranks have other means
     inputs[..., 1] = 0.1
@@ -179,7 +179,7 @@ def test_double_precision_stays_double():
     assert (streamed(inputs, outputs, [100, 7, 193]) - two_pass(inputs, outputs)).abs().max() < 1e-13
 
 
-def test_half_precision_is_worked_on_in_single():
+def test_half_precision_is_processed_in_single():
     inputs, outputs = related(300, 0.0, 1.0, 0, torch.bfloat16)
     assert (streamed(inputs, outputs, [150, 150]) - two_pass(inputs, outputs)).abs().max() <= 1e-7
 
@@ -200,7 +200,7 @@ def test_autocast_and_fast_matmul_change_nothing(samples, copies):
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, 1e4 + 0.1, -3e30])
-def test_constant_neurons_correlate_with_nothing_exactly(constant):
+def test_constant_neurons_have_correlations_of_exactly_zero(constant):
     inputs, outputs = related(100, 0.0, 1.0, 0, torch.float32)
     inputs[..., 1] = constant
     outputs[..., 2] = constant
@@ -210,7 +210,7 @@ def test_constant_neurons_correlate_with_nothing_exactly(constant):
     assert (found[..., 0, 0] < -0.999999).all()
 
 
-def test_a_neuron_that_is_constant_within_the_first_batch_only_is_no_constant():
+def test_a_neuron_that_is_constant_only_in_the_first_batch_is_not_constant():
     inputs, outputs = related(90, 1e3, 1.0, 0, torch.float32)
     inputs[:, :, :30, 1] = 0.0
     outputs[:, :, :30, 2] = -7.0
@@ -224,7 +224,7 @@ def test_correlations_never_leave_the_interval():
     assert found.dtype == torch.float64
 
 
-def test_one_sample_correlates_with_nothing():
+def test_one_sample_has_correlations_of_zero():
     assert (streamed(torch.randn(1, 2, 1, 3), torch.randn(1, 2, 1, 4), [1]) == 0).all()
 
 
@@ -238,14 +238,14 @@ def test_no_samples_are_an_error():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("side", ["inputs", "outputs"])
 @pytest.mark.parametrize("sample", [2, 6])
-def test_values_that_are_not_finite_are_named(bad, side, sample):
+def test_nan_and_infinite_values_are_named(bad, side, sample):
     values = {"inputs": torch.randn(1, 1, 8, 3), "outputs": torch.randn(1, 1, 8, 2)}
     values[side][0, 0, sample, 1] = bad
     with pytest.raises(DataError, match=rf"1 of \d+ values are NaN or infinite in the {side} of a layer"):
         streamed(values["inputs"], values["outputs"], [4, 4])
 
 
-def test_shapes_that_do_not_belong_together_are_named():
+def test_mismatched_shapes_are_named():
     with pytest.raises(DataError, match="samples"):
         CorrelationSums().update(torch.zeros(1, 4, 3), torch.zeros(1, 5, 3))
     sums = CorrelationSums()
@@ -254,7 +254,7 @@ def test_shapes_that_do_not_belong_together_are_named():
         sums.update(torch.zeros(1, 4, 3), torch.zeros(1, 4, 5))
 
 
-def test_neurons_that_wake_up_late_and_vary_very_little_lose_no_digits():
+def test_neurons_that_change_late_and_very_little_lose_no_digits():
     inputs, outputs = related(61, 0.0, 1e-20, 0, torch.float32)
     inputs[:, :, :31] = outputs[:, :, :31] = 0.0
     assert (streamed(inputs, outputs, [1, 30, 30]) - two_pass(inputs, outputs)).abs().max() <= 1e-7
