@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from prunekit.contracts.seeds import Seeds
+from prunekit.distributed.torch_internals import uncompiled
 from prunekit.errors import CheckpointError, ConfigError, MaskError
 from prunekit.layers.lookup import find_layers, parameter_name
 from prunekit.layers.samples import MOST, Samples
@@ -180,7 +181,7 @@ def _made(name: str) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise ConfigError(f"model {name!r} gives a {type(network).__name__}, expected a torch.nn.Module")
     # What torch.compile wraps is the network; through the wrapping nothing can be seen.
-    network = dict(network.named_children()).get("_orig_mod", network)
+    network = uncompiled(network)
     if isinstance(network, torch.jit.ScriptModule):
         raise ConfigError(f"model {name!r} is a script, which cannot be changed; give the module that it was made of")
     if prune.is_pruned(network):

@@ -5,8 +5,10 @@ It must not know layers that are pruned, nor how a run goes.
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from prunekit.distributed.ranks import own_rank, rank_count, sum_with_gradients
+from prunekit.distributed.torch_internals import BatchNorm
 
 
 def synchronize_norms(model: nn.Module) -> None:
@@ -22,7 +24,7 @@ def synchronize_norms(model: nn.Module) -> None:
                 setattr(module, name, _shared(child))
 
 
-def _shared(norm: nn.modules.batchnorm._BatchNorm) -> nn.Module:
+def _shared(norm: BatchNorm) -> nn.Module:
     on_gpu = any(tensor.is_cuda for tensor in norm.state_dict().values())
     made = (nn.SyncBatchNorm if on_gpu else CpuSyncBatchNorm)(
         norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta"
@@ -37,13 +39,13 @@ def _shared(norm: nn.modules.batchnorm._BatchNorm) -> nn.Module:
 class CpuSyncBatchNorm(nn.BatchNorm1d):
     """Batch normalisation whose means and variances are those of the samples of all ranks, with their gradients."""
 
-    def _check_input_dim(self, values: Tensor) -> None:
-        """Take any number of dimensions: the one that was replaced has checked its own."""
-
     def forward(self, values: Tensor) -> Tensor:
         """Return the normalised ``[samples, features, ...]``, of the same type."""
         if not self.training:
-            return super().forward(values)
+            # Not super().forward, which accepts two or three dimensions only.
+            mean, variance = self.running_mean, self.running_var
+            own = mean is None  # without running statistics, evaluation normalises by those of its samples
+            return F.batch_norm(values, mean, variance, self.weight, self.bias, own, 0.0, self.eps)
         # Single precision at least, as torch's own takes its sums.
         exact = values.to(torch.promote_types(values.dtype, torch.float32))
         variance, mean = torch.var_mean(exact, [0, *range(2, exact.dim())], correction=0)

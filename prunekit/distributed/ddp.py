@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from prunekit.distributed.batch_norm import synchronize_norms
 from prunekit.distributed.fsdp import is_fully_sharded
 from prunekit.distributed.ranks import rank_count
+from prunekit.distributed.torch_internals import uncompiled
 
 
 def parallel(model: nn.Module) -> nn.Module:
@@ -33,7 +34,7 @@ def averaging(model: nn.Module, *, on: bool) -> AbstractContextManager[None]:
         model: what ``parallel`` returned, compiled or not.
         on: whether this is the last pass before a step.
     """
-    inner = getattr(model, "_orig_mod", model)
+    inner = uncompiled(model)
     if on or not isinstance(inner, DistributedDataParallel):
         return nullcontext()
     context: AbstractContextManager[None] = inner.no_sync()

@@ -1,56 +1,45 @@
-"""What ranks that fail let each other know, through the store where they met.
+"""How failing ranks coordinate through the rendezvous store.
 
-Tensors are exchanged only where all ranks do the same, which those of a run that fails may not. This module must not
-know what has failed.
+Collectives work only if all ranks take part, which ranks of a failing run may not. This module must not know what has
+failed.
 """
 
 import time
 from contextlib import suppress
-from typing import Any
-
-from torch import distributed
-from torch.distributed.distributed_c10d import _get_default_store
 
 from prunekit.distributed.ranks import own_rank, rank_count
+from prunekit.distributed.torch_internals import default_store, exchange_counts
 
-_PATIENCE = 3.0  # seconds in which ranks that fail alike have failed
-_BETWEEN = 0.05  # seconds between two looks
+_PATIENCE = 3.0  # seconds to wait for the other ranks to fail too
+_BETWEEN = 0.05  # seconds between two checks of the store
 
 
 def claim_report() -> bool:
-    """Say whether no other rank has told the user why the run ends; from now on, this one has."""
+    """Return True if no rank has reported the failure yet, and claim the report for this rank."""
     try:
-        return _get_default_store().add("spoken", 1) == 1
-    except RuntimeError:  # it was on a machine that is gone
+        return int(default_store().add("reported", 1)) == 1
+    except RuntimeError:  # the machine with the store cannot be reached
         return True
 
 
 def all_ranks_fail_at(place: str) -> bool:
-    """Say whether all ranks fail at one place, so that they can still do something together; waits some seconds.
+    """Return whether all ranks fail at one place, so that they can still work together; wait up to three seconds.
+
+    Ranks must also have run the same number of collectives: otherwise one would take a leftover answer for its own.
 
     Args:
-        place: where this one fails; what ranks have exchanged so far is added.
+        place: where this rank fails.
     """
     if rank_count() == 1:
         return True
-    place = f"{place} {_exchanges()}"
+    place = f"{place} {exchange_counts()}"
     everyone = [f"{place} {rank}" for rank in range(rank_count())]
     until = time.monotonic() + _PATIENCE
-    with suppress(RuntimeError):  # the store was on a machine that is gone
-        store = _get_default_store()
+    with suppress(RuntimeError):  # the machine with the store cannot be reached
+        store = default_store()
         store.set(everyone[own_rank()], "")
         while time.monotonic() < until:
             if store.check(everyone):
                 return True
             time.sleep(_BETWEEN)
     return False
-
-
-def _exchanges() -> dict[str, int]:
-    """Return how often this rank has exchanged tensors of each kind of device.
-
-    One that has less often than others would take what is left of theirs for the answer to what it sends next.
-    """
-    group: Any = distributed.group.WORLD
-    devices = sorted(group._device_types, key=str)  # noqa: SLF001 - nothing public counts exchanges
-    return {str(device): group._get_backend(device)._get_sequence_number_for_group() for device in devices}  # noqa: SLF001

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from prunekit.distributed.ranks import rank_count
+from prunekit.distributed.torch_internals import uncompiled
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:
@@ -61,4 +62,4 @@ def is_fully_sharded(model: nn.Module) -> bool:
         return False
     from torch.distributed.fsdp import FSDPModule
 
-    return isinstance(getattr(model, "_orig_mod", model), FSDPModule)
+    return isinstance(uncompiled(model), FSDPModule)

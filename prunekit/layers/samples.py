@@ -10,8 +10,8 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from prunekit.distributed.torch_internals import tree_leaves, tree_map
 from prunekit.errors import ConfigError
 
 
@@ -54,8 +54,7 @@ class Samples:
         return cls(given if isinstance(given, tuple) else (given,))
 
     def _leaves(self) -> list[Any]:
-        leaves: list[Any] = pytree.tree_leaves((self.arguments, dict(self.keywords)))
-        return leaves
+        return tree_leaves((self.arguments, dict(self.keywords)))
 
     def is_batched(self, value: Any) -> bool:
         """Return whether a value among the arguments is a tensor with one entry for each sample."""
@@ -68,7 +67,7 @@ class Samples:
         def taken(value: Any) -> Any:
             return value[index.to(value.device)] if self.is_batched(value) else value
 
-        return Samples(*pytree.tree_map(taken, (self.arguments, dict(self.keywords))))
+        return Samples(*tree_map(taken, (self.arguments, dict(self.keywords))))
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "Samples":
         """Return the samples on a device, floating-point tensors as ``dtype`` if one is given."""
@@ -78,17 +77,21 @@ class Samples:
                 return value
             return value.to(device, dtype if value.is_floating_point() else None)
 
-        return Samples(*pytree.tree_map(moved, (self.arguments, dict(self.keywords))))
+        return Samples(*tree_map(moved, (self.arguments, dict(self.keywords))))
 
     def call(self, network: Any) -> Any:
         """Call a network, or an exported form of it, without gradients, on copies that it may change in place."""
-        arguments, keywords = pytree.tree_map_only(Tensor, torch.clone, (self.arguments, dict(self.keywords)))
+
+        def copied(value: Any) -> Any:
+            return torch.clone(value) if isinstance(value, Tensor) else value
+
+        arguments, keywords = tree_map(copied, (self.arguments, dict(self.keywords)))
         with torch.no_grad():
             return network(*arguments, **keywords)
 
     def through(self, network: Any) -> tuple[Tensor, ...]:
         """Call a network and return all tensors of its result."""
-        return tuple(leaf for leaf in pytree.tree_leaves(self.call(network)) if isinstance(leaf, Tensor))
+        return tuple(leaf for leaf in tree_leaves(self.call(network)) if isinstance(leaf, Tensor))
 
 
 MOST = 32

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunekit.distributed.torch_internals import reversed_padding
 from prunekit.layers.view import LayerView
 
 Box = tuple[tuple[int, int], ...]  # (start, stop) of each spatial dimension
@@ -70,7 +71,7 @@ class ConvolutionView(LayerView):
     def _margins(self) -> list[tuple[int, int]]:
         """Return the padding before and after, for each spatial dimension."""
         # The attribute that forward itself uses; it also resolves padding="same".
-        amounts = self.module._reversed_padding_repeated_twice  # noqa: SLF001 - there is no public name for it
+        amounts = reversed_padding(self.module)
         return list(zip(amounts[-2::-2], amounts[-1::-2], strict=True))
 
     def _extents(self) -> list[int]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from prunekit.distributed.torch_internals import runs_step_hooks
 from prunekit.masks.matching import match
 from prunekit.masks.second_moments import lift, second_moments
 from prunekit.masks.zeroing import MaskApplier
@@ -202,7 +203,7 @@ class Held(Generic[AnyMasks]):
 
 def _that_steps(optimizer: Optimizer) -> Optimizer:
     # Accelerate's wrapper is an Optimizer that was never initialised as one; the one inside runs the hooks.
-    while not hasattr(optimizer, "_optimizer_step_post_hooks"):
+    while not runs_step_hooks(optimizer):
         optimizer = optimizer.optimizer  # type: ignore[attr-defined]
     return optimizer
 

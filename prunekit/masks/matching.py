@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from prunekit.distributed.dtensor import reshard
+from prunekit.distributed.torch_internals import COMPILED
 from prunekit.errors import MaskError
 from prunekit.masks.reparametrized import carriers, is_finite_under
 
@@ -23,7 +24,7 @@ def plain_name(name: str) -> str:
     >>> plain_name("module._orig_mod.features._orig_mod.0.weight")
     'features.0.weight'
     """
-    parts = [part for part in name.split(".") if part != "_orig_mod"]
+    parts = [part for part in name.split(".") if part != COMPILED]
     while len(parts) > 1 and parts[0] == "module":
         parts = parts[1:]
     return ".".join(parts)

@@ -5,7 +5,6 @@ the next step are read, in statistics and in evaluation. This module must not kn
 """
 
 from collections.abc import Callable
-from operator import attrgetter
 from types import TracebackType
 from typing import Self
 
@@ -18,13 +17,12 @@ from prunekit.distributed.failure import all_ranks_fail_at
 from prunekit.distributed.process_group import is_lost_contact
 from prunekit.distributed.random_state import random_state, torch_state
 from prunekit.distributed.ranks import gather_numbers
+from prunekit.distributed.torch_internals import write_count
 from prunekit.errors import CheckpointError, PrunekitError
 from prunekit.runs.active_run import ActiveRun, check_finite
 from prunekit.runs.fault_messages import explained
 from prunekit.runs.run_store import save_progress
 from prunekit.runs.training.loop import Loop
-
-_version = attrgetter("_version")  # torch counts in-place writes, and has no public name for the count
 
 
 @attrs.define
@@ -71,7 +69,7 @@ class _StepRecord:
         return list(self.model.buffers())
 
     def _count_writes(self) -> int:
-        return sum(map(_version, self._buffers))
+        return sum(map(write_count, self._buffers))
 
 
 @attrs.define

@@ -15,6 +15,7 @@ from torch.utils.data import dataloader
 
 from prunekit.distributed.batch_shares import map_tensors, tensors_in
 from prunekit.distributed.ranks import rank_count
+from prunekit.distributed.torch_internals import storage_identity
 from prunekit.errors import Interrupted, NotFiniteError, PrunekitError, ResumeError, TrainingError
 from prunekit.runs.active_run import ActiveRun
 from prunekit.runs.checkpoints.checkpoint import newest_path
@@ -128,14 +129,13 @@ def _activations(run: ActiveRun, batch: Any) -> int | None:
     seen: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        seen[storage._cdata] = storage.nbytes()  # noqa: SLF001 - on meta it has no address
+        seen[storage_identity(tensor)] = tensor.untyped_storage().nbytes()
         return tensor
 
     try:
         # On "meta", tensors have no values and take no memory.
         model = deepcopy(run.prepared.model).to("meta")
-        own = {tensor.untyped_storage()._cdata for tensor in model.state_dict().values()}  # noqa: SLF001
+        own = {storage_identity(tensor) for tensor in model.state_dict().values()}
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             run.prepared.task.loss(model, map_tensors(lambda tensor: tensor.to("meta"), batch))
     except Exception:  # noqa: BLE001 - any task's forward pass; the figure is optional

@@ -12,6 +12,8 @@ from functools import cache, reduce
 import torch
 from torch import Tensor
 
+from prunekit.distributed.torch_internals import has_onednn_product, onednn_product
+
 # The longest run summed in single precision at once; the libraries split longer ones at 128 to 192 or more.
 _LONGEST_RUN = 128
 # Runs added to each other in single precision before double precision takes over.
@@ -77,19 +79,14 @@ def add_products(total: Tensor, left: Sequence[Tensor], right: Tensor, cut: list
 @cache
 def _has_onednn() -> bool:
     """Return whether oneDNN can use AVX-512; torch's default, MKL, uses only AVX2 on processors not made by Intel."""
-    built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch's stubs leave it untyped
-    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return built and wide and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return has_onednn_product() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def _add_large(total: Tensor, left: Sequence[Tensor], right: Tensor, cut: list[slice]) -> None:
-    # Compiled models call this operator for linear layers; it is the only way from torch to oneDNN without a copy.
-    # Neither matrix may have gaps between its rows, which would make it a hundred times slower.
-    multiply = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001 - looked for in _has_onednn
     for part, sums in enumerate(total):
         for start in range(0, len(cut), _RUNS):
             group = zip(left[start : start + _RUNS], cut[start : start + _RUNS], strict=True)
-            found = (multiply(rows[part], right[part, run].T, None, "none", [], "") for rows, run in group)
+            found = (onednn_product(rows[part], right[part, run]) for rows, run in group)
             sums.add_(reduce(Tensor.add_, found))
 
 

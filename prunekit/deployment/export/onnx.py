@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from prunekit.deployment.export.formats import SINGLE_PRECISION, Encoded, Format, Run
 from prunekit.deployment.export.torch_export import quiet, reason, traced
 from prunekit.deployment.pruned_network import PrunedNetwork
+from prunekit.distributed.torch_internals import tree_leaves
 from prunekit.errors import ConfigError, ExportError
 from prunekit.layers.samples import Samples
 
@@ -60,7 +60,7 @@ def _reopen(path: Path, _: PrunedNetwork) -> Run:
     names = [entry.name for entry in session.get_inputs()]
 
     def run(samples: Samples) -> tuple[Tensor, ...]:
-        leaves = pytree.tree_leaves((samples.arguments, dict(samples.keywords)))
+        leaves = tree_leaves((samples.arguments, dict(samples.keywords)))
         tensors = [leaf.numpy() for leaf in leaves if isinstance(leaf, Tensor)]
         return tuple(map(torch.from_numpy, session.run(None, dict(zip(names, tensors, strict=True)))))
 

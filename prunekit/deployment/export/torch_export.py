@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from prunekit.deployment.export.formats import SINGLE_PRECISION, Encoded, Format, Run
 from prunekit.deployment.pruned_network import PrunedNetwork
+from prunekit.distributed.torch_internals import tree_map
 from prunekit.errors import ExportError
 from prunekit.layers.samples import Samples
 
@@ -55,7 +55,7 @@ def _shapes(pruned: PrunedNetwork, samples: Samples) -> dict[str, Any]:
     def shape(value: Any) -> Any:
         return {0: batch} if samples.is_batched(value) else None
 
-    shapes: dict[str, Any] = pytree.tree_map(shape, dict(bound.arguments))
+    shapes: dict[str, Any] = tree_map(shape, dict(bound.arguments))
     return shapes
 
 

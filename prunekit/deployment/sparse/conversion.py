@@ -15,6 +15,7 @@ from prunekit.deployment.sparse.form_choice import Timing, measure
 from prunekit.deployment.sparse.input_recorder import Calls, find_calls, watching
 from prunekit.deployment.sparse.products import MatrixProduct, TapProducts
 from prunekit.deployment.sparse.sparse_layer import DENSE, SparseLayer, make_product, why_dense
+from prunekit.distributed.torch_internals import has_forward_hooks
 from prunekit.errors import ConfigError
 from prunekit.layers.lookup import masked_layers, parameter_name, parameter_of
 from prunekit.layers.samples import Samples
@@ -180,7 +181,7 @@ def _why_left(view: LayerView) -> str:
     if view.weight.count_nonzero() == view.weight.numel():
         return "drops nothing"
     # A module whose forward was set is one that some library has wrapped.
-    if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):  # noqa: SLF001 - no public name
+    if has_forward_hooks(module) or "forward" in vars(module):
         return "has forward hooks, which a sparse layer would not call"
     return ""
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunekit.deployment.sparse.csr_matrix import CompressedRows
+from prunekit.distributed.torch_internals import reversed_padding
 from prunekit.errors import ConfigError
 
 # Samples in one product of a matrix: 4096 x 4096 at density 0.12 takes 7.2 ms for 128 samples in four products, 10.3
@@ -95,7 +96,7 @@ class TapProducts(nn.Module):
         self.stride = convolution.stride
         self.mode = "constant" if convolution.padding_mode == "zeros" else convolution.padding_mode
         # The attribute that forward itself uses; it also resolves padding="same". Last dimension first.
-        self.margins: list[int] = list(convolution._reversed_padding_repeated_twice)  # noqa: SLF001 - no public name
+        self.margins: list[int] = reversed_padding(convolution)
         self.extents = [
             (kernel - 1) * dilation + 1
             for kernel, dilation in zip(convolution.kernel_size, convolution.dilation, strict=True)

@@ -7,16 +7,17 @@ from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from prunekit.distributed.torch_internals import BatchNorm
 
 
-def is_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
+def is_norm(module: nn.Module) -> TypeGuard[BatchNorm]:
     """Say whether a module scales each channel, in evaluation mode, by what it has stored."""
-    known = type(module).forward in {_BatchNorm.forward, nn.SyncBatchNorm.forward}
-    return isinstance(module, _BatchNorm) and known and module.running_mean is not None
+    known = type(module).forward in {BatchNorm.forward, nn.SyncBatchNorm.forward}
+    return isinstance(module, BatchNorm) and known and module.running_mean is not None
 
 
-def norm_constants(norm: _BatchNorm, inputs: Tensor) -> Tensor:
+def norm_constants(norm: BatchNorm, inputs: Tensor) -> Tensor:
     """Return what batch normalisation in evaluation mode makes of constants: float64 ``[channels]``, NaN stays."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -26,7 +27,7 @@ def norm_constants(norm: _BatchNorm, inputs: Tensor) -> Tensor:
     return scaled * norm.weight.detach().double().cpu() + norm.bias.detach().double().cpu()
 
 
-def resize_norm(norm: _BatchNorm, channels: Tensor) -> None:
+def resize_norm(norm: BatchNorm, channels: Tensor) -> None:
     """Leave batch normalisation only these channels, in place.
 
     Args:

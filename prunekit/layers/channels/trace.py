@@ -1,11 +1,11 @@
 """Run a copy of a network once on samples and trace where its channels flow."""
 
-import sys
 from contextlib import nullcontext
 
 import torch
 from torch import nn
 
+from prunekit.distributed.torch_internals import may_compile
 from prunekit.layers.channels.flow import Flow
 from prunekit.layers.channels.rules import make_rules
 from prunekit.layers.channels.tracer import ChannelTracer
@@ -20,8 +20,7 @@ def watch_copy(network: nn.Module, samples: Samples, view_of: ViewOf, *, trustin
     watch = ChannelTracer(copied, view_of, make_rules(), trusting=trusting)
     # A compiled network would be compiled with the watching in it. Nothing is compiled before dynamo is imported, which
     # takes seconds.
-    compiles = "torch._dynamo" in sys.modules
-    with torch.compiler.set_stance("force_eager") if compiles else nullcontext(), watch.hooks():
+    with torch.compiler.set_stance("force_eager") if may_compile() else nullcontext(), watch.hooks():
         with watch:
             outputs = samples.call(copied)
         return copied, watch.finish(outputs)

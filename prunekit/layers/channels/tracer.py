@@ -14,8 +14,8 @@ import attrs
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
+from prunekit.distributed.torch_internals import has_forward_hooks, parameter_slots, tree_leaves, write_count
 from prunekit.layers.channels.constants import layer_constants
 from prunekit.layers.channels.flow import Flow, Flowing, LayerCall, NormCall, Passed
 from prunekit.layers.channels.norms import is_norm, norm_constants
@@ -92,10 +92,10 @@ class ChannelTracer(TorchFunctionMode):
     def _check(self, module: nn.Module, name: str) -> None:
         """Note modules that are not what their type says, or not alone with their weights."""
         weight = "weight" if module in self._norms else self._views[module][1].parameter
-        own = module._parameters  # noqa: SLF001 - also those that are None
+        own = parameter_slots(module)
         if (own.keys() | {"bias"}) != {weight, "bias"} or ("bias" not in own and module.bias is not None):
             self.flow.fixed.setdefault(name, "its weights are computed, or not those of its type")
-        if module._forward_hooks or module._forward_pre_hooks:  # noqa: SLF001 - there is no public way to ask
+        if has_forward_hooks(module):
             self.flow.fixed.setdefault(name, "it has hooks")
         for tensor in module.parameters(recurse=False):
             if len(self._owners[id(tensor)]) > 1:
@@ -114,7 +114,7 @@ class ChannelTracer(TorchFunctionMode):
 
     def finish(self, outputs: Any) -> Flow:
         """Return what was seen; all channels of the network's outputs have to stay."""
-        leaves = pytree.tree_leaves(outputs)
+        leaves = tree_leaves(outputs)
         if not all(isinstance(leaf, _SEEN) for leaf in leaves):
             self._all = self._all or "the network returns something that is not looked into"
         for leaf in leaves:
@@ -140,7 +140,7 @@ class ChannelTracer(TorchFunctionMode):
     def known(self, tensor: Tensor) -> Flowing | None:
         """Return what flows in a tensor; ``None`` where that is not known, or no longer."""
         flowing = self._flowing.get(id(tensor))
-        if flowing is not None and flowing.version != _version(tensor):
+        if flowing is not None and flowing.version != write_count(tensor):
             self.forget(tensor, "it is changed in place")
             return None
         return flowing
@@ -168,13 +168,13 @@ class ChannelTracer(TorchFunctionMode):
             self.flow.channels.keep(passed.channels, "it flows through inference mode")
         else:
             axis, channels, constants = attrs.astuple(passed)
-            self._flowing[id(tensor)] = Flowing(tensor, _version(tensor), axis, channels, constants)
+            self._flowing[id(tensor)] = Flowing(tensor, write_count(tensor), axis, channels, constants)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self._inside:
             return func(*args, **kwargs)
-        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         for tensor in tensors:
             self.known(tensor)  # what was changed since is forgotten before the operation may change it, too
         self._operating = True
@@ -184,7 +184,7 @@ class ChannelTracer(TorchFunctionMode):
             self._operating = False
         name = getattr(func, "__name__", str(func))
         ours = (getattr(func, "__module__", None) or "torch").split(".")[0] == "torch"
-        returns = any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(outputs))
+        returns = any(isinstance(leaf, Tensor) for leaf in tree_leaves(outputs))
         if tensors and not (ours and (name in _SHAPES or (name in _HARMLESS and not returns))):
             if not returns and name != "__setitem__":
                 self._all = self._all or f"the network looks at values ({name})"
@@ -199,7 +199,7 @@ class ChannelTracer(TorchFunctionMode):
         passed = None
         if known in self._rules:
             if id(operation.result) in self._flowing:  # an operation in place, on its first argument
-                self._flowing[id(operation.result)].version = _version(operation.result)
+                self._flowing[id(operation.result)].version = write_count(operation.result)
             passed = self._rules[known](self, operation)
         if passed is None:
             for tensor in tensors:
@@ -218,7 +218,7 @@ class ChannelTracer(TorchFunctionMode):
         if self._inside == 1:
             if kwargs or len(args) != 1 or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
                 self.flow.fixed.setdefault(name, "it is called with more than one tensor")
-                for leaf in pytree.tree_leaves((args, kwargs)):
+                for leaf in tree_leaves((args, kwargs)):
                     if isinstance(leaf, Tensor):
                         self.forget(leaf, f"it goes into {name} with others")
             elif module in self._views:
@@ -249,7 +249,3 @@ class ChannelTracer(TorchFunctionMode):
         if name not in self.flow.fixed and is_norm(norm):
             passed = norm_constants(norm, constants)
         self.note(output, Passed(1, channels, passed))
-
-
-def _version(tensor: Tensor) -> int:
-    return tensor._version  # noqa: SLF001 - the count of changes in place has no other name
