@@ -124,7 +124,7 @@ class Start:
 
 @attrs.frozen
 class Stage:
-    """One entry of a plan: masks updated within a training budget, and what the weights start from.
+    """One entry of a plan: a training budget, the weights it starts from, and the mask updates within it.
 
     Attributes:
         name: the stage's name in tables and files.
@@ -158,8 +158,8 @@ class Plan:
     def ranked_by(self, stage: int) -> tuple[str, ...]:
         """Return the layers that the criterion ranks in a stage or the next one, and so by this stage's training."""
         updates = (update for later in self.stages[stage : stage + 2] for update in later.updates)
-        asked = (update for update in updates if update.by == "criterion" and not update.reopens)
-        return tuple(dict.fromkeys(name for update in asked for name in update.targets))
+        ranked = (update for update in updates if update.by == "criterion" and not update.reopens)
+        return tuple(dict.fromkeys(name for update in ranked for name in update.targets))
 
 
 @attrs.frozen
