@@ -32,7 +32,7 @@ def print_bench(found: "Bench") -> None:
 
 
 def _print_layers(found: "Bench") -> None:
-    from prunekit.layers.lookup import shown
+    from prunekit.layers.lookup import display_name
 
     account = found.account
     numbers = ("weights", "left", "density", "multiply-adds", "left")
@@ -43,7 +43,7 @@ def _print_layers(found: "Bench") -> None:
         costs = (
             (_count(layer.multiply_adds), _count(layer.kept_multiply_adds)) if layer.kind != "parameter" else ("-", "-")
         )
-        table.add_row(shown(layer.name), layer.kind, f"{layer.weights:,}", f"{layer.kept:,}", density, *costs)
+        table.add_row(display_name(layer.name), layer.kind, f"{layer.weights:,}", f"{layer.kept:,}", density, *costs)
     if account.other:
         table.add_row("other", "outside of layers", "", "", "", _count(account.other), _count(account.other))
     table.add_section()

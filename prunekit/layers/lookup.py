@@ -54,8 +54,8 @@ def parameter_name(layer: str, view: LayerView) -> str:
     return f"{module}.{view.parameter}" if module else view.parameter
 
 
-def shown(layer: str) -> str:
-    """Return a layer's name for display; a network that is a single layer has an empty name."""
+def display_name(layer: str) -> str:
+    """Return the name under which a layer is displayed; a network that is itself a layer has an empty name."""
     return layer or "the network"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from prunekit.deployment.bench.accounting import Account
 from prunekit.deployment.bench.crossover import LEAST
 from prunekit.deployment.bench.records import DENSE, NO_GAIN, DeviceResult, LayerResult
-from prunekit.layers.lookup import shown
+from prunekit.layers.lookup import display_name
 
 _ASKED = 3
 """Layers whose crossover is measured: those in which the dense network spends most time."""
@@ -106,7 +106,9 @@ def _needed(layer: LayerResult, densities: Mapping[int, float | None]) -> str:
     if never := densities.keys() - found.keys():
         parts.append(f"at no density down to 1/{1 / LEAST:.0f} at batch {_and(sorted(never))}")
     shape = " x ".join(map(str, layer.shape))
-    told = f"{shown(layer.name)} ({layer.kind}, {shape}) has density {layer.density:.2g}; as measured here it gains"
+    told = (
+        f"{display_name(layer.name)} ({layer.kind}, {shape}) has density {layer.density:.2g}; as measured here it gains"
+    )
     return f"{told} {_and(parts)}"
 
 

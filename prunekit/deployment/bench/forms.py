@@ -23,7 +23,7 @@ from prunekit.deployment.sparse.conversion import LayerReport, run_sparse
 from prunekit.deployment.sparse.csr_files import encode_csr
 from prunekit.deployment.sparse.semi_structured import load_semi_structured
 from prunekit.errors import PrunekitError
-from prunekit.layers.lookup import shown
+from prunekit.layers.lookup import display_name
 from prunekit.masks.weight_files import encode_weights
 
 HALF = torch.float16
@@ -131,7 +131,7 @@ def _add_sparse(forms: Forms, pruned: PrunedNetwork, batch_sizes: Sequence[int])
     if any(layer.dense for layer in forms.layers):
         forms.there += made
     else:
-        reasons = "; ".join(f"{shown(layer.name)} {layer.reason}" for layer in forms.layers[:3])
+        reasons = "; ".join(f"{display_name(layer.name)} {layer.reason}" for layer in forms.layers[:3])
         forms.absent["csr"] = f"no layer can run sparse: {reasons or 'the masks are on none'}"
 
 

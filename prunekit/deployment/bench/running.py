@@ -19,7 +19,7 @@ from prunekit.deployment.bench.records import DENSE, Bench, DeviceResult, FormRe
 from prunekit.deployment.pruned_network import PrunedNetwork
 from prunekit.deployment.timing import Latency, interleaved, warm_up
 from prunekit.errors import ConfigError, MaskError
-from prunekit.layers.lookup import shown
+from prunekit.layers.lookup import display_name
 from prunekit.layers.samples import Samples
 from prunekit.masks.files import encode as encode_masks
 from prunekit.masks.weight_files import encode_sparse
@@ -73,7 +73,7 @@ def bench(pruned: PrunedNetwork, batch_sizes: Sequence[int] = BATCH_SIZES, say: 
         comparisons.append(_compare(name, cuda_forms(pruned), pruned.samples.to(device, HALF), sizes))
 
     def crossover(layer: str, batch_size: int) -> float | None:
-        say(f"looking for the density from which {shown(layer)} gains at batch {batch_size}")
+        say(f"looking for the density from which {display_name(layer)} gains at batch {batch_size}")
         module = pruned.network.get_submodule(layer)
         inputs = _input_of(module, pruned.network, pruned.samples.take(batch_size))
         return layer_crossover(module, inputs, pruned.view_of)

@@ -7,7 +7,7 @@ from prunekit.deployment.pruned_network import PrunedNetwork
 from prunekit.deployment.sparse.conversion import LayerReport, run_sparse
 from prunekit.deployment.sparse.csr_files import encode_csr, load_csr
 from prunekit.errors import ExportError
-from prunekit.layers.lookup import shown
+from prunekit.layers.lookup import display_name
 
 
 def _encode(pruned: PrunedNetwork) -> Encoded:
@@ -19,9 +19,9 @@ def _encode(pruned: PrunedNetwork) -> Encoded:
 
 def _told(report: LayerReport) -> str:
     if report.reason:
-        return f"{shown(report.layer)}: dense ({report.reason})"
+        return f"{display_name(report.layer)}: dense ({report.reason})"
     ratios = ", ".join(f"{timing.ratio:.2f} at batch {timing.batch_size}" for timing in report.timings)
-    return f"{shown(report.layer)}: sparse, {ratios} of the dense time here"
+    return f"{display_name(report.layer)}: sparse, {ratios} of the dense time here"
 
 
 def _reopen(path: Path, pruned: PrunedNetwork) -> Run:

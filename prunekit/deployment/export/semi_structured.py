@@ -16,7 +16,7 @@ from prunekit.deployment.pruned_network import PrunedNetwork
 from prunekit.deployment.sparse.semi_structured import encode, load_semi_structured, read, weight_problem
 from prunekit.errors import ExportError
 from prunekit.files.safetensors_files import some
-from prunekit.layers.lookup import parameter_name, shown
+from prunekit.layers.lookup import display_name, parameter_name
 from prunekit.layers.samples import Samples
 
 _HALF_TOLERANCE = 2e-2
@@ -27,14 +27,14 @@ def _encode(pruned: PrunedNetwork) -> Encoded:
     linear = {name: view for name, view in pruned.views.items() if type(view.module) is nn.Linear}
     problems = {name: weight_problem(view.weight) for name, view in linear.items()}
     packed = [name for name, problem in problems.items() if not problem]
-    dense = [f"{shown(name)} {problem}" for name, problem in problems.items() if problem]
+    dense = [f"{display_name(name)} {problem}" for name, problem in problems.items() if problem]
     if not packed:
         raise ExportError(
             f"no linear layer of {pruned.name} can run as 2:4: {some(dense) or 'it has none'}; prune with "
             "--pattern 2:4, or choose another format"
         )
     weights = pruned.network.state_dict()
-    notes = (f"2:4: {some([shown(name) for name in packed])}", *([f"dense: {some(dense)}"] if dense else []))
+    notes = (f"2:4: {some([display_name(name) for name in packed])}", *([f"dense: {some(dense)}"] if dense else []))
     return Encoded(encode(weights, {parameter_name(name, linear[name]) for name in packed}), notes)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import attrs
 
-from prunekit.layers.lookup import shown
+from prunekit.layers.lookup import display_name
 
 
 @attrs.frozen
@@ -47,7 +47,7 @@ class Report:
     def __str__(self) -> str:
         lines = [f"{_line('all layers', self.units, self.weights)}"]
         for name, sizes in self.layers.items():
-            lines.append(_line(shown(name), sizes.units, sizes.weights))
+            lines.append(_line(display_name(name), sizes.units, sizes.weights))
             lines += [f"  {count:,} dead stay: {reason}" for reason, count in sizes.left.items()]
         return "\n".join(lines)
 
