@@ -200,7 +200,7 @@ def test_an_infinite_loss_names_stage_step_and_rate_and_the_run_resumes_from_its
 @pytest.mark.parametrize("task", ["prunekit.testing:ToyTask", "dropout"])
 def test_dropped_weights_are_zero_after_every_step(toy_run, task):
     class Watcher:
-        """Reads the masks off the first look at each stage and finds the zeros unmoved afterwards."""
+        """Records the zeros after the first step of each stage and checks them after every later step."""
 
         def __init__(self):
             self.looks = 0
@@ -260,7 +260,7 @@ def test_statistics_use_evaluation_mode_and_leave_no_hook_behind(toy_run):
 
 
 class Tied(ToyNetwork):
-    """Two layers that are one weight."""
+    """Two layers that share one weight."""
 
     def __init__(self, classes=4):
         super().__init__(classes)
@@ -286,7 +286,7 @@ class TiedTask(ToyTask):
 
 @attrs.frozen
 class WildTask(ToyTask):
-    """The toy task at a rate that blows up within the one step it takes."""
+    """The toy task at a rate that diverges within one step."""
 
     name = "wild"
 
@@ -323,7 +323,7 @@ class BufferedTask(ToyTask):
 
 @attrs.frozen
 class RoughTask(ToyTask):
-    """The toy task with figures that are not yet numbers of Python."""
+    """The toy task with figures that are scalars of NumPy and torch."""
 
     name = "rough"
 
@@ -362,7 +362,7 @@ def test_tied_weights_are_one_weight_in_run_masks_model_and_resume(toy_run):
     assert len(toy_run(recipe, [MoreTasks()], resume=True)[0].stages) == 2
 
 
-def test_weights_that_blew_up_are_neither_saved_nor_evaluated(toy_run, tmp_path):
+def test_diverged_weights_are_neither_saved_nor_evaluated(toy_run, tmp_path):
     training = {"budget": "3 steps", "retraining": "3 steps", "check_every": 1}
     with pytest.raises(TrainingError, match=r"(NaN or infinite|the loss is (nan|inf))"):
         toy_run({**RECIPE, "task": {"name": "wild"}, "training": training}, [MoreTasks()])
@@ -472,7 +472,7 @@ def test_losses_are_read_as_often_as_requested(toy_run, monkeypatch):
 def test_a_model_is_compiled_once_for_all_stages_and_masks(toy_run):
     dynamo = pytest.importorskip("torch._dynamo")
     dynamo.reset()
-    dynamo.utils.counters.clear()  # which a reset leaves
+    dynamo.utils.counters.clear()  # a reset does not clear them
     recipe = {
         "density": 0.3,
         "schedule": {"name": "iterative", "rounds": 3},

@@ -1,12 +1,12 @@
-"""Kill runs with SIGKILL at moments drawn from a seed, resume them, and compare all they leave with runs left alone.
+"""Kill runs with SIGKILL at moments drawn from a seed, resume them, and compare their results with undisturbed runs.
 
     python tests/system/kill_harness.py --kills 30 --seed 0
 
 Every run is the command line in a forked process. Two thirds of the kills are counted: the process sends itself
-SIGKILL at the drawn one of all its function calls within a phase (training, statistics, a checkpoint ...); the phase
-"checkpoint file" is nothing but the calls that open, write, sync and rename it. The others come from outside: after a
-drawn time, or as soon as a checkpoint is seen being written. Every third run is killed a second time while it resumes.
-Only wall times may differ afterwards.
+SIGKILL at a drawn function call within a phase (training, statistics, a checkpoint ...); the phase "checkpoint file"
+has only the calls that open, write, sync and rename the file. The other kills come from outside: after a drawn time, or
+as soon as a checkpoint is being written. Every third run is killed a second time while it resumes. Only wall times may
+differ afterwards.
 """
 
 import argparse
@@ -52,12 +52,12 @@ PHASES: dict[Any, str] = {
     Loop.steps.__code__: "training",
     choose_masks.__code__: "statistics",
     run_store.save_progress.__code__: "checkpoint",
-    write_atomically.__code__: "checkpoint file",  # within a checkpoint; elsewhere it counts as what it is part of
+    write_atomically.__code__: "checkpoint file",  # within a checkpoint; elsewhere it counts as part of the outer phase
     run_store.keep_weights.__code__: "kept weights",
     run_store.save_results.__code__: "results",
     evaluation.evaluate.__code__: "evaluation",
 }
-# How often a phase is drawn; in the order of the trials, so that few kills see what matters most.
+# How often a phase is drawn, in the order of the trials: few kills cover the most important phases.
 DRAWN = ("checkpoint file", "training", "statistics", "checkpoint", "results", "checkpoint file", "training",
          "kept weights", "statistics", "checkpoint file", "given files", "training", "evaluation", "between",
          "checkpoint", "statistics", "checkpoint file", "training", "beginning", "statistics")  # fmt: skip
@@ -120,13 +120,13 @@ class Clockwork:
 
 
 def start(arguments: list[str], log: Path, shown: mmap.mmap, phase: str | None = None, number: int = 0) -> int:
-    """Fork a process that runs a command line of prunekit, and return its number."""
+    """Fork a process that runs a command line of prunekit, and return its process id."""
     sys.stdout.flush()
     shown[:] = b"between".ljust(len(shown))
     child = os.fork()
     if child:
         return child
-    code = 70  # of a harness that is broken
+    code = 70  # the harness itself failed
     try:
         os.setsid()
         with log.open("a") as file:
@@ -145,18 +145,18 @@ def start(arguments: list[str], log: Path, shown: mmap.mmap, phase: str | None =
 
 
 def end_of(child: int) -> int:
-    """Wait for a process and return its exit code; of a killed one, the negative number of the signal."""
+    """Wait for a process and return its exit code; for a killed process, the negative number of the signal."""
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     with suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # data workers that it leaves behind; they would end by themselves
+        os.killpg(child, signal.SIGKILL)  # data workers of the process; they would end by themselves
     return code
 
 
 def warm_up(arguments: list[str], log: Path) -> None:
-    """Run a command in a process of its own, then import here what it imported, so that no trial waits for that."""
+    """Run a command in a separate process, then import the same modules here, so that no trial waits for them."""
     assert end_of(start(arguments, log, mmap.mmap(-1, 16))) == 0, log.read_text()
     for module in json.loads(log.with_suffix(".json").read_text())["modules"]:
-        with suppress(Exception):  # some can be imported by their packages only
+        with suppress(Exception):  # some modules can only be imported by their packages
             import_module(module)
 
 
@@ -175,12 +175,12 @@ class Trials:
         self.folder.rename(self.reference)
 
     def kill(self, draw: random.Random, how: str, *, again: bool) -> list[str]:
-        """Kill a run, resume it until it is done, and return where the kills landed.
+        """Kill a run, resume it until it is finished, and return where the kills landed.
 
         Args:
             draw: decides the moments.
             how: where to kill by count, or one of ``OUTSIDE``.
-            again: kill it once more while it resumes.
+            again: whether to kill it once more while it resumes.
         """
         shutil.rmtree(self.folder, ignore_errors=True)
         landed = [self._killed(self._command, draw, how)]
@@ -197,18 +197,18 @@ class Trials:
         if how in OUTSIDE:
             child = start(command, self._log, self._shown)
             if how == "by the clock":
-                time.sleep(draw.uniform(0.2, 1) * self._took)  # before, it only imports
+                time.sleep(draw.uniform(0.2, 1) * self._took)  # earlier it only imports
             else:
                 self._await_file(child, draw.randint(1, 6))
             os.kill(child, signal.SIGKILL)
         else:
             child = start(command, self._log, self._shown, how, draw.randint(1, self.counts.get(how, 300)))
         code = end_of(child)
-        # The second one may have had nothing left to do; a first one that was not killed is no trial.
+        # A resumed run may have had nothing left to do; a first run that was not killed is not a trial.
         return self._shown[:].decode().strip() if code == -signal.SIGKILL else ""
 
     def _await_file(self, child: int, number: int) -> None:
-        """Wait until so many checkpoints were seen half written, or the process has ended."""
+        """Wait until ``number`` half-written checkpoints were seen, or the process has ended."""
         seen: set[str] = set()
         while len(seen) < number and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             with suppress(FileNotFoundError):
@@ -219,7 +219,7 @@ class Trials:
 
 
 def differences(folder: Path, reference: Path) -> list[str]:
-    """Return what differs in the folders of two runs, but for wall times; nothing is the aim."""
+    """Return the files that differ in the folders of two runs, except for wall times."""
     names = [sorted(str(path.relative_to(place)) for path in place.rglob("*")) for place in (folder, reference)]
     if names[0] != names[1]:
         return [f"files: {set(names[0]) ^ set(names[1])}"]
@@ -227,13 +227,13 @@ def differences(folder: Path, reference: Path) -> list[str]:
 
 
 def content(path: Path) -> Any:
-    """Return what is in a file of a run, without wall times."""
+    """Return the content of a file of a run, without wall times."""
     if path.is_dir():
         return None
     if path.name == "environment.json":
-        # A run that is resumed before its first checkpoint begins anew, by another command.
+        # A run that is resumed before its first checkpoint starts over, with another command.
         return {key: value for key, value in json.loads(path.read_text()).items() if key not in {"resumed", "command"}}
-    if path.name == "checkpoint.json":  # in the folder that several ranks wrote
+    if path.name == "checkpoint.json":  # in a folder that several ranks wrote
         return without_times(json.loads(path.read_text()))
     if path.name == "metrics.jsonl":
         return [without_times(json.loads(line)) for line in path.read_text().splitlines()]
@@ -247,7 +247,7 @@ def content(path: Path) -> Any:
 
 
 def without_times(value: Any) -> Any:
-    """Leave out the fields that hold wall time."""
+    """Remove the fields that hold wall time."""
     if isinstance(value, dict):
         return {key: without_times(item) for key, item in value.items() if key not in TIMES}
     return [without_times(item) for item in value] if isinstance(value, list) else value
@@ -261,8 +261,8 @@ def trials(kills: int) -> Iterator[tuple[int, str, bool]]:
         yield number, how, place == 1
 
 
-def carry_out(kills: int, seed: int, names: list[str], tell: Callable[[str], object]) -> bool:
-    """Carry out the trials and say whether all were equal."""
+def carry_out(kills: int, seed: int, names: list[str], report: Callable[[str], object]) -> bool:
+    """Carry out the trials and return whether all were equal."""
     torch.set_num_threads(1)
     equal, where = 0, Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
@@ -275,16 +275,16 @@ def carry_out(kills: int, seed: int, names: list[str], tell: Callable[[str], obj
             draw = random.Random(f"{seed} {number}")
             one = draw.choice(able)
             landed: list[str] = []
-            while not landed:  # a clock may be late
+            while not landed:  # a timer may be late
                 landed = one.kill(draw, how, again=again)
             different = differences(one.folder, one.reference)
             equal += not different
             where.update(landed)
             verdict = f"DIFFERENT: {different}" if different else "equal"
-            tell(f"{number + 1:3} {one.name:10} {how if how in OUTSIDE else 'by count':12} "
+            report(f"{number + 1:3} {one.name:10} {how if how in OUTSIDE else 'by count':12} "
                  f"in {', then '.join(landed):36} {verdict}")  # fmt: skip
-        tell(f"{sum(where.values())} kills: {', '.join(f'{count} in {name}' for name, count in where.most_common())}")
-    tell(f"{equal} of {kills} equal")
+        report(f"{sum(where.values())} kills: {', '.join(f'{count} in {name}' for name, count in where.most_common())}")
+    report(f"{equal} of {kills} equal")
     return equal == kills
 
 

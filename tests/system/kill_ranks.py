@@ -1,9 +1,9 @@
-"""Kill runs of several ranks with SIGKILL, all their processes at once, resume them, and compare what they leave.
+"""Kill all processes of multi-rank runs with SIGKILL, resume the runs, and compare their results.
 
     python tests/system/kill_ranks.py --kills 10 --seed 0 --ranks 2
 
-The moments are drawn from a seed: a number of checkpoints that are there, and a time after that; ``kill_harness.py``
-has moments of every kind, for one process. Only wall times may differ afterwards.
+The moments are drawn from a seed: a number of checkpoints, and a time after the last of them. ``kill_harness.py`` has
+moments of every kind, for one process. Only wall times may differ afterwards.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 from kill_harness import RUNS, differences
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-SHARED_OUT = ["-o", "training.parallel=fsdp"]
+SHARDED = ["-o", "training.parallel=fsdp"]
 
 
 class Trials:
@@ -40,7 +40,7 @@ class Trials:
         self.reference = Path("run").rename("reference")
 
     def kill(self, draw: random.Random) -> str:
-        """Kill a run, resume it, and return what it had left; "" where it was done before."""
+        """Kill a run, resume it, and return its newest checkpoint; "" if it had finished before."""
         shutil.rmtree("run", ignore_errors=True)
         launcher = self._start(self._command)
         watch(launcher, draw.randrange(self._checkpoints))
@@ -62,7 +62,7 @@ class Trials:
 
 
 def watch(launcher: subprocess.Popen[bytes], number: int) -> int:
-    """Wait until the run has begun and so many checkpoints were seen, or to its end; return how many were."""
+    """Wait until ``number`` checkpoints were seen, or until the run ends; return how many were seen."""
     seen: set[str] = set()
     while launcher.poll() is None and not (Path("run").exists() and len(seen) >= number):
         seen |= {path.name for path in Path("run/checkpoints").glob("stage-*")}
@@ -71,7 +71,7 @@ def watch(launcher: subprocess.Popen[bytes], number: int) -> int:
 
 
 def end_all(launcher: int) -> None:
-    """Kill a launcher and all that it started; the ranks are in sessions of their own."""
+    """Kill a launcher and all processes it started; the ranks have sessions of their own."""
     family = [launcher]
     for process in family:
         with suppress(FileNotFoundError):
@@ -81,8 +81,8 @@ def end_all(launcher: int) -> None:
             os.kill(process, signal.SIGKILL)
 
 
-def carry_out(kills: int, seed: int, ranks: int, options: list[str], tell: Callable[[str], object]) -> bool:
-    """Carry out the trials and say whether all were equal."""
+def carry_out(kills: int, seed: int, ranks: int, options: list[str], report: Callable[[str], object]) -> bool:
+    """Carry out the trials and return whether all were equal."""
     equal = 0
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -93,9 +93,9 @@ def carry_out(kills: int, seed: int, ranks: int, options: list[str], tell: Calla
                 left = trials.kill(draw)
             different = differences(Path("run"), trials.reference)
             equal += not different
-            tell(f"{number + 1:3} killed with {left:40} {f'DIFFERENT: {different}' if different else 'equal'}")
+            report(f"{number + 1:3} killed with {left:40} {f'DIFFERENT: {different}' if different else 'equal'}")
         os.chdir("/")
-    tell(f"{equal} of {kills} equal")
+    report(f"{equal} of {kills} equal")
     return equal == kills
 
 
@@ -105,7 +105,7 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--run", choices=tuple(RUNS), default="faces")
-    parser.add_argument("--fsdp", action="store_true", help="share the model out")
+    parser.add_argument("--fsdp", action="store_true", help="shard the model")
     given = parser.parse_args()
-    chosen = [*RUNS[given.run], *(SHARED_OUT if given.fsdp else [])]
+    chosen = [*RUNS[given.run], *(SHARDED if given.fsdp else [])]
     sys.exit(not carry_out(given.kills, given.seed, given.ranks, chosen, lambda line: print(line, flush=True)))  # noqa: T201

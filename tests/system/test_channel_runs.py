@@ -1,4 +1,4 @@
-"""Runs that prune whole channels: held, saved, resumed, given to another run, and shrunk."""
+"""Runs that prune whole channels: masks are held, saved, resumed, given to another run; networks are shrunk."""
 
 import json
 
@@ -29,7 +29,7 @@ NORMED = ("stem.bias", "norm.weight", "norm.bias", "outer_norm.weight", "outer_n
 
 
 class Adding(nn.Module):
-    """A residual network: the stem and the outer layer are added up, each behind batch normalisation."""
+    """A residual network: it adds the stem and the outer layer, each after batch normalisation."""
 
     def __init__(self):
         super().__init__()
@@ -58,7 +58,7 @@ class AddingTask(ToyTask):
         return {}
 
     def optimizer(self, model):
-        # Weight decay and momentum on everything, as many loops have it.
+        # Weight decay and momentum for all parameters, as in many training loops.
         return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-2)
 
 

@@ -1,4 +1,4 @@
-"""Models that are harder than a chain of layers: each is selected, held, trained and saved as it is."""
+"""Models beyond a chain of layers: masks are selected, held, trained under and saved without changing the model."""
 
 import copy
 import io
@@ -32,7 +32,7 @@ class Language(nn.Module):
 
 
 class Repeated(nn.Module):
-    """One linear layer twice in a row, in a list with another."""
+    """A linear layer that is called twice, in a list with another."""
 
     def __init__(self):
         super().__init__()
@@ -104,7 +104,7 @@ def train(model, optimizer, inputs, steps=3):
 
 
 def holds(model, masks):
-    """Say whether the zeros of a model are those of the masks."""
+    """Return whether the zeros of a model are those of the masks."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     return all(torch.equal(parameters[name] != 0, mask) for name, mask in masks.tensors.items())
 
@@ -302,7 +302,7 @@ def test_a_mask_of_an_orthogonal_weight_says_what_to_do_and_then_fits():
 
 
 class Scaled(nn.Module):
-    """A parametrisation of one's own that has a parameter of its own."""
+    """A custom parametrisation with its own parameter."""
 
     def __init__(self):
         super().__init__()
@@ -497,7 +497,7 @@ class Huge(ToyTask):
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux forgets the highest peak so far")
 def test_a_model_of_a_billion_weights_is_planned_without_memory(tmp_path, capsys):
-    Path("/proc/self/clear_refs").write_text("5")  # tests before this one may have had more
+    Path("/proc/self/clear_refs").write_text("5")  # earlier tests may have used more
     before = peak()
     with torch.device("meta"):
         model = nn.Sequential(*(nn.Linear(8192, 8192, bias=False) for _ in range(16)))
@@ -517,6 +517,6 @@ def test_a_model_of_a_billion_weights_is_planned_without_memory(tmp_path, capsys
 
 
 def peak():
-    """Return the most memory that this process has had, in bytes."""
+    """Return the peak memory of this process in bytes."""
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024

@@ -1,7 +1,7 @@
-"""Files that nobody wrote with good intentions: every reader refuses them in one line, in little time and memory.
+"""Hostile files: every reader refuses them in one line of error, in little time and memory.
 
-The corpus is made here, from good files of every kind: cut, with flipped bits, with headers that lie, with values
-that are no mask.
+The corpus is made here from good files of every kind: truncated, with flipped bits, with false headers, with values
+that are not masks.
 """
 
 import json
@@ -108,7 +108,7 @@ class Small(nn.Module):
 def write_csr(path: Path) -> None:
     network, (weights, masks) = Small(), network_masks()
     network.load_state_dict(weights)
-    # A small weight is no smaller in compressed rows, unless it is nearly empty.
+    # Compressed rows make a small weight smaller only if it is nearly empty.
     sparse = Masks({name: mask & (torch.rand(mask.shape) < 0.2) for name, mask in masks.tensors.items()})
     save_csr(path, network, sparse, run_sparse(network, sparse, torch.ones(1, 3, 4, 4), form="csr")[1])
 
@@ -159,10 +159,10 @@ def good(kind: str, folder: Path) -> bytes:
 
 
 def damaged(data: bytes, random: np.random.Generator) -> Iterator[bytes]:
-    """Yield cut files, flipped bits, lost and changed stretches."""
+    """Yield truncated files, flipped bits, missing and changed ranges."""
     for cut in random.integers(0, len(data), 12):
         yield data[:cut]
-    start = min(len(data), 1500)  # headers are where it hurts
+    start = min(len(data), 1500)  # the header is the most sensitive part
     for at in [*range(9), *random.integers(0, start, 30), *random.integers(0, len(data), 12)]:
         mutant = bytearray(data)
         mutant[at] ^= 1 << int(random.integers(8))
@@ -173,7 +173,7 @@ def damaged(data: bytes, random: np.random.Generator) -> Iterator[bytes]:
 
 
 def lying(data: bytes) -> Iterator[bytes]:
-    """Yield safetensors files whose headers claim what is not so; all of them must be refused."""
+    """Yield safetensors files with false headers; all of them must be refused."""
     length = int.from_bytes(data[:8], "little")
     header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
     names = [name for name in header if name != "__metadata__"]
@@ -207,7 +207,7 @@ def joined(header: dict[str, Any], body: bytes) -> bytes:
 
 
 def refusal(data: bytes, read: Reader, path: Path) -> str | None:
-    """Return what a reader says of a file; ``None`` where it reads it."""
+    """Return a reader's error on a file; ``None`` if it reads the file."""
     path.write_bytes(data)
     said = None
     try:
@@ -308,7 +308,7 @@ def test_our_headers_with_nonsense_values_are_refused(
     kind: str, header: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = good(kind, tmp_path)
-    monkeypatch.setattr(checkpoint, "_digest", lambda *_: None)  # who writes nonsense can write its digest, too
+    monkeypatch.setattr(checkpoint, "_digest", lambda *_: None)  # an attacker can write a valid digest, too
     length = int.from_bytes(data[:8], "little")
     outer = json.loads(data[8 : 8 + length])
     ours = json.loads(outer["__metadata__"]["prunekit"])
@@ -319,7 +319,7 @@ def test_our_headers_with_nonsense_values_are_refused(
 
 
 def heavy(folder: Path) -> Iterator[Path]:
-    """Write files that are small, or lawful, and would like to be large in memory."""
+    """Write files that are small, or valid, but could take much memory."""
     limit = 15 * 2**20
 
     def write(name: str, header: str) -> Path:
@@ -345,7 +345,7 @@ def heavy(folder: Path) -> Iterator[Path]:
     yield folder / "expanded.pt"
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the peak of one program")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux reports the peak of one program")
 def test_no_file_takes_more_than_400_mib(tmp_path: Path) -> None:
     paths = [str(path) for path in heavy(tmp_path)]
     code = """
@@ -360,7 +360,7 @@ from prunekit.masks.weight_files import load_weights
 Masks({"a": torch.ones(2, 2, dtype=torch.bool)}).save(sys.argv[1] + "-warm")
 load_masks(sys.argv[1] + "-warm")
 def peak():
-    # Not ru_maxrss: a child begins with its parent's, and that has run other tests.
+    # Not ru_maxrss: a child starts with its parent's, which has run other tests.
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) / 1024
 before = peak()
@@ -371,7 +371,7 @@ for path in sys.argv[1:]:
         except PrunekitError as error:
             assert path in str(error), error
         print(path, read.__name__, round(peak() - before), flush=True)
-assert peak() - before < 400, peak() - before  # 361 are those of a quarter of a million lawful tensors
+assert peak() - before < 400, peak() - before  # 361 MiB are taken by a quarter of a million valid tensors
 """
     done = subprocess.run(  # noqa: S603 - the code above
         [sys.executable, "-c", code, *paths], capture_output=True, text=True, check=False, env={**os.environ}

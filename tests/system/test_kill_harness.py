@@ -1,4 +1,4 @@
-"""A short version of the harness; ``python tests/system/kill_harness.py --kills 30`` is the long one."""
+"""A short run of the harness; ``python tests/system/kill_harness.py --kills 30`` is the long one."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_runs_end_with_the_bytes_of_runs_left_alone():
+def test_killed_and_resumed_runs_end_with_the_bytes_of_undisturbed_runs():
     harness = Path(__file__).with_name("kill_harness.py")
     command = [sys.executable, str(harness), "--kills", "5", "--seed", "1", "--runs", "rigl", "rewinding"]
     # The command is the one above.

@@ -1,4 +1,4 @@
-"""The main job, as a person starts it: the installed command, the reference task, its defaults."""
+"""The main job as a user starts it: the installed command and the reference task with its defaults."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def stages_of(folder):
 
 
 @pytest.mark.slow
-def test_the_main_job_trains_prunes_and_leaves_masks_that_fit(tmp_path):
+def test_the_main_job_trains_prunes_and_writes_masks_that_fit(tmp_path):
     done = prunekit_run("--criterion", "correlation", "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for word in ("dense", "local5b", "conv4b", "weights left", "compression", "accuracy", "run/masks.safetensors"):
@@ -58,7 +58,7 @@ def test_a_short_run_on_lfw_respects_its_folds_and_learns(tmp_path, lfw):
 
 
 @pytest.mark.slow
-def test_a_short_run_on_orl_works(tmp_path, orl):
+def test_a_short_run_on_orl_finishes(tmp_path, orl):
     short = ["-o", "training.budget=10 steps", "-o", "training.retraining=5 steps", "--structure", "f=1/64"]
     done = prunekit_run("--data", str(orl), *short, "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
