@@ -29,9 +29,9 @@ from prunekit.masks.weight_files import check_weights, load_weights
 from prunekit.plugins.manager import make_manager, view_of
 from prunekit.plugins.registry import collect, import_named
 from prunekit.runs.folder import RunFolder
-from prunekit.runs.network import build_model
+from prunekit.runs.preparing.network import build_model
+from prunekit.runs.preparing.task_samples import task_samples
 from prunekit.runs.recipes import build_config, read_recipe
-from prunekit.runs.task_samples import task_samples
 
 
 @attrs.frozen(eq=False)

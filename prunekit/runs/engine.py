@@ -15,19 +15,19 @@ from prunekit.plugins import hookspecs
 from prunekit.runs.active_run import ActiveRun, begin_traces, check_finite, current_masks, summing_traces
 from prunekit.runs.checkpoints.checkpoint import Checkpoint
 from prunekit.runs.config import RunConfig
-from prunekit.runs.emergency_checkpoint import EmergencyCheckpoint
-from prunekit.runs.evaluation import evaluate
 from prunekit.runs.fault_messages import add_next_step, explained
 from prunekit.runs.folder import RunFolder
 from prunekit.runs.interruption import Interruption, raise_if_any_rank_requested
-from prunekit.runs.losses import LossReader
-from prunekit.runs.mask_updates import update_masks
 from prunekit.runs.opening import Opened, resume_run, start_run
 from prunekit.runs.preparation import PreparedRun
 from prunekit.runs.run_store import load_start_weights, restore_loop, save_progress, save_results
 from prunekit.runs.shard_model import shard_model
-from prunekit.runs.stage import StageTraining
-from prunekit.runs.stage_plan import PlannedStage, planned_stages
+from prunekit.runs.stages.emergency_checkpoint import EmergencyCheckpoint
+from prunekit.runs.stages.evaluation import evaluate
+from prunekit.runs.stages.losses import LossReader
+from prunekit.runs.stages.mask_updates import update_masks
+from prunekit.runs.stages.stage import StageTraining
+from prunekit.runs.stages.stage_plan import PlannedStage, planned_stages
 from prunekit.runs.training.hardware import Hardware
 from prunekit.runs.training.loop import Loop, epoch_steps
 from prunekit.runs.training.optimizers import fuse

@@ -19,11 +19,11 @@ from prunekit.layers.view import LayerShape, LayerView
 from prunekit.masks.patterns import Channels
 from prunekit.plugins.manager import PluginManager, view_of
 from prunekit.plugins.registry import Registry
-from prunekit.runs.choices import choose_plugins
 from prunekit.runs.config import RunConfig
-from prunekit.runs.given_files import StartingPoint, read_given
-from prunekit.runs.network import inspect_network
-from prunekit.runs.planning import plan_run
+from prunekit.runs.preparing.choices import choose_plugins
+from prunekit.runs.preparing.given_files import StartingPoint, read_given
+from prunekit.runs.preparing.network import inspect_network
+from prunekit.runs.preparing.planning import plan_run
 
 
 @attrs.frozen

@@ -9,7 +9,7 @@ from prunekit.contracts.seeds import Seeds
 from prunekit.deployment.pruned_network import random_samples
 from prunekit.errors import ConfigError
 from prunekit.layers.samples import MOST, Samples
-from prunekit.runs.task_samples import task_samples
+from prunekit.runs.preparing.task_samples import task_samples
 from prunekit.testing import ToyTask
 
 

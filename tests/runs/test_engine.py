@@ -16,9 +16,9 @@ from prunekit.plugins.manager import Source, make_manager
 from prunekit.plugins.registry import collect
 from prunekit.runs.engine import run
 from prunekit.runs.folder import RunFolder
-from prunekit.runs.losses import LossReader
 from prunekit.runs.preparation import prepare
 from prunekit.runs.recipes import build_config
+from prunekit.runs.stages.losses import LossReader
 from prunekit.testing import ToyNetwork, ToyTask
 
 RECIPE = {

@@ -34,9 +34,10 @@ from prunekit.cli import main as prunekit
 from prunekit.files.atomic import write_atomically
 from prunekit.pruning.update import choose_masks
 from prunekit.reporting.metric_log import MetricLog
-from prunekit.runs import evaluation, opening, run_store
 from prunekit.runs import folder as run_folder
+from prunekit.runs import opening, run_store
 from prunekit.runs.preparation import prepare
+from prunekit.runs.stages import evaluation
 from prunekit.runs.training.loop import Loop
 
 TIMES = {"seconds", "stage_began", "digest"}

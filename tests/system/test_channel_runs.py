@@ -15,7 +15,7 @@ from prunekit.deployment.pruned_network import PrunedNetwork
 from prunekit.deployment.shrinking import shrink
 from prunekit.errors import ConfigError, MaskError
 from prunekit.masks.masks import Masks, load_masks
-from prunekit.runs.task_samples import task_samples
+from prunekit.runs.preparing.task_samples import task_samples
 from prunekit.testing.toy_task import ToyTask
 
 RECIPE = {

@@ -27,7 +27,7 @@ from prunekit.runs.engine import run
 from prunekit.runs.folder import RunFolder
 from prunekit.runs.preparation import prepare
 from prunekit.runs.recipes import build_config
-from prunekit.runs.stage import StageTraining
+from prunekit.runs.stages.stage import StageTraining
 from prunekit.testing import ToyTask
 
 SUPPORT = Path(__file__).parents[1] / "support"

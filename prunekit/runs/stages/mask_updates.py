@@ -1,6 +1,6 @@
 """Carry out the mask updates of a stage: choose masks, change the weights, hold them from then on.
 
-It must not know when updates are due; that is planned in ``prunekit.runs.stage_plan``.
+It must not know when updates are due; that is planned in ``prunekit.runs.stages.stage_plan``.
 """
 
 import time
@@ -21,7 +21,7 @@ from prunekit.pruning.training_traces import forget_dropped
 from prunekit.pruning.update import Chosen, choose_masks
 from prunekit.runs.active_run import ActiveRun, current_masks
 from prunekit.runs.interruption import interruptible_alone, raise_if_any_rank_requested
-from prunekit.runs.stage_plan import PlannedStage
+from prunekit.runs.stages.stage_plan import PlannedStage
 from prunekit.runs.training.showing import BatchShower
 
 

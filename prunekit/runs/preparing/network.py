@@ -17,7 +17,7 @@ from prunekit.layers.channels.finding import find_channel_groups
 from prunekit.layers.channels.groups import ChannelGroups
 from prunekit.layers.lookup import find_layers
 from prunekit.layers.view import LayerShape, LayerView, ViewOf
-from prunekit.runs.task_samples import task_samples
+from prunekit.runs.preparing.task_samples import task_samples
 
 _SAMPLES = 2  # the flow of channels is the same for any batch size, but code may treat a batch of one specially
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from prunekit.distributed.ranks import rank_count, sum_over_ranks
 from prunekit.errors import NotFiniteError
 from prunekit.runs.active_run import STABILITY_ADVICE, ActiveRun
-from prunekit.runs.stage_plan import PlannedStage
+from prunekit.runs.stages.stage_plan import PlannedStage
 from prunekit.runs.training.loop import Loop
 
 

@@ -12,11 +12,11 @@ from prunekit.contracts import events
 from prunekit.masks.holding import Held
 from prunekit.masks.masks import Masks
 from prunekit.runs.active_run import ActiveRun, check_finite
-from prunekit.runs.emergency_checkpoint import EmergencyCheckpoint
-from prunekit.runs.losses import LossReader
-from prunekit.runs.mask_updates import update_masks
 from prunekit.runs.run_store import keep_weights, save_progress
-from prunekit.runs.stage_plan import PlannedStage
+from prunekit.runs.stages.emergency_checkpoint import EmergencyCheckpoint
+from prunekit.runs.stages.losses import LossReader
+from prunekit.runs.stages.mask_updates import update_masks
+from prunekit.runs.stages.stage_plan import PlannedStage
 from prunekit.runs.training.loop import Loop
 
 

@@ -17,9 +17,9 @@ from prunekit.layers.lookup import check_layers
 from prunekit.layers.view import LayerShape
 from prunekit.masks.patterns import Channels
 from prunekit.pruning.structure import check_fit, distribute, join_channel_groups, resolve_structure
-from prunekit.runs.choices import ChosenPlugins
 from prunekit.runs.config import RunConfig
-from prunekit.runs.network import FoundNetwork
+from prunekit.runs.preparing.choices import ChosenPlugins
+from prunekit.runs.preparing.network import FoundNetwork
 
 
 @attrs.frozen
