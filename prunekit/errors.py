@@ -1,53 +1,53 @@
-"""The errors a user can cause and mend. Everything else is a bug and keeps its traceback."""
+"""Errors that a user can fix. Every other exception is a bug and keeps its traceback."""
 
 from collections.abc import Iterable
 
 
 class PrunekitError(Exception):
-    """Something the user can put right. The message is one line: what, found, expected, next step."""
+    """A user can fix the cause. The message is one line: what was given, what was expected, the next step."""
 
 
 class PluginError(PrunekitError):
-    """A plugin is broken, unknown, named twice or does not keep its contract."""
+    """A plugin is broken, unknown, registered twice or violates its contract."""
 
 
 class ConfigError(PrunekitError):
-    """A recipe, an option or a plan asks for something that cannot be."""
+    """A recipe, an option or a plan requests something impossible."""
 
 
 class DataError(PrunekitError):
-    """The data a task was pointed at is missing, unreadable or too little."""
+    """The data of a task is missing, unreadable or insufficient."""
 
 
 class MaskError(PrunekitError):
-    """A mask does not fit its weight, or a mask file is not one."""
+    """A mask does not fit its weight, or a file is not a valid mask file."""
 
 
 class CheckpointError(PrunekitError):
-    """A checkpoint or a run folder cannot be read, written or continued."""
+    """A checkpoint or a run folder cannot be read, written or resumed."""
 
 
 class ResumeError(CheckpointError):
-    """A run cannot go on from what is in its folder; to try again would end the same way."""
+    """The run cannot be resumed from its folder, and retrying will not help."""
 
 
 class ExportError(PrunekitError):
-    """A network cannot be written in some format, or what was written gives other outputs."""
+    """A network cannot be exported, or the export computes different outputs."""
 
 
 class TrainingError(PrunekitError):
-    """Training cannot go on, for example because the loss is no longer a number."""
+    """Training cannot continue, for example because the loss is NaN."""
 
 
 class NotFiniteError(TrainingError):
-    """A loss, a gradient or a weight is no number; the same steps again would end the same way."""
+    """A loss, gradient or weight is NaN or infinite; repeating the steps would fail the same way."""
 
 
-class Interrupted(PrunekitError):  # noqa: N818 - nothing is wrong
-    """The run was asked to stop, and did.
+class Interrupted(PrunekitError):  # noqa: N818 - not an error
+    """The run stopped on request.
 
     Attributes:
-        code: the exit code that shells expect: 128 and the number of the signal.
+        code: the exit code that shells expect: 128 + the number of the signal.
     """
 
     def __init__(self, message: str, code: int) -> None:
@@ -56,10 +56,10 @@ class Interrupted(PrunekitError):  # noqa: N818 - nothing is wrong
 
 
 class RankError(PrunekitError):
-    """The other processes of a distributed run cannot be reached any more.
+    """Contact with another rank of a distributed run was lost.
 
     Attributes:
-        explained: another process has told the user why, so this one has nothing to add.
+        explained: another rank has reported the cause, so this one need not report anything.
     """
 
     def __init__(self, message: str, *, explained: bool) -> None:
@@ -68,13 +68,18 @@ class RankError(PrunekitError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `` (did you mean 'x'?)`` or, with nothing near, `` (known: a, b)``.
+    """Return the end of an error message: a similar known name, or all known names if none is similar.
+
+    >>> nearest("corelation", ["correlation", "magnitude"])
+    " (did you mean 'correlation'?)"
+    >>> nearest("zzz", ["b", "a"])
+    ' (known: a, b)'
 
     Args:
-        name: what the user wrote.
-        known: what would have been accepted.
+        name: the name that the user wrote.
+        known: the names that would be accepted.
     """
-    import difflib  # only errors need it, and help is not to wait for it
+    import difflib  # only needed for errors, and it would slow down --help
 
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)

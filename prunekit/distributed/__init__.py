@@ -1,4 +1,4 @@
-"""What several processes share: the launcher, devices, ranks and reductions, DTensor, DDP, FSDP2, and batch shares.
+"""Distributed training: launcher, devices, ranks and reductions, DTensor, DDP, FSDP2, batch shares, torch internals.
 
 It must not know layers, masks or tasks.
 """

@@ -1,6 +1,6 @@
-"""Batch normalisation over the samples of all ranks, so that several processes train what one process would.
+"""Batch normalisation over the samples of all ranks, so that several processes train the same model as one would.
 
-It must not know layers that are pruned, nor how a run goes.
+It must not know layers, masks or runs.
 """
 
 import torch
@@ -12,9 +12,10 @@ from prunekit.distributed.torch_internals import BatchNorm
 
 
 def synchronize_norms(model: nn.Module) -> None:
-    """Let every batch normalisation of a model use the samples of all ranks; names and parameters stay.
+    """Replace every batch normalisation in a model, in place, by one over the samples of all ranks.
 
-    On a GPU it is torch's ``SyncBatchNorm``, which exists there only. With one process nothing changes.
+    Names and parameters stay the same. On a GPU the replacement is torch's ``SyncBatchNorm``, which needs one. A single
+    process is left as it is.
     """
     if rank_count() == 1:
         return
@@ -37,16 +38,16 @@ def _shared(norm: BatchNorm) -> nn.Module:
 
 
 class CpuSyncBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation whose means and variances are those of the samples of all ranks, with their gradients."""
+    """Batch normalisation with the means and variances, and their gradients, of the samples of all ranks."""
 
     def forward(self, values: Tensor) -> Tensor:
-        """Return the normalised ``[samples, features, ...]``, of the same type."""
+        """Return the normalised ``[samples, features, ...]``, in the same dtype."""
         if not self.training:
-            # Not super().forward, which accepts two or three dimensions only.
+            # BatchNorm1d.forward would refuse four or five dimensions.
             mean, variance = self.running_mean, self.running_var
             own = mean is None  # without running statistics, evaluation normalises by those of its samples
             return F.batch_norm(values, mean, variance, self.weight, self.bias, own, 0.0, self.eps)
-        # Single precision at least, as torch's own takes its sums.
+        # At least single precision, as in torch's own sums.
         exact = values.to(torch.promote_types(values.dtype, torch.float32))
         variance, mean = torch.var_mean(exact, [0, *range(2, exact.dim())], correction=0)
         count = torch.full_like(mean, exact.numel() / len(mean))

@@ -1,6 +1,6 @@
-"""The part of each batch that one of several processes works on. All parts together are the batch of one process.
+"""Each rank's share of a batch; the shares of all ranks make up the batch a single process would see.
 
-It must not know what is in a batch beyond its tensors, nor what is done with it.
+It must not know what a batch means beyond its tensors, or what it is used for.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,12 +12,12 @@ from prunekit.errors import ConfigError
 
 
 class BatchShare(NamedTuple):
-    """One rank's part of a batch.
+    """One rank's share of a batch.
 
     Attributes:
-        batch: like the whole one, with fewer samples.
-        share: its weight in the loss of the whole batch; those of all ranks add up to 1. For a loss that is the mean
-            over samples: samples here / samples of all.
+        batch: of the same form as the whole batch, with fewer samples.
+        share: its weight in the loss of the whole batch; the weights of all ranks add up to 1. If the loss is a mean
+            over samples: samples in this share / samples in the batch.
     """
 
     batch: Any
@@ -25,28 +25,35 @@ class BatchShare(NamedTuple):
 
 
 def rank_slice(samples: int, rank: int, ranks: int) -> slice:
-    """Return which samples of a batch are a rank's: runs one behind the other, whose lengths differ by one at most."""
+    """Return the slice of a batch's samples that belongs to a rank; lengths differ by at most one between ranks.
+
+    >>> [rank_slice(5, rank, 2) for rank in range(2)]
+    [slice(0, 2, None), slice(2, 5, None)]
+    """
     return slice(samples * rank // ranks, samples * (rank + 1) // ranks)
 
 
 def split_batch(batch: Any, rank: int, ranks: int) -> BatchShare:
-    """Return a rank's part of a batch: a run of its samples, the first dimension of every tensor.
+    """Return a rank's share of a batch: a slice of its samples, along the first dimension of every tensor.
 
-    What is no tensor, or a single number, goes to all ranks.
+    >>> split_batch((torch.arange(5), "all ranks get this"), rank=0, ranks=2)
+    BatchShare(batch=(tensor([0, 1]), 'all ranks get this'), share=0.4)
+
+    Tensors without dimensions, and values that are not tensors, are the same on all ranks.
 
     Args:
-        batch: a tensor or nested tuples, lists, dicts of tensors.
-        rank: from 0.
-        ranks: how many there are.
+        batch: a tensor or nested tuples, lists and dicts of tensors.
+        rank: index of the process, from 0.
+        ranks: number of processes.
 
     Raises:
-        ConfigError: when tensors have different numbers of samples.
+        ConfigError: the tensors differ in their first dimension, or there are none.
     """
     lengths = sorted({len(tensor) for tensor in tensors_in(batch) if tensor.dim()})
     if len(lengths) != 1:
         raise ConfigError(
-            f"a batch has tensors with {lengths} in their first dimension, so nobody knows its samples; "
-            "override Task.batch_share to split it"
+            f"cannot split a batch over ranks: the first dimensions of its tensors are {lengths}, expected one number "
+            "of samples; override Task.batch_share"
         )
     samples = lengths[0]
     mine = rank_slice(samples, rank, ranks)
@@ -55,7 +62,7 @@ def split_batch(batch: Any, rank: int, ranks: int) -> BatchShare:
 
 
 def tensors_in(batch: Any) -> Iterator[Tensor]:
-    """Yield the tensors of a batch, in order."""
+    """Yield the tensors of a batch: in nested tuples, lists and dicts, in order."""
     if isinstance(batch, Tensor):
         yield batch
     elif isinstance(batch, tuple | list | dict):
@@ -64,7 +71,7 @@ def tensors_in(batch: Any) -> Iterator[Tensor]:
 
 
 def map_tensors(change: Callable[[Tensor], Tensor], batch: Any) -> Any:
-    """Return a batch of the same form with every tensor changed; named tuples stay such, what is no tensor stays."""
+    """Return a batch of the same form, named tuples included, with ``change`` applied to every tensor."""
     if isinstance(batch, Tensor):
         return change(batch)
     if isinstance(batch, tuple | list):

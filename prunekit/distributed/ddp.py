@@ -1,4 +1,4 @@
-"""Training one model in several processes: PyTorch's ``DistributedDataParallel``, and when it averages gradients.
+"""Data-parallel training with PyTorch's ``DistributedDataParallel``, and when it averages gradients.
 
 It must not know tasks, masks or stages.
 """
@@ -15,24 +15,24 @@ from prunekit.distributed.torch_internals import uncompiled
 
 
 def parallel(model: nn.Module) -> nn.Module:
-    """Return what to call in training: the model, which averages its gradients over all ranks where there are several.
+    """Return the module to call in training: with several ranks, one that averages gradients over them.
 
-    Its parameters stay those of ``model``, which must be on its device; batch normalisation becomes that of all ranks.
-    A model that is fully sharded averages them itself.
+    It shares its parameters with ``model``, which must be on its device already; batch normalisation in ``model`` is
+    replaced by one over all ranks. A fully sharded model is returned as it is, since it averages gradients itself.
     """
     if rank_count() == 1 or is_fully_sharded(model):
         return model
     synchronize_norms(model)
-    # Which parameters a task's loss leaves out is not for us to know, and may change from batch to batch.
+    # A task's loss may ignore some parameters, and other ones in the next batch.
     return DistributedDataParallel(model, find_unused_parameters=True, gradient_as_bucket_view=True)
 
 
 def averaging(model: nn.Module, *, on: bool) -> AbstractContextManager[None]:
-    """Return the context of one forward and backward pass; ``on``: gradients are averaged at its end, else only added.
+    """Return a context for one forward and backward pass that averages gradients, or only accumulates them.
 
     Args:
-        model: what ``parallel`` returned, compiled or not.
-        on: whether this is the last pass before a step.
+        model: the module that ``parallel`` returned, compiled or not.
+        on: True for the last pass before an optimiser step: gradients are averaged over all ranks.
     """
     inner = uncompiled(model)
     if on or not isinstance(inner, DistributedDataParallel):

@@ -1,8 +1,8 @@
-"""Tensors that are spread over processes (torch's ``DTensor``): the part that lies here, and the whole.
+"""Sharded tensors (torch's ``DTensor``): local shards, full tensors, and sharding one tensor like another.
 
-FSDP2 (``fully_shard``) and tensor parallelism make the parameters of a model such tensors, with their gradients and
-optimiser states. Whoever masks asks here for parts, whoever ranks asks for the whole. An ordinary tensor is its own
-part and its own whole, at no cost. This module must not know masks, criteria or training.
+FSDP2 (``fully_shard``) and tensor parallelism shard the parameters of a model, their gradients and their optimiser
+states. Masking needs local shards, selection needs full tensors. An ordinary tensor is its own shard and its own full
+tensor, at no cost. This module must not know masks, criteria or training.
 """
 
 import sys
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
-    """Say whether parts of a tensor lie on other processes."""
-    # Loading the module takes half a second; while nobody has, there can be no such tensor.
+    """Return whether a tensor is sharded over processes."""
+    # Loading the module takes half a second; until something loads it, no tensor can be sharded.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """Return what of a tensor lies on this process: the memory itself, not a copy, without a graph."""
+    """Return the shard of a tensor on this process, detached; it shares the tensor's memory."""
     if not is_sharded(tensor):
         return tensor.detach()
     with torch.no_grad():
@@ -33,9 +33,9 @@ def local_shard(tensor: Tensor) -> Tensor:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Return all of a tensor, without a graph; an ordinary one shares its memory.
+    """Return the full tensor, detached; an ordinary tensor shares its memory.
 
-    All processes that hold parts must ask at the same point, since the parts are exchanged.
+    A collective operation: all processes with a shard must call it at the same point.
     """
     if not is_sharded(tensor):
         return tensor.detach()
@@ -44,28 +44,28 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def shard_like(tensor: Tensor, pattern: Tensor) -> Tensor:
-    """Spread a tensor that is whole, and the same, on every process as another one of its shape is spread.
+    """Return a full tensor, the same on every process, sharded like another tensor of its shape.
 
-    Each process takes its part of what it has, so nothing is exchanged.
+    Each process takes its shard from its own copy, without communication.
 
     Args:
-        tensor: ordinary, of any dtype.
-        pattern: what lies where; where it is ordinary, ``tensor`` is returned as it is.
+        tensor: an ordinary tensor of any dtype.
+        pattern: the tensor whose sharding to use; if it is ordinary, ``tensor`` is returned.
     """
     if not is_sharded(pattern):
         return tensor
     from torch.distributed.tensor import Replicate, distribute_tensor
 
-    # Of a sum that is yet to be formed over the processes, each holds the whole shape.
+    # Each process has the full shape of a sum that is still to be reduced over the processes.
     placements = [Replicate() if placement.is_partial() else placement for placement in pattern.placements]
     return distribute_tensor(tensor.detach(), pattern.device_mesh, placements, src_data_rank=None)
 
 
 def full_state(module: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict of a module with whole tensors, on the first process; on the others nothing.
+    """Return the state dict of a module with full tensors on the first rank, and an empty dict on the others.
 
-    Parts are exchanged, so all processes must ask; one tensor after another, and on the first one they go to the CPU.
-    A module that nothing of is spread gives what its ``state_dict`` gives, on every process.
+    A collective operation: all ranks must call it. Tensors are gathered one at a time, and the first rank moves them to
+    the CPU. A module without sharded tensors returns its ``state_dict`` on every rank.
     """
     state: dict[str, Tensor] = module.state_dict()
     if not any(is_sharded(tensor) for tensor in state.values()):
@@ -79,10 +79,10 @@ def full_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_full_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load a state dict of whole tensors, the same on every process, into a module that may be spread.
+    """Load a state dict of full tensors, the same on every process, into a module that may be sharded.
 
     Raises:
-        RuntimeError: as ``load_state_dict`` does, when it does not fit.
+        RuntimeError: the state dict does not fit, as in ``load_state_dict``.
     """
     there: dict[str, Tensor] = module.state_dict()
     fitting = {name for name, tensor in state.items() if name in there and there[name].shape == tensor.shape}
@@ -92,21 +92,21 @@ def load_full_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def shard_states(states: Mapping[int, Mapping[str, Any]], optimizer: Optimizer) -> dict[int, dict[str, Any]]:
-    """Spread the states of an optimiser's ``state_dict`` as its parameters are, where they are whole."""
+    """Return the states of an optimiser's ``state_dict``, with full tensors sharded like their parameters."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {
-        index: {name: _spread_state(value, parameters[index]) for name, value in state.items()}
+        index: {name: _shard_state(value, parameters[index]) for name, value in state.items()}
         for index, state in states.items()
     }
 
 
-def _spread_state(value: Any, parameter: Tensor) -> Any:
+def _shard_state(value: Any, parameter: Tensor) -> Any:
     fits = isinstance(value, Tensor) and not is_sharded(value) and value.shape == parameter.shape
     return shard_like(value, parameter) if fits else value
 
 
 def placement(tensor: Tensor) -> object:
-    """Return what is equal, and has a hash, for tensors of one shape that are spread alike."""
+    """Return a hashable value that is equal for tensors of one shape with the same sharding."""
     return (tensor.device_mesh, tensor.placements) if is_sharded(tensor) else None
 
 

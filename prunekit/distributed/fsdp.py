@@ -1,7 +1,7 @@
-"""One model spread over several processes: PyTorch's ``fully_shard`` (FSDP2), and what is whole at a time.
+"""Shard one model over several processes with PyTorch's ``fully_shard`` (FSDP2), block by block.
 
-Each process keeps a part of every parameter. One block of the model after another is gathered while it computes and let
-go afterwards. This module must not know tasks, masks or stages.
+Each process keeps a shard of every parameter. Each block of the model is gathered while it computes and freed
+afterwards. This module must not know tasks, masks or stages.
 """
 
 import warnings
@@ -16,10 +16,10 @@ from prunekit.distributed.torch_internals import uncompiled
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:
-    """Return the modules of a network that are gathered one after another: those it is directly made of.
+    """Return the modules of a network to gather one at a time: its direct children that have parameters.
 
-    What a ``ModuleList`` or a ``ModuleDict`` holds counts as the network's own. Modules that share a parameter are left
-    out, since it must be whole for all of them; so is what has no parameters.
+    The members of a ``ModuleList`` or a ``ModuleDict`` count as direct children. Modules that share a parameter are
+    excluded, since all of them need it in full.
     """
     parts = [part for part in _parts(network) if any(True for _ in part.parameters())]
     owners = Counter(id(parameter) for part in parts for parameter in part.parameters())
@@ -30,34 +30,36 @@ def _parts(network: nn.Module) -> Iterator[nn.Module]:
     for child in network.children():
         if isinstance(child, nn.ModuleList | nn.ModuleDict):
             yield from _parts(child)
-        elif not isinstance(child, nn.ParameterList | nn.ParameterDict):  # nobody calls these
+        elif not isinstance(child, nn.ParameterList | nn.ParameterDict):  # never called as modules
             yield child
 
 
 def shard(model: nn.Module, blocks: Sequence[nn.Module], device: torch.device) -> None:
-    """Spread a model's parameters over all processes, in place; names and values stay, and each is on the device.
+    """Shard a model's parameters over all processes, in place, and move them to a device, block by block.
+
+    Names and values stay the same.
 
     Args:
-        model: the same on every process, wherever it is; one block after another is moved to the device.
-        blocks: modules in it, inner ones first; what is in none is gathered with the model.
-        device: where to compute.
+        model: the same on every process, on any device.
+        blocks: modules in the model, inner ones before outer ones; parameters in no block are gathered with the model.
+        device: the device to compute on.
     """
-    # Loading these takes half a second, which one process does not need.
+    # Loading these takes half a second, which a single process does not need.
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    # True of what a module returns, and nothing in the engine changes that in place.
+    # Modules do return views, but nothing in prunekit writes to their outputs in place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (rank_count(),))
     for block in blocks:
         if block is not model:
             fully_shard(block, mesh=mesh, reshard_after_forward=True)
-    # The outermost too: without a backward pass its parameters would stay whole, and not be those that are trained.
+    # The model too: after a forward pass without backward its parameters would stay full, and not the ones trained.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
 def is_fully_sharded(model: nn.Module) -> bool:
-    """Say whether ``shard`` has spread a model."""
+    """Return whether ``shard`` has sharded a model."""
     if rank_count() == 1:
         return False
     from torch.distributed.fsdp import FSDPModule

@@ -1,6 +1,6 @@
-"""The process group of a run that torchrun started: joined at the beginning, left at the end, also on errors.
+"""Join the process group of a run started by torchrun, and leave it at the end, also on errors.
 
-It must not know what the processes do together; that is for ``prunekit.distributed.ranks`` and the modules above it.
+It must not know what the processes do together; see ``prunekit.distributed.ranks``.
 """
 
 import gc
@@ -19,23 +19,25 @@ from prunekit.distributed.failure import claim_report
 from prunekit.distributed.launcher import LaunchedRank, launched_rank
 from prunekit.errors import ConfigError, Interrupted, RankError
 
-# The first rank evaluates and writes while the others wait. One that dies ends the others at once, by the launcher.
+# The first rank evaluates and writes while the others wait. If a rank dies, the launcher ends the others at once.
 _PATIENCE = timedelta(hours=2)
 
 
 @contextmanager
 def process_group(device: str) -> Iterator[None]:
-    """Be one of the processes that a launcher started, if one did; without a launcher, do nothing.
+    """Join the process group of a launcher such as torchrun; without a launcher, do nothing.
 
-    On GPUs NCCL joins what is on them, and gloo what is not; on the CPU gloo does it all.
+        with process_group("auto"):
+            train()  # rank_count() and own_rank() now describe the group
+
+    With GPUs, NCCL reduces tensors on them and gloo those on the CPU; without GPUs, gloo reduces all.
 
     Args:
         device: the run's device, as the user named it.
 
     Raises:
-        ConfigError: a device that several processes cannot train on together, a rank that has no GPU, or nowhere to
-            meet the others.
-        RankError: from inside, when another rank has ended.
+        ConfigError: several processes cannot train on the device, a rank has no GPU, or the rendezvous failed.
+        RankError: contact with another rank was lost inside the context.
     """
     here = launched_rank()
     if here is None:
@@ -45,50 +47,50 @@ def process_group(device: str) -> Iterator[None]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     elif chosen.type != "cpu":
-        raise ConfigError(f"device {device!r} is for one process, and there are {here.ranks}; use cuda or cpu")
+        raise ConfigError(f"device {device!r} supports a single process, but there are {here.ranks}; use cuda or cpu")
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-    # Its functions keep the process group that there is when it is loaded, as DistributedDataParallel does, to the end
-    # of Python, where the group's threads may abort a process that has done its work.
+    # If this module is loaded later, as DistributedDataParallel does, its functions keep the process group alive until
+    # Python exits, when the group's threads may abort a process that has finished its work.
     import_module("torch.distributed.nn.functional")
     try:
         distributed.init_process_group(backend, rank=here.rank, world_size=here.ranks, timeout=_PATIENCE)
     except (ValueError, distributed.DistError) as error:
         raise ConfigError(
-            f"rank {here.rank} of {here.ranks} cannot meet the others: {error}; start the run with torchrun"
+            f"rank {here.rank} of {here.ranks} failed at the rendezvous: {error}; start the run with torchrun"
         ) from error
     try:
         yield
     except BaseException as error:
-        lost = _loss(here, error) if is_lost_contact(error) else None
+        lost = _lost_contact(here, error) if is_lost_contact(error) else None
         traceback.clear_frames(error.__traceback__)
         if lost is not None:
             raise lost from error
         if not isinstance(error, Interrupted):
-            claim_report()  # the others are not to speak of a loss
+            claim_report()  # so that the other ranks do not report a lost contact
         raise
     finally:
         distributed.destroy_process_group()
-        # What averages gradients is held by cycles, and by the frames of an error; it holds the group, too.
+        # DistributedDataParallel, which holds the group, is itself held by reference cycles and frames of the error.
         gc.collect()
 
 
-def _loss(here: LaunchedRank, error: BaseException) -> RankError:
-    """Return what the user is to hear of the loss of another rank, if nobody has said more."""
-    # The launcher ends all ranks now, and gives them time to say why.
+def _lost_contact(here: LaunchedRank, error: BaseException) -> RankError:
+    """Return the error to report for a lost contact, marked as explained if another rank has reported the cause."""
+    # The launcher now ends all ranks, and gives them time to report the cause.
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     lost = RankError(
-        f"rank {here.rank} of {here.ranks} has lost another one, which did not say why: it was killed, perhaps for "
-        "lack of memory, or its machine cannot be reached",
+        f"rank {here.rank} of {here.ranks} lost contact with another rank, which gave no reason; it may have been "
+        "killed (out of memory?) or its machine may be unreachable",
         explained=not claim_report(),
     )
     if lost.explained:
         signal.signal(signal.SIGTERM, before)
-    for note in getattr(error, "__notes__", ["go on with --resume"]):
+    for note in getattr(error, "__notes__", ["resume with --resume"]):
         lost.add_note(note)
     return lost
 
 
 def is_lost_contact(error: BaseException) -> bool:
-    """Say whether an error means that another rank has ended or cannot be reached."""
-    # Gloo has no error of its own; its messages begin with the place in its sources.
+    """Return whether an error means that another rank has ended or cannot be reached."""
+    # Gloo has no exception class; its messages begin with a path in its source code.
     return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))

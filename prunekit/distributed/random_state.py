@@ -1,7 +1,7 @@
-"""The global random generators of a process: torch's, NumPy's and Python's own, seeded, saved and put back together.
+"""Seed, save and restore the global random generators of a process (torch, NumPy, Python) together.
 
-Each of several ranks has its own. Data and selection draw from generators of their own; what is left for these is
-dropout and whatever a task's loss draws. This module must not know when that is.
+Each rank has its own. Data and selection have separate generators; the global ones serve dropout and the losses of
+tasks. This module must not know when they are used.
 """
 
 import random
@@ -14,18 +14,18 @@ from torch import Tensor
 
 from prunekit.distributed.ranks import gather, own_rank, rank_count
 
-_NUMPY_SEEDS = 2**32  # NumPy's old generator takes no more
+_NUMPY_SEEDS = 2**32  # the limit of NumPy's legacy generator
 
 
 def seed_all(seed: int) -> None:
-    """Seed all of them: torch's on every device too."""
+    """Seed all global generators, torch's on every device included."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % _NUMPY_SEEDS)  # noqa: NPY002 - tasks draw from the global one, if from any
 
 
 def torch_state() -> dict[str, Tensor]:
-    """Return the states of torch's; no device is waited for."""
+    """Return the states of torch's generators, without synchronising any device."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states |= {f"cuda:{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
@@ -33,7 +33,7 @@ def torch_state() -> dict[str, Tensor]:
 
 
 def random_state() -> dict[str, Tensor]:
-    """Return the states of all of them."""
+    """Return the states of all global generators, by name."""
     states = torch_state()
     version, words, gauss = random.getstate()
     states["python"] = torch.tensor([version, *words], dtype=torch.int64)
@@ -46,11 +46,11 @@ def random_state() -> dict[str, Tensor]:
 
 
 def set_random_state(states: Mapping[str, Tensor]) -> None:
-    """Put back what ``random_state`` returned; states of devices that are not here are left out.
+    """Restore the states that ``random_state`` returned; states of devices that this machine lacks are ignored.
 
     Raises:
-        KeyError: one is missing.
-        RuntimeError: one is none.
+        KeyError: a state is missing.
+        RuntimeError: a state is invalid.
         TypeError: likewise.
         ValueError: likewise.
     """
@@ -69,10 +69,10 @@ def set_random_state(states: Mapping[str, Tensor]) -> None:
 
 
 def random_states(own: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Return the states of this process, and in a distributed run those of the other ranks, whose names say whose.
+    """Return the states of this process, and those of other ranks under the prefixes ``rank-1/``, ``rank-2/``, ...
 
     Args:
-        own: what ``random_state`` returned in this process; ``None``: as they are now.
+        own: states that ``random_state`` returned in this process; ``None``: the current ones.
     """
     states = dict(random_state() if own is None else own)
     if rank_count() > 1:
@@ -83,15 +83,15 @@ def random_states(own: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
 
 
 def _of_one_device(states: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the states that one of several ranks draws from: it works on one GPU at most."""
+    """Return the states that one of several ranks uses: it has at most one GPU."""
     own = {name: state for name, state in states.items() if not name.startswith("cuda:")}
     return own | ({"cuda": states[f"cuda:{torch.cuda.current_device()}"]} if torch.cuda.is_available() else {})
 
 
 def restore_random_states(states: Mapping[str, Tensor]) -> bool:
-    """Put back what ``random_states`` returned, each rank its own; say whether there was something for this rank.
+    """Restore this rank's states from those that ``random_states`` returned, and return whether there were any.
 
-    States of devices that are not here are left out.
+    States of devices that this machine lacks are ignored.
     """
     if own_rank() > 0:
         prefix = f"rank-{own_rank()}/"
@@ -103,7 +103,7 @@ def restore_random_states(states: Mapping[str, Tensor]) -> bool:
 
 
 def _optional(value: float | None) -> Tensor:
-    """Both keep the second of two normal draws for later, or have none."""
+    """Encode the second of two normal draws, which NumPy and Python keep for the next call, or its absence."""
     return torch.tensor([value is not None, value or 0.0], dtype=torch.float64)
 
 

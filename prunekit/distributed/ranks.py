@@ -1,4 +1,4 @@
-"""What all processes of a distributed run have together; without one, or with one process, nothing to do.
+"""Collective operations across ranks; no-ops in a single process.
 
 All ranks must call these functions in the same order. This module must not know what the numbers mean.
 """
@@ -13,17 +13,17 @@ from prunekit.distributed.dtensor import is_sharded
 
 
 def rank_count() -> int:
-    """Return how many processes take part in the run: 1 where ``torch.distributed`` is not set up."""
+    """Return the number of processes in the run: 1 if ``torch.distributed`` is not initialised."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def own_rank() -> int:
-    """Return the number of this process, from 0; the first one writes and speaks for all."""
+    """Return the index of this process, from 0; rank 0 writes files and reports for all."""
     return distributed.get_rank() if rank_count() > 1 else 0
 
 
 def gather_numbers(numbers: Sequence[int]) -> list[list[int]]:
-    """Return every rank's ``numbers``, in the order of the ranks; all ranks give equally many."""
+    """Return every rank's ``numbers``, in rank order; all ranks must pass equally many."""
     if rank_count() == 1:
         return [list(numbers)]
     own = torch.tensor(numbers, dtype=torch.int64, device=_device_of_numbers())
@@ -31,12 +31,12 @@ def gather_numbers(numbers: Sequence[int]) -> list[list[int]]:
 
 
 def _device_of_numbers() -> str:
-    # NCCL alone takes nothing but what is on the rank's GPU.
+    # NCCL on its own accepts only tensors on the rank's GPU.
     return "cpu" if "cpu:" in str(distributed.get_backend_config()) else "cuda"
 
 
 def gather(values: Tensor) -> list[Tensor]:
-    """Return every rank's ``values``, in the order of the ranks; all ranks give the same shape."""
+    """Return every rank's ``values``, in rank order; all ranks must pass the same shape."""
     if rank_count() == 1:
         return [values]
     everyone = [torch.empty_like(values) for _ in range(rank_count())]
@@ -45,25 +45,27 @@ def gather(values: Tensor) -> list[Tensor]:
 
 
 def gather_samples(values: Tensor) -> Tensor:
-    """Return the samples of all ranks, one after the other in the order of the ranks, with gradients to all of them.
+    """Return the samples of all ranks, concatenated in rank order, with gradients to all of them.
 
-    For losses that look at several samples at once: see ``Task.loss``. With one process it returns ``values``.
+        features = gather_samples(model(images))  # of the whole batch, on every rank
+
+    For losses over several samples at once: see ``Task.loss``. A single process gets ``values`` back.
 
     Args:
-        values: ``[samples, ...]``; the number of samples may differ from rank to rank.
+        values: ``[samples, ...]``; the number of samples may differ between ranks.
     """
     if rank_count() == 1:
         return values
     counts = [count for (count,) in gather_numbers([len(values)])]
     first = sum(counts[: own_rank()])
-    # Everyone's place filled by its owner, the rest 0: a sum, whose gradient torch knows with every backend.
+    # Each rank fills its own place and leaves the rest 0: a sum, whose gradient is available with every backend.
     whole = values.new_zeros(sum(counts), *values.shape[1:])
     whole[first : first + len(values)] = values
     return sum_with_gradients(whole)
 
 
 def take_from_first(values: Tensor) -> Tensor:
-    """Return the first rank's ``values``; all ranks give the same shape."""
+    """Return the first rank's ``values``; all ranks must pass the same shape."""
     copy = values.clone()
     if rank_count() > 1:
         distributed.broadcast(copy, src=0)
@@ -71,7 +73,7 @@ def take_from_first(values: Tensor) -> Tensor:
 
 
 def text_from_first(text: str) -> str:
-    """Return the first rank's text, whatever the others give."""
+    """Return the first rank's text; the other ranks may pass any."""
     if rank_count() == 1:
         return text
     encoded = torch.tensor(list(text.encode()), dtype=torch.uint8, device=_device_of_numbers())
@@ -83,20 +85,20 @@ def text_from_first(text: str) -> str:
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """Sum ``values`` over all ranks, in place: on every rank the same sums to the last bit."""
+    """Sum ``values`` over all ranks, in place; the result has the same bits on every rank."""
     if rank_count() > 1:
         distributed.all_reduce(values)
     return values
 
 
 def sum_with_gradients(values: Tensor) -> Tensor:
-    """Return the sum over all ranks; the gradient of the sum goes back to the values of every rank."""
+    """Return the sum over all ranks; the gradient of the sum flows back to the values of every rank."""
     summed: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call] # torch's stubs leave it untyped
     return summed
 
 
 class _Sum(torch.autograd.Function):
-    """What every rank adds to the sum gets the gradients that the sum gets on all ranks: again a sum."""
+    """A sum over ranks, whose gradient is the sum over ranks of its gradients."""
 
     @staticmethod
     def forward(_: Any, values: Tensor) -> Tensor:
@@ -108,9 +110,9 @@ class _Sum(torch.autograd.Function):
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sum the gradients of the parameters over all ranks, in place; one that no rank has stays ``None``.
+    """Sum the gradients of the parameters over all ranks, in place; a gradient that no rank has stays ``None``.
 
-    Those of parameters that are spread over the ranks have been averaged in the backward pass (FSDP2).
+    FSDP2 has averaged the gradients of sharded parameters in the backward pass; they are scaled to sums.
     """
     if rank_count() == 1:
         return
@@ -128,5 +130,5 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def wait_for_all() -> None:
-    """Wait until every rank has come here."""
+    """Wait until every rank has called this."""
     gather_numbers([0])

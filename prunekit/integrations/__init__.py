@@ -1,4 +1,5 @@
-"""Adapters that hold masks inside other trainers, one file each.
+"""Adapters that hold masks inside other trainers, one file for each trainer.
 
-An adapter must not know more than masks and pruning. Nothing else imports adapters: each needs its trainer installed.
+An adapter must not know anything but masks and pruning. No other module imports adapters: each needs its trainer
+installed.
 """

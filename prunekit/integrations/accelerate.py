@@ -1,6 +1,6 @@
-"""Masks held on what Accelerate has prepared.
+"""Hold masks on a model and an optimiser prepared by Accelerate.
 
-It must know no more of Accelerate than its kinds of distribution; nor criteria or the engine.
+It must not know criteria or the engine, nor anything of Accelerate but its kinds of distribution.
 """
 
 from accelerate import Accelerator, DistributedType
@@ -15,22 +15,26 @@ _SHARDED = {DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEG
 
 
 def hold(accelerator: Accelerator, masks: Masks, model: nn.Module, optimizer: Optimizer) -> Held[Masks]:
-    """Return masks that a loop of Accelerate trains under, a context manager like ``Masks.hold``.
+    """Hold masks in a training loop with Accelerate: a context manager like ``Masks.hold``.
 
-    After every step, and so in every ``accelerator.save_state``, the dropped weights are exactly 0.0; after
-    ``accelerator.load_state`` they are zeroed once more.
+        model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+        with hold(accelerator, masks, model, optimizer):
+            ...  # train as before
+
+    Dropped weights are exactly 0.0 after every step, and so in every ``accelerator.save_state``; after
+    ``accelerator.load_state`` they are zeroed again.
 
     Args:
-        accelerator: what prepared model and optimiser.
-        masks: what to hold; their names are those of the model, prepared or not.
-        model: what ``accelerator.prepare`` returned.
-        optimizer: the same.
+        accelerator: the accelerator that prepared model and optimiser.
+        masks: the masks to hold, under the parameter names of the model, prepared or not.
+        model: the model that ``accelerator.prepare`` returned.
+        optimizer: the optimiser that ``accelerator.prepare`` returned.
 
     Raises:
-        ConfigError: when parameters are sharded (FSDP, DeepSpeed, Megatron), which masks do not follow.
-        MaskError: when the masks do not fit the model.
+        ConfigError: parameters are sharded (FSDP, DeepSpeed, Megatron), which is not supported.
+        MaskError: the masks do not fit the model.
     """
     if accelerator.distributed_type in _SHARDED:
         kind = accelerator.distributed_type.value
-        raise ConfigError(f"masks cannot be held on sharded parameters; configure Accelerate without {kind}")
+        raise ConfigError(f"masks cannot be held on parameters sharded by {kind}; configure Accelerate without it")
     return masks.hold(model, optimizer)

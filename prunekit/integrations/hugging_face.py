@@ -1,6 +1,6 @@
-"""Masks held while the ``Trainer`` of Hugging Face transformers trains.
+"""Hold masks while the ``Trainer`` of Hugging Face transformers trains.
 
-It must know no more of transformers than the callback and the two settings it refuses; nor criteria or the engine.
+It must not know criteria or the engine, nor anything of transformers but the callback and the two settings it refuses.
 """
 
 from typing import Any
@@ -13,17 +13,20 @@ from prunekit.masks.masks import Masks
 
 
 class HoldMasks(TrainerCallback):
-    """Hold masks from the beginning to the end of ``Trainer.train``: ``Trainer(..., callbacks=[HoldMasks(masks)])``.
+    """Hold masks throughout ``Trainer.train``.
 
-    After every step, and so in every checkpoint, the dropped weights are exactly 0.0. Where training goes on
-    from a checkpoint, or ends with an earlier one as the best, they are zeroed once more.
+        trainer = Trainer(model, arguments, callbacks=[HoldMasks(masks)], ...)
+        trainer.train()
+
+    Dropped weights are exactly 0.0 after every step, and so in every checkpoint. When training resumes from a
+    checkpoint, or loads an earlier one as the best at the end, they are zeroed again.
 
     Args:
-        masks: what to hold; their names are those of the model given to the trainer.
+        masks: the masks to hold, under the parameter names of the trainer's model.
 
     Raises:
-        ConfigError: when the trainer shards parameters (FSDP, DeepSpeed), which masks do not follow.
-        MaskError: at the beginning of the training, when the masks do not fit the model.
+        ConfigError: the trainer shards parameters (FSDP, DeepSpeed), which is not supported.
+        MaskError: the masks do not fit the model; raised when training begins.
     """
 
     def __init__(self, masks: Masks) -> None:
@@ -37,7 +40,7 @@ class HoldMasks(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._held is not None:  # a training that broke off had no end
+        if self._held is not None:  # on_train_end is not called for training that failed
             self._held.detach()
         self._held = self.masks.hold(kwargs["model"], kwargs["optimizer"]).attach()
 

@@ -1,6 +1,6 @@
-"""Masks held while the ``Trainer`` of Lightning trains.
+"""Hold masks while the ``Trainer`` of Lightning trains.
 
-It must know no more of Lightning than the callback and the strategies it refuses; nor criteria or the engine.
+It must not know criteria or the engine, nor anything of Lightning but the callback and the strategies it refuses.
 """
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,18 +12,19 @@ from prunekit.masks.masks import Masks
 
 
 class HoldMasks(Callback):
-    """Hold masks from the beginning to the end of ``Trainer.fit``: ``Trainer(callbacks=[HoldMasks(masks)])``.
+    """Hold masks throughout ``Trainer.fit``.
 
-    After every step of every optimiser, and so in every checkpoint, the dropped weights are exactly 0.0. Where
-    training goes on from a checkpoint, they are zeroed once more.
+        Trainer(callbacks=[HoldMasks(masks)]).fit(module)
+
+    Dropped weights are exactly 0.0 after every step of every optimiser, and so in every checkpoint. When training
+    resumes from a checkpoint, they are zeroed again.
 
     Args:
-        masks: what to hold; their names are those of the ``LightningModule``.
+        masks: the masks to hold, under the parameter names of the ``LightningModule``.
 
     Raises:
-        ConfigError: when the strategy shards parameters (FSDP, DeepSpeed, tensor parallel), which masks do
-            not follow.
-        MaskError: at the beginning of the training, when the masks do not fit the module.
+        ConfigError: the strategy shards parameters (FSDP, DeepSpeed, tensor parallel), which is not supported.
+        MaskError: the masks do not fit the module; raised when training begins.
     """
 
     def __init__(self, masks: Masks) -> None:
@@ -33,7 +34,7 @@ class HoldMasks(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
             name = type(trainer.strategy).__name__
-            raise ConfigError(f"masks cannot be held on sharded parameters; train without {name}")
+            raise ConfigError(f"masks cannot be held on parameters sharded by {name}; train with another strategy")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._held = [self.masks.hold(pl_module, optimizer).attach() for optimizer in trainer.optimizers]

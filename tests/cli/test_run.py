@@ -92,7 +92,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(in_an_empty_
 
 def test_a_wrong_device_leaves_no_folder_behind(in_an_empty_folder, capsys):
     assert main([*TOY, *SHORT, "--device", "gpu", "--out", "a"]) == 2
-    assert "device 'gpu' cannot be used here" in capsys.readouterr().err
+    assert "device 'gpu' is not available here" in capsys.readouterr().err
     assert not (in_an_empty_folder / "a").exists()
 
 

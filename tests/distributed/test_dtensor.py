@@ -1,4 +1,4 @@
-"""Masks in a loop that is not ours, on parameters that FSDP2 or tensor parallelism spreads over two processes."""
+"""Masks in a user's own loop, on parameters that FSDP2 or tensor parallelism shards over two processes."""
 
 import gc
 import weakref
@@ -17,7 +17,7 @@ from prunekit.masks.masks import Masks
 
 
 class Drift(torch.optim.Optimizer):
-    """Moves every weight at every step, so that what is dropped must be masked after it."""
+    """Moves every weight at every step, so that dropped weights must be masked after it."""
 
     def __init__(self, parameters, lr):
         super().__init__(parameters, {"lr": lr})
@@ -42,7 +42,7 @@ OPTIMIZERS = [
 
 
 class Net(nn.Module):
-    """Layers whose first dimensions two processes cannot halve, and one of a single row: one process has none of it."""
+    """Layers whose first dimension is odd, and one of a single row, of which one of two processes has none."""
 
     def __init__(self):
         super().__init__()
@@ -113,7 +113,7 @@ def train_sharded(kind, options):
 
 
 @pytest.mark.parametrize(("kind", "options"), OPTIMIZERS, ids=lambda case: getattr(case, "__name__", None))
-def test_held_training_is_that_of_one_process(two_ranks, kind, options):
+def test_held_training_equals_that_of_one_process(two_ranks, kind, options):
     norms, weights, states, wanted = train(Net(), kind, options)
     assert wanted == wanted & random_masks(Net(), seed=2)
     for found_norms, found, found_states, zeros in two_ranks.run(train_sharded, kind.__name__, options):
@@ -126,7 +126,7 @@ def test_held_training_is_that_of_one_process(two_ranks, kind, options):
 
 
 def hold_and_look():
-    """Return what lies here of a held weight, its gradient and its state after a step, and of the mask."""
+    """Return the local shards of a held weight, its gradient and its state after a step, and of the mask."""
     model = sharded()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     masks = random_masks(model)
@@ -140,7 +140,7 @@ def hold_and_look():
         return [*here, local_shard(shard_like(masks.tensors["block.0.weight"], weight))]
 
 
-def test_dropped_gradients_and_states_are_zero_on_the_process_where_they_lie(two_ranks):
+def test_dropped_gradients_and_states_are_zero_in_every_shard(two_ranks):
     parts = []
     for weight, gradient, state, mask in two_ranks.run(hold_and_look):
         for tensor in (weight, gradient, state):
@@ -166,7 +166,7 @@ def apply_and_read(path):
     return full_tensor(model.block[0].weight), full_tensor(model.last.weight)
 
 
-def test_masks_of_a_file_are_applied_to_the_parts_and_read_off_them(two_ranks, tmp_path):
+def test_masks_from_a_file_are_applied_to_shards_and_read_back(two_ranks, tmp_path):
     path = tmp_path / "masks.safetensors"
     masks = random_masks(Net())
     masks.save(path)
@@ -207,7 +207,7 @@ def select_sharded(criterion, options):
 
 
 @pytest.mark.parametrize(("criterion", "options"), CRITERIA)
-def test_selection_is_that_of_one_process(two_ranks, criterion, options):
+def test_selection_equals_that_of_one_process(two_ranks, criterion, options):
     expected = select(Net(), criterion, options)
     for found in two_ranks.run(select_sharded, criterion, options):
         assert found == expected
@@ -219,12 +219,12 @@ def refuse_the_whole_network(name):
 
 
 @pytest.mark.parametrize("name", ["grasp", "synflow"])
-def test_a_criterion_that_looks_at_the_whole_network_is_refused(two_ranks, name):
+def test_a_criterion_that_needs_the_whole_network_is_refused(two_ranks, name):
     two_ranks.run(refuse_the_whole_network, name)
 
 
 def most_whole_at_once(scope):
-    """Return how many whole weights and scores of layers were alive at once, at most, in a selection."""
+    """Return the largest number of full weights and scores alive at once during a selection."""
     alive, most = weakref.WeakSet(), [0]
 
     class Watched(Magnitude):
@@ -245,7 +245,7 @@ def most_whole_at_once(scope):
 
 
 @pytest.mark.parametrize(("scope", "most"), [("layer", 2), ("unit", 2), ("global", 7)])
-def test_one_whole_layer_is_there_at_a_time_unless_layers_compete(two_ranks, scope, most):
+def test_only_one_full_layer_is_in_memory_unless_layers_compete(two_ranks, scope, most):
     for found in two_ranks.run(most_whole_at_once, scope):
         assert found == most
 
@@ -307,7 +307,7 @@ def whole_again():
     return left, type(model.last.weight).__name__
 
 
-def test_parameters_are_the_spread_ones_again_after_a_forward_pass(two_ranks):
+def test_parameters_are_sharded_again_after_a_forward_pass(two_ranks):
     assert two_ranks.run(whole_again) == [("Parameter", "DTensor")] * 2
 
 
@@ -317,11 +317,11 @@ def refuse_spread_masks():
         Masks({"conv.weight": model.conv.weight.detach() != 0})
 
 
-def test_a_mask_that_is_spread_itself_is_refused(two_ranks):
+def test_a_sharded_mask_is_refused(two_ranks):
     two_ranks.run(refuse_spread_masks)
 
 
-def test_an_ordinary_tensor_is_its_own_part_and_its_own_whole():
+def test_an_ordinary_tensor_is_its_own_shard_and_its_own_full_tensor():
     tensor = torch.ones(3)
     assert local_shard(tensor).data_ptr() == full_tensor(tensor).data_ptr() == tensor.data_ptr()
     assert shard_like(tensor, torch.zeros(3)) is tensor

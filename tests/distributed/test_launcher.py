@@ -22,13 +22,13 @@ def launch(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE"])
-def test_without_a_launcher_there_is_one_process(monkeypatch, launch, name):
+def test_without_a_launcher_there_is_no_rank(monkeypatch, launch, name):
     launch("1", "2")
     monkeypatch.delenv(name)
     assert launched_rank() is None
 
 
-def test_one_process_of_one_is_alone_and_joins_no_group(launch):
+def test_a_single_launched_process_joins_no_group(launch):
     launch("0", "1")
     assert launched_rank() is None
     with process_group("cpu"):
@@ -39,25 +39,25 @@ def test_one_process_of_one_is_alone_and_joins_no_group(launch):
         assert gather_samples(values) is values
 
 
-def test_a_launcher_says_which_of_several_this_is(launch):
+def test_the_rank_is_read_from_the_environment(launch):
     launch("5", "8", "1")
     assert launched_rank() == LaunchedRank(5, 8, 1)
 
 
 @pytest.mark.parametrize(("rank", "ranks", "local"), [("2", "2", "0"), ("x", "2", "0"), ("0", "", "0"), ("0", "2", "")])
-def test_an_environment_that_cannot_be_is_an_error_that_names_torchrun(launch, rank, ranks, local):
+def test_an_invalid_environment_is_an_error_that_names_torchrun(launch, rank, ranks, local):
     launch(rank, ranks, local)
     with pytest.raises(ConfigError, match="torchrun"):
         launched_rank()
 
 
-def test_each_process_takes_a_gpu_of_its_own_so_one_gpu_cannot_be_named(launch):
+def test_several_processes_cannot_share_one_named_gpu(launch):
     launch("0", "2")
-    with pytest.raises(ConfigError, match="one for each"):
+    with pytest.raises(ConfigError, match="gives each its own"):
         pick_device("cuda:1")
 
 
-def test_processes_that_have_nowhere_to_meet_are_told_of_torchrun(launch, monkeypatch):
+def test_a_failed_rendezvous_is_an_error_that_names_torchrun(launch, monkeypatch):
     launch("0", "2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(ConfigError, match=r"MASTER_ADDR.*torchrun"), process_group("cpu"):

@@ -10,7 +10,7 @@ class Pair(NamedTuple):
     other: object
 
 
-def test_every_tensor_is_changed_and_the_form_stays():
+def test_every_tensor_is_changed_and_the_form_is_kept():
     batch = [Pair(torch.ones(2), {"a": (torch.ones(1), "words")}), 3]
     changed = map_tensors(lambda tensor: tensor + 1, batch)
     assert [tensor.tolist() for tensor in tensors_in(changed)] == [[2, 2], [2]]

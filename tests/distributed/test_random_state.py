@@ -18,7 +18,7 @@ def draw():
 
 
 @pytest.mark.parametrize("draws_before", [0, 1, 2])  # after an odd number, both keep the second of a pair of normals
-def test_all_generators_come_back(draws_before):
+def test_all_generators_are_restored(draws_before):
     seed_all(2**40 + 1)
     for _ in range(draws_before):
         draw()
@@ -37,7 +37,7 @@ def test_a_seed_decides_all_draws():
     assert draw()[1:] != first[1:]
 
 
-def test_the_states_of_all_ranks_have_those_of_this_one():
+def test_the_states_of_all_ranks_include_those_of_this_one():
     states = random_states()
     first = draw()
     assert restore_random_states(states)

@@ -30,7 +30,7 @@ class Multiplied(nn.Module):
 
 
 def multiplied(model, masks):
-    """Return a copy of a model that multiplies by the masks, and whose weights are the same."""
+    """Return a copy of a model that multiplies its weights by the masks."""
     model = copy.deepcopy(model)
     for name, mask in masks.tensors.items():
         layer = model.get_submodule(name.removesuffix(".weight"))
@@ -266,7 +266,7 @@ class TestLightning:
         hold = lightning.HoldMasks(prunekit.select(module, density=0.25))
         trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
         trainer.strategy.__class__ = FSDPStrategy
-        with pytest.raises(ConfigError, match="train without FSDPStrategy"):
+        with pytest.raises(ConfigError, match="sharded by FSDPStrategy; train with another"):
             hold.setup(trainer, module, "fit")
 
 
@@ -326,5 +326,5 @@ class TestAccelerate:
 
     def test_sharded_parameters_are_refused(self, accelerator, network):
         accelerator.state.distributed_type = DistributedType.FSDP
-        with pytest.raises(ConfigError, match="configure Accelerate without FSDP"):
+        with pytest.raises(ConfigError, match="sharded by FSDP; configure Accelerate without it"):
             accelerate.hold(accelerator, prunekit.select(network, density=0.5), network, None)

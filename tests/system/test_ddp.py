@@ -44,7 +44,7 @@ def without_the_end(run, copy):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """All runs of rank_runs by one process and by two ranks; "begun by" the other: one gone on with."""
+    """All runs of rank_runs by one process and by two ranks; "begun by" another number of processes: resumed ones."""
     folder = tmp_path_factory.mktemp("ranks")
     code, _, err = finished(start(RUNS, f"all={folder / 'one'}"))
     assert code == 0, err
@@ -89,11 +89,11 @@ def test_two_ranks_give_the_masks_and_weights_of_one_process(runs, name):
     assert_same_run(runs / "one" / name, runs / "two" / name)
 
 
-def test_a_run_begun_by_one_process_goes_on_with_two(runs):
+def test_a_run_begun_by_one_process_resumes_with_two(runs):
     assert_same_run(runs / "one" / "checkpoints", runs / "begun by one")
 
 
-def test_a_run_begun_by_two_goes_on_with_one_process(runs):
+def test_a_run_begun_by_two_processes_resumes_with_one(runs):
     begun = without_the_end(runs / "two" / "checkpoints", runs / "begun by two")
     code, _, err = finished(start(RUNS, f"checkpoints={begun}"))
     assert code == 0, err
@@ -101,19 +101,19 @@ def test_a_run_begun_by_two_goes_on_with_one_process(runs):
 
 
 @pytest.mark.parametrize("ranks", ["one", "two"])
-def test_a_run_that_draws_goes_on_to_the_same_bytes(runs, ranks):
+def test_a_run_that_draws_resumes_to_the_same_bytes(runs, ranks):
     whole, resumed = (runs / ranks / name for name in ("dropout", "dropout again"))
     for file in ("masks.safetensors", "model.safetensors"):
         assert (resumed / file).read_bytes() == (whole / file).read_bytes()
 
 
-def test_ranks_draw_dropout_of_their_own(runs):
+def test_each_rank_draws_its_own_dropout(runs):
     assert losses(runs / "one" / "dropout") != pytest.approx(losses(runs / "two" / "dropout"), rel=1e-3)
 
 
 @pytest.mark.parametrize("views", [False, True])
 @pytest.mark.parametrize("criterion", ["taylor", "wanda"])
-def test_a_loop_of_ones_own_with_ddp_gives_what_one_process_gives(runs, criterion, views):
+def test_a_users_own_loop_with_ddp_equals_one_process(runs, criterion, views):
     one = load_file(runs / "one" / f"{criterion}-{views}-0.safetensors")
     for rank in range(2):
         two = load_file(runs / "two" / f"{criterion}-{views}-{rank}.safetensors")
@@ -123,14 +123,14 @@ def test_a_loop_of_ones_own_with_ddp_gives_what_one_process_gives(runs, criterio
                 assert (two[name.removesuffix("_mask")][~two[name]] == 0).all()
 
 
-def test_every_rank_stops_at_masks_that_differ_and_names_the_layer(runs):
+def test_every_rank_stops_if_masks_differ_and_names_the_layer(runs):
     for rank in range(2):
         error = (runs / "two" / f"error-{rank}.txt").read_text()
         assert error.startswith("MaskError: rank 1 chose another mask of layer 'hidden' than rank 0")
     assert stages(runs / "one" / "bad")[-1]["name"] == "pruned"
 
 
-def test_the_command_runs_under_torchrun_and_the_first_rank_speaks(tmp_path):
+def test_the_command_runs_under_torchrun_and_the_first_rank_reports(tmp_path):
     arguments = ("-m", "prunekit", "run", "--task", "prunekit.testing:ToyTask", "--criterion", "magnitude")
     short = ("-o", "training.budget=4 steps", "-o", "training.retraining=2 steps", "--out", tmp_path / "run")
     code, out, err = finished(start(*arguments, *short, ranks=2))

@@ -1,4 +1,4 @@
-"""Runs whose model two processes share out: what they give, and what becomes of their checkpoints elsewhere."""
+"""Runs with a sharded model: their results, and resuming their checkpoints with other numbers of processes."""
 
 import json
 import os
@@ -55,7 +55,7 @@ RECIPES = {
 
 @attrs.frozen
 class Uneven(ToyTask):
-    """The toy task with AdamW, a batch normalisation, dropout of nothing, and layers that two cannot halve."""
+    """The toy task with AdamW, batch normalisation, dropout with p = 0, and layers of odd sizes."""
 
     name = "uneven"
 
@@ -95,7 +95,7 @@ class Tasks:
 
 
 def go(folder, recipe, resume=False):
-    """Run on the processes that there are; return what the run says of itself."""
+    """Run on all processes of the group; return what the run reports."""
     training = {"budget": "16 steps", "retraining": "8 steps", "checkpoint_every": 3, "parallel": "fsdp"}
     training |= recipe.get("training", {})
     asked = {"task": {"name": "uneven"}, **recipe, "training": training}
@@ -123,7 +123,7 @@ def assert_same(first, second, tolerance=1e-4):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_run_shared_out_gives_what_one_process_gives(two_ranks, tmp_path, name):
+def test_a_sharded_run_equals_one_process(two_ranks, tmp_path, name):
     recipe = {"criterion": {"name": name}, **RECIPES[name]}
     alone = go(tmp_path / "alone", recipe)
     for together in two_ranks.run(go, str(tmp_path / "together"), recipe):
@@ -150,7 +150,7 @@ def recipe():
     return {"criterion": {"name": "magnitude"}}
 
 
-def test_what_two_processes_left_one_takes_up_and_two_take_up_to_the_byte(two_ranks, tmp_path, recipe):
+def test_a_run_of_two_processes_resumes_with_one_and_to_the_same_bytes_with_two(two_ranks, tmp_path, recipe):
     whole = tmp_path / "whole"
     two_ranks.run(go, str(whole), recipe)
     for name in ("one", "two"):
@@ -163,7 +163,7 @@ def test_what_two_processes_left_one_takes_up_and_two_take_up_to_the_byte(two_ra
         assert (whole / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_what_one_process_left_two_take_up(two_ranks, tmp_path, recipe):
+def test_a_run_of_one_process_resumes_with_two(two_ranks, tmp_path, recipe):
     go(tmp_path / "whole", recipe)
     shutil.copytree(tmp_path / "whole", tmp_path / "two")
     assert stopped_in_the_middle(tmp_path / "two").suffix == ".safetensors"
@@ -172,7 +172,7 @@ def test_what_one_process_left_two_take_up(two_ranks, tmp_path, recipe):
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_what_three_processes_share_unevenly_two_take_up_and_it_is_what_one_gives(
+def test_a_run_sharded_unevenly_over_three_resumes_with_two_and_equals_one_process(
     three_ranks, two_ranks, tmp_path, recipe, parallel
 ):
     recipe = {"criterion": {"name": "correlation"}, "training": {"parallel": parallel}}
@@ -184,7 +184,7 @@ def test_what_three_processes_share_unevenly_two_take_up_and_it_is_what_one_give
     assert_same(tmp_path / "alone", tmp_path / "three")
 
 
-def test_sums_over_training_steps_survive_another_number_of_processes(two_ranks, tmp_path):
+def test_sums_over_training_steps_resume_with_another_number_of_processes(two_ranks, tmp_path):
     recipe = {"criterion": {"name": "movement"}, "schedule": {"name": "gradual", "updates": 4}}
     recipe["training"] = {"budget": "8 steps"}
     two_ranks.run(go, str(tmp_path / "whole"), recipe)
@@ -195,7 +195,7 @@ def test_sums_over_training_steps_survive_another_number_of_processes(two_ranks,
 
 
 @pytest.mark.parametrize("damage", ["no header", "no part", "half a part"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(two_ranks, tmp_path, recipe, damage):
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(two_ranks, tmp_path, recipe, damage):
     folder = tmp_path / "run"
     two_ranks.run(go, str(folder), recipe)
     newest = max((folder / "checkpoints").glob("stage-*"))
@@ -213,7 +213,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(two_ranks, tmp_p
     assert all(torch.equal(weight, after[1][name]) for name, weight in before[1].items())
 
 
-def test_nothing_but_whole_checkpoints_is_left(two_ranks, tmp_path, recipe):
+def test_only_complete_checkpoints_remain(two_ranks, tmp_path, recipe):
     two_ranks.run(go, str(tmp_path / "run"), recipe)
     paths = sorted((tmp_path / "run" / "checkpoints").iterdir())
     assert [path.name for path in paths] == ["stage-002-step-00000006.sharded", "stage-003-step-00000000.sharded"]
@@ -233,13 +233,13 @@ def run_out_of_memory(folder, recipe):
         go(folder, recipe)
 
 
-def test_too_little_memory_is_no_fault_of_the_model(two_ranks, tmp_path):
+def test_too_little_memory_is_not_reported_as_a_fault_of_the_model(two_ranks, tmp_path):
     recipe = {"task": {"name": "large"}, "criterion": {"name": "magnitude"}, "density": 0.5}
     two_ranks.run(run_out_of_memory, str(tmp_path / "run"), recipe)
 
 
 @pytest.mark.parametrize("name", ["grasp", "synflow"])
-def test_a_criterion_that_looks_at_the_whole_network_is_refused_before_training(two_ranks, tmp_path, name):
+def test_a_criterion_that_needs_the_whole_network_is_refused_before_training(two_ranks, tmp_path, name):
     two_ranks.run(refuse, str(tmp_path / "run"), {"criterion": {"name": name}, "schedule": {"name": "one-shot"}})
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -258,7 +258,7 @@ def save_into_a_file(folder):
 
 
 def compile_it(folder, recipe):
-    """Run, compiled; return how many graphs were made."""
+    """Run, compiled; return the number of compiled graphs."""
     from torch import _dynamo as dynamo
 
     dynamo.reset()
@@ -269,7 +269,7 @@ def compile_it(folder, recipe):
 
 
 @pytest.mark.slow
-def test_a_model_shared_out_is_compiled_once_for_all_stages_and_masks(two_ranks, tmp_path, recipe):
+def test_a_sharded_model_is_compiled_once_for_all_stages_and_masks(two_ranks, tmp_path, recipe):
     recipe["training"] = {"budget": "6 steps", "retraining": "3 steps"}
     two_ranks.run(go, str(tmp_path / "plain"), recipe)
     assert two_ranks.run(compile_it, str(tmp_path / "compiled"), recipe) == [1, 1]
@@ -296,14 +296,14 @@ REQUESTS = {
 
 @pytest.fixture(scope="module")
 def left_alone(two_ranks, tmp_path_factory):
-    """Return the folder of a run to which nothing happened; all runs are in the same place."""
+    """Return the folder of an undisturbed run; all runs are in the same place."""
     place = tmp_path_factory.mktemp("alone")
     assert two_ranks.run(main_in_trouble, str(place), TROUBLED) == [0, 0]
     return (place / "run").rename(place / "alone")
 
 
 @pytest.mark.parametrize("request_", REQUESTS)
-def test_a_request_to_one_process_stops_both_at_once_and_they_go_on_to_the_same_bytes(two_ranks, left_alone, request_):
+def test_a_signal_to_one_process_stops_both_at_once_and_they_resume_to_the_same_bytes(two_ranks, left_alone, request_):
     place = left_alone.parent
     shutil.rmtree(place / "run", ignore_errors=True)
     (place / "trouble-1").write_text(request_)
@@ -316,7 +316,7 @@ def test_a_request_to_one_process_stops_both_at_once_and_they_go_on_to_the_same_
 
 
 def main_with_a_late_request(place):
-    """Run the command; one process is asked to stop when both have looked at the loss and found that none was."""
+    """Run the command; one process gets a signal after both have checked the loss and found no signal."""
     finish = StageTraining._finish_epoch
 
     def finish_and_request(self, step):
@@ -329,7 +329,7 @@ def main_with_a_late_request(place):
         return main_in_trouble(place, TROUBLED)
 
 
-def test_a_request_after_a_look_at_the_loss_is_obeyed_at_the_next_one(two_ranks, tmp_path):
+def test_a_signal_after_a_check_of_the_loss_is_obeyed_at_the_next_check(two_ranks, tmp_path):
     assert two_ranks.run(main_with_a_late_request, str(tmp_path)) == [143, 143]
     (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("stage-*")
     assert checkpoint.name == "stage-000-step-00000012.sharded"  # the epoch ended at step 10
@@ -350,13 +350,13 @@ def main_in_each(options, out):
     assert cli.main(command(options, out, 1)) == 0
 
 
-def test_the_command_shares_out_the_default_network(two_ranks, tmp_path):
+def test_the_command_shards_the_default_network(two_ranks, tmp_path):
     two_ranks.run(main_in_each, FACES, str(tmp_path / "together"))
     assert cli.main(command(FACES, tmp_path / "alone", 1)) == 0
     assert_same(tmp_path / "alone", tmp_path / "together")
 
 
-def test_torchrun_shares_out_a_transformer(tmp_path):
+def test_torchrun_shards_a_transformer(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     together = [*torchrun, "-m", "prunekit", *command(VIT, tmp_path / "together", 4)]
     done = subprocess.run(together, capture_output=True, text=True, check=False)  # noqa: S603 - our own command
