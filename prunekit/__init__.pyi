@@ -34,6 +34,7 @@ from .errors import MaskError as MaskError
 from .errors import PluginError as PluginError
 from .errors import PrunekitError as PrunekitError
 from .errors import TrainingError as TrainingError
+from .layers.follower import ChannelFollower as ChannelFollower
 from .layers.view import LayerShape as LayerShape
 from .layers.view import LayerView as LayerView
 from .masks.masks import Masks as Masks

@@ -74,7 +74,7 @@ def _kept(update: "MaskUpdate", prepared: "PreparedRun") -> dict[str, int]:
     if prepared.channel_groups is not None and isinstance(update.pattern, Channels):
         return {
             name: int(share * layers[name].weights)
-            for name, share in prepared.channel_groups.left(update.targets).items()
+            for name, share in prepared.channel_groups.kept_shares(update.targets).items()
         }
     return {
         name: requested_count(density, layers[name].weights, update.pattern, layers[name].fan)

@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "view": ["LayerShape", "LayerView"],
+        "follower": ["ChannelFollower"],
         "torch_views": ["ConvolutionView", "LinearView", "core_view"],
         "lookup": ["find_layers", "parameter_name"],
         "densities": ["allocate_density"],

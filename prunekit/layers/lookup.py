@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from prunekit.errors import ConfigError, nearest
+from prunekit.layers.follower import ChannelFollower
 from prunekit.layers.torch_views import core_view
 from prunekit.layers.view import LayerView, ViewOf
 from prunekit.masks.masks import Masks
@@ -22,7 +23,9 @@ def all_views(network: nn.Module, view_of: ViewOf = core_view) -> Iterator[tuple
     """Yield (layer name, view) for every prunable weight of a network, shared weights once for each module."""
     for name, module in network.named_modules():
         found = view_of(module)
-        for view in () if found is None else (found,) if isinstance(found, LayerView) else found:
+        if found is None or isinstance(found, ChannelFollower):
+            continue
+        for view in (found,) if isinstance(found, LayerView) else found:
             yield ".".join(filter(None, (name, view.part))), view
 
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.distributed.torch_internals import reversed_padding
+from prunekit.layers.follower import ChannelFollower
+from prunekit.layers.torch_followers import core_follower
 from prunekit.layers.view import LayerView
 
 Box = tuple[tuple[int, int], ...]  # (start, stop) of each spatial dimension
@@ -212,8 +214,8 @@ def _boxes(size: Sequence[int], start: int, stop: int) -> Iterator[Box]:
             start = row * inner + end
 
 
-def core_view(module: nn.Module) -> LayerView | tuple[LayerView, ...] | None:
-    """Return the view, or views, of a layer of PyTorch; ``None`` for any other module."""
+def core_view(module: nn.Module) -> LayerView | tuple[LayerView, ...] | ChannelFollower | None:
+    """Return the view, or views, of a layer of PyTorch, or its channel follower; ``None`` for any other module."""
     # Transposed convolutions do not inherit from these three.
     if isinstance(module, nn.Linear):
         return LinearView(module)
@@ -221,4 +223,4 @@ def core_view(module: nn.Module) -> LayerView | tuple[LayerView, ...] | None:
         return ConvolutionView(module)
     if isinstance(module, nn.MultiheadAttention):
         return _projections(module)
-    return None
+    return core_follower(module)

@@ -19,7 +19,9 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-ViewOf = Callable[[nn.Module], "LayerView | Sequence[LayerView] | None"]
+from prunekit.layers.follower import ChannelFollower
+
+ViewOf = Callable[[nn.Module], "LayerView | Sequence[LayerView] | ChannelFollower | None"]
 
 
 @attrs.frozen

@@ -9,6 +9,7 @@ from prunekit.contracts.criterion import Criterion
 from prunekit.contracts.markers import hookspec
 from prunekit.contracts.schedule import Schedule
 from prunekit.contracts.task import Task
+from prunekit.layers.follower import ChannelFollower
 from prunekit.layers.view import LayerView
 
 
@@ -31,8 +32,8 @@ def prunekit_tasks() -> Iterable[type[Task]]:
 
 
 @hookspec(firstresult=True)
-def prunekit_layer_views(module: nn.Module) -> LayerView | Sequence[LayerView] | None:
-    """Return the view (of several weights: the views) of a module type that the core does not know, or ``None``."""
+def prunekit_layer_views(module: nn.Module) -> LayerView | Sequence[LayerView] | ChannelFollower | None:
+    """Return the view of a module type (one view for each weight), its channel follower, or ``None``."""
 
 
 @hookspec

@@ -1,13 +1,14 @@
-"""The views of the core's own layer types, asked last so that a plugin may see a module differently."""
+"""The views of PyTorch's own modules, called last so that another plugin may replace them."""
 
 from torch import nn
 
 from prunekit.contracts.markers import hookimpl
+from prunekit.layers.follower import ChannelFollower
 from prunekit.layers.torch_views import core_view
 from prunekit.layers.view import LayerView
 
 
 @hookimpl(trylast=True)
-def prunekit_layer_views(module: nn.Module) -> LayerView | tuple[LayerView, ...] | None:
-    """View linear layers, convolutions and attention."""
+def prunekit_layer_views(module: nn.Module) -> LayerView | tuple[LayerView, ...] | ChannelFollower | None:
+    """Return the views of linear layers, convolutions and attention, and the follower of batch normalisation."""
     return core_view(module)

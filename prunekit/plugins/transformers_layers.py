@@ -1,6 +1,6 @@
-"""The view of the one layer type of Hugging Face transformers that is no layer of PyTorch: ``Conv1D`` of GPT-2.
+"""The view of ``Conv1D`` of GPT-2 in Hugging Face transformers, a linear layer with a transposed weight.
 
-It is a linear layer whose weight is stored transposed. This module must not import transformers.
+This module must not import transformers.
 """
 
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ class TransposedLinearView(LayerView):
 
 @hookimpl
 def prunekit_layer_views(module: nn.Module) -> LayerView | None:
-    """View ``transformers.pytorch_utils.Conv1D``."""
+    """Return the view of ``transformers.pytorch_utils.Conv1D``."""
     kind = type(module)
     transposed = (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
     return TransposedLinearView(module) if transposed else None

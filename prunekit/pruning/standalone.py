@@ -194,7 +194,7 @@ def _entries(
         shapes = [view.shape(name) for name, view in layers.items()]
         dense = (
             *keep_dense,
-            *(name for name in layers if channel_groups is not None and name not in channel_groups.free),
+            *(name for name in layers if channel_groups is not None and name not in channel_groups.prunable),
         )
         spread = distribute(_number(density, "*"), shapes, rule, dense, {}, pattern)
         weights = {shape.name: shape.weights for shape in shapes}

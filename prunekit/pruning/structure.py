@@ -177,12 +177,14 @@ def join_channel_groups(
     """
     asked = list(entries)
     left = [
-        Target(entry.name, {name: density for name, density in entry.targets.items() if name in channel_groups.free})
+        Target(
+            entry.name, {name: density for name, density in entry.targets.items() if name in channel_groups.prunable}
+        )
         for entry in asked
-        if channel_groups.free & entry.targets.keys()
+        if channel_groups.prunable & entry.targets.keys()
     ]
     if not left:
-        told = "; ".join(f"{name}: {channel_groups.why(name)}" for entry in asked for name in entry.targets)
+        told = "; ".join(f"{name}: {channel_groups.reason_kept(name)}" for entry in asked for name in entry.targets)
         raise ConfigError(f"no channel of the layers asked for can go ({told}); take pattern 'units'")
     joined = []
     while left:

@@ -132,6 +132,6 @@ def _unpruned(channel_groups: ChannelGroups, layers: Iterable[str]) -> Iterator[
     """Yield one clause for each reason why layers keep all their channels."""
     reasons: dict[str, list[str]] = {}
     for name in layers:
-        if name not in channel_groups.free:
-            reasons.setdefault(channel_groups.why(name), []).append(name)
+        if name not in channel_groups.prunable:
+            reasons.setdefault(channel_groups.reason_kept(name), []).append(name)
     yield from (f"no channel of {some(names)} can be removed ({reason})" for reason, names in reasons.items())

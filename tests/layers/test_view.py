@@ -112,7 +112,7 @@ def test_the_rows_of_a_grouped_convolution_are_split_by_group():
 def test_views_exist_for_linear_layers_and_convolutions_only():
     assert isinstance(core_view(nn.Linear(2, 2)), LinearView)
     assert isinstance(core_view(nn.Conv3d(2, 2, 1)), ConvolutionView)
-    for module in (nn.ConvTranspose2d(2, 2, 1), nn.BatchNorm2d(2), nn.Embedding(2, 2), nn.Sequential()):
+    for module in (nn.ConvTranspose2d(2, 2, 1), nn.LayerNorm(2), nn.Embedding(2, 2), nn.Sequential()):
         assert core_view(module) is None
 
 

@@ -150,7 +150,7 @@ def test_entries_whose_layers_make_the_same_channels_are_joined_through_others_t
 def test_layers_that_make_the_same_channels_need_one_density_or_get_that_of_their_sum():
     known = channel_groups(["a", "b"], ["c"])
     entries = (Target("a", {"a": 0.5}), Target("b", {"b": 0.2}), Target("c", {"c": 0.3}))
-    with pytest.raises(ConfigError, match=r"asked is a=0\.5 b=0\.2; give them one density, or leave all of them out"):
+    with pytest.raises(ConfigError, match=r"but got a=0\.5 b=0\.2; use one density or exclude them all"):
         join_channel_groups(entries, known)
     (both, alone) = join_channel_groups(entries, known, {"a": 100, "b": 200, "c": 7})
     assert both.targets == {"a": pytest.approx(0.3), "b": pytest.approx(0.3)}

@@ -13,7 +13,7 @@ PADDINGS = ("zeros", "zeros", "reflect", "replicate", "circular")
 
 
 class Residual(nn.Module):
-    """Two branches added, side by side, or one scaled by the other."""
+    """Two branches that are added, concatenated, or multiplied."""
 
     def __init__(self, channels, groups, how, inplace):
         super().__init__()

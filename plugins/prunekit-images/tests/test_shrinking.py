@@ -45,7 +45,7 @@ def test_a_stream_of_the_residual_network_goes_as_one():
     shrunk = shrink(network, images(), coupled_masks(network, images(), 0.5))
     before, after = zip(*(sizes.units for name, sizes in shrunk.report.layers.items() if name != "fc"), strict=True)
     assert [2 * count for count in after] == list(before)
-    assert not any(sizes.left for sizes in shrunk.report.layers.values())
+    assert not any(sizes.constant_units for sizes in shrunk.report.layers.values())
 
 
 @pytest.mark.parametrize(("name", "left"), [("resnet", 0.28), ("vit", 0.7)])
@@ -56,7 +56,7 @@ def test_a_run_that_prunes_channels_is_exported_without_them(tmp_path, capsys, n
     assert main(["run", "--task", "images", f"-otask.network={name}", *short, *asked, "--out", out]) == 0
     assert main(["export", out, "--to", "shrunk", "--out", file]) == 0
     printed = capsys.readouterr().out
-    assert "dead stay" not in printed
+    assert "constant unit" not in printed
     before, after = re.search(r"all layers: .* units, ([\d,]+) -> ([\d,]+) weights", printed).groups()
     assert int(after.replace(",", "")) < left * int(before.replace(",", ""))
 

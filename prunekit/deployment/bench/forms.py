@@ -147,4 +147,4 @@ def _shrunk(pruned: PrunedNetwork) -> Form:
     before, after = shrunk.report.weights
     if before == after:
         raise PrunekitError("no unit is gone from a layer")
-    return Form("shrunk", shrunk.network, len(encode_shrunk(shrunk.network, view_of=pruned.view_of)))
+    return Form("shrunk", shrunk.network, len(encode_shrunk(shrunk.network, pruned.view_of)))

@@ -10,7 +10,7 @@ from prunekit.deployment.shrinking.shrink import shrink
 
 def _encode(pruned: PrunedNetwork) -> Encoded:
     shrunk = shrink(pruned.network, pruned.samples, pruned.masks, view_of=pruned.view_of)
-    data = encode_shrunk(shrunk.network, view_of=pruned.view_of)
+    data = encode_shrunk(shrunk.network, pruned.view_of)
     before, after = shrunk.report.units
     nothing = ("no unit is gone, so this is the dense network; prune whole channels: --pattern channels",)
     return Encoded(data, (*str(shrunk.report).splitlines(), *(nothing if before == after else ())))

@@ -1,6 +1,7 @@
-"""Removing what is gone: a pruned network becomes a smaller one of the same classes, with the same outputs.
+"""Shrinking: a pruned network becomes a smaller one of the same classes, with the same outputs.
 
-``shrink`` does it; ``files`` keeps the result. This package must not know criteria, schedules, tasks or training.
+``shrink`` does it; ``files`` saves and loads the result. This package must not know criteria, schedules, tasks or
+training.
 """
 
 from prunekit.deployment.shrinking.coupled_masks import coupled_masks as coupled_masks

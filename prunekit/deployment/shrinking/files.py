@@ -1,16 +1,16 @@
-"""Shrunk networks as files: the smaller weights, and which layer has which sizes.
+"""Files of shrunk networks: the smaller weights, and the sizes of each layer.
 
-A file is safetensors with the state dict, and one metadata entry, ``prunekit-shrunk``, a JSON object: ``format``: 1;
-``tool``: what wrote it; ``layers``: layer -> ``groups``, ``outputs`` and ``channels`` of one group, and ``bias``;
-``norms``: batch normalisation -> channels. Nothing is unpickled, and what a header claims costs no memory: no layer
-becomes larger than it was. This module must not know how networks are shrunk.
+A file is safetensors with the state dict and one metadata entry, ``prunekit-shrunk``, a JSON object: ``format``: 1;
+``tool``: the version that wrote it; ``layers``: layer -> ``groups``, ``outputs`` and ``channels`` of one group, and
+``bias``; ``norms``: normalisation or other channel follower -> number of channels. Nothing is unpickled, and a false
+header costs no memory, because no layer becomes larger than it was. This module must not know how networks are shrunk.
 """
 
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import attrs
 import safetensors.torch
@@ -21,7 +21,7 @@ from prunekit.deployment.shrinking.resizing import resized
 from prunekit.errors import CheckpointError
 from prunekit.files.atomic import write_atomically
 from prunekit.files.safetensors_files import check_format, damaged, open_tensors, read_header, some
-from prunekit.layers.channels.norms import is_norm, resize_norm
+from prunekit.layers.follower import ChannelFollower
 from prunekit.layers.lookup import parameter_of
 from prunekit.layers.view import LayerView, ViewOf
 from prunekit.masks.files import tool
@@ -34,7 +34,7 @@ METADATA = "prunekit-shrunk"
 
 @attrs.frozen
 class _Sizes:
-    """Sizes of a layer."""
+    """The sizes of a layer: number of groups, units and input channels of each group, and whether it has biases."""
 
     groups: int
     outputs: int
@@ -43,63 +43,66 @@ class _Sizes:
 
 
 def save_shrunk(path: str | os.PathLike[str], network: nn.Module, *, view_of: ViewOf | None = None) -> None:
-    """Write a shrunk network, whole or not at all; the same network gives the same bytes.
+    """Write a shrunk network to a file, atomically; the same network gives the same bytes.
+
+        save_shrunk("small.safetensors", shrink(network, images, masks).network)
 
     Args:
-        path: where to; by custom it ends in ``.safetensors``.
-        network: as ``shrink`` made it, trained further or not.
-        view_of: gives the views of layers; ``None``: the core and all installed plugins do.
+        path: path of the file, usually ending in ``.safetensors``.
+        network: a network from ``shrink``, which may have been trained further.
+        view_of: returns the view of a module; ``None``: prunekit and all installed plugins do.
 
     Raises:
-        CheckpointError: when the file cannot be written.
+        CheckpointError: the file cannot be written.
     """
-    write_atomically(path, encode_shrunk(network, view_of=view_of))
+    write_atomically(path, encode_shrunk(network, view_of or installed_views()))
 
 
-def encode_shrunk(network: nn.Module, *, view_of: ViewOf | None = None) -> bytes:
+def encode_shrunk(network: nn.Module, view_of: ViewOf) -> bytes:
     """Return the bytes that ``save_shrunk`` writes."""
-    views = installed_views() if view_of is None else view_of
-    layers, norms = {}, {}
+    layers, followers = {}, {}
     for name, module in network.named_modules():
-        view = _layer(module, views)
-        if view is not None:
+        view = view_of(module)
+        if isinstance(view, ChannelFollower):
+            followers[name] = view.channels
+        elif _can_be_resized(view):
             has_bias = module.bias is not None
             layers[name] = attrs.asdict(_Sizes(view.groups, view.outputs, view.fan_shape[0], has_bias))
-        elif is_norm(module):
-            norms[name] = len(module.get_buffer("running_mean"))
-    header = {"format": FORMAT, "tool": tool(), "layers": layers, "norms": norms}
+    header = {"format": FORMAT, "tool": tool(), "layers": layers, "norms": followers}
     # safetensors refuses tensors that share memory, such as tied weights.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
     return safetensors.torch.save(tensors, {METADATA: json.dumps(header, sort_keys=True)})
 
 
 def load_shrunk(network: nn.Module, path: str | os.PathLike[str], *, view_of: ViewOf | None = None) -> nn.Module:
-    """Return a network of the sizes and weights in a file.
+    """Load a shrunk network: return a copy of a network, with the sizes and weights in the file.
+
+        small = load_shrunk(make_network(), "small.safetensors")
 
     Args:
-        network: of the same architecture, in its full size, as it was before it was shrunk; it stays as it is.
-        path: of the file.
-        view_of: gives the views of layers; ``None``: the core and all installed plugins do.
+        network: a network of the same architecture in its full size; it is not changed.
+        path: path of the file.
+        view_of: returns the view of a module; ``None``: prunekit and all installed plugins do.
 
     Raises:
-        CheckpointError: a file that is damaged or of another network; says which layer or weight.
+        CheckpointError: the file is damaged or belongs to another network; the message names the layer or weight.
     """
-    path, views = Path(path), installed_views() if view_of is None else view_of
-    small = copy_of(network)
+    path, view_of, small = Path(path), view_of or installed_views(), copy_of(network)
     with open_tensors(path, CheckpointError) as file:
         header = read_header(file, METADATA, path, CheckpointError)
         if header is None:
             raise CheckpointError(f"{path}: holds no shrunk network; write one with prunekit export --to shrunk")
-        _resize(small, *_check(header, path), views, path)
+        _resize(small, *_check(header, path), view_of, path)
         wanted = small.state_dict()
         if odd := sorted(wanted.keys() ^ set(file.keys())):
-            raise CheckpointError(f"{path}: the file and the network differ in {some(odd)}; {_NEXT}")
+            raise CheckpointError(f"{path}: the file and the network differ in {some(odd)}; {_NEXT_STEP}")
         weights: dict[str, Tensor] = {}
         for name, tensor in wanted.items():
             shape = file.get_slice(name).get_shape()
             if list(tensor.shape) != shape:
                 raise CheckpointError(
-                    f"{path}: {name} is {shape}, expected {list(tensor.shape)} by the sizes in the file; {_NEXT}"
+                    f"{path}: {name} has shape {shape}, but the sizes in the file require {list(tensor.shape)}; "
+                    f"{_NEXT_STEP}"
                 )
             weights[name] = file.get_tensor(name)
     small.load_state_dict(weights)
@@ -107,15 +110,15 @@ def load_shrunk(network: nn.Module, path: str | os.PathLike[str], *, view_of: Vi
 
 
 _FIELDS = {"groups", "outputs", "channels", "bias"}
-_NEXT = "give the network that was shrunk, in its full size, or write the file again"
+_NEXT_STEP = "pass the network that was shrunk, in its full size, or write the file again"
 
 
 def _check(header: Mapping[str, Any], path: Path) -> tuple[dict[str, _Sizes], dict[str, int]]:
-    """Return the sizes in the header, checked."""
+    """Return the sizes of layers and of channel followers in the header, after checking them."""
     check_format(header, METADATA, "shrunk network", FORMAT, path, CheckpointError)
     wrong = damaged(path, METADATA)
-    layers, norms = header.get("layers"), header.get("norms")
-    if not isinstance(layers, dict) or not isinstance(norms, dict):
+    layers, followers = header.get("layers"), header.get("norms")
+    if not isinstance(layers, dict) or not isinstance(followers, dict):
         raise CheckpointError(wrong.format("no layers or no norms"))
     sizes = {}
     for name, entry in layers.items():
@@ -124,10 +127,10 @@ def _check(header: Mapping[str, Any], path: Path) -> tuple[dict[str, _Sizes], di
         if not all(_is_size(entry[field]) for field in _FIELDS - {"bias"}):
             raise CheckpointError(wrong.format(f"sizes of {name!r}"))
         sizes[name] = _Sizes(**entry)
-    for name, size in norms.items():
+    for name, size in followers.items():
         if not _is_size(size):
             raise CheckpointError(wrong.format(f"size of {name!r}"))
-    return sizes, norms
+    return sizes, followers
 
 
 def _is_size(value: Any) -> bool:
@@ -135,30 +138,33 @@ def _is_size(value: Any) -> bool:
 
 
 def _resize(
-    network: nn.Module, layers: Mapping[str, _Sizes], norms: Mapping[str, int], view_of: ViewOf, path: Path
+    network: nn.Module, layers: Mapping[str, _Sizes], followers: Mapping[str, int], view_of: ViewOf, path: Path
 ) -> None:
     modules = dict(network.named_modules())
     for name, sizes in layers.items():
-        view = _layer(modules[name], view_of) if name in modules else None
-        if view is None:
-            raise CheckpointError(f"{path}: has sizes for {name!r}, which is no layer of the network; {_NEXT}")
+        view = view_of(modules[name]) if name in modules else None
+        if not _can_be_resized(view):
+            raise CheckpointError(f"{path}: has sizes for {name!r}, but the network has no such layer; {_NEXT_STEP}")
         largest = (view.groups, view.outputs, view.fan_shape[0])
         found = (sizes.groups, sizes.outputs, sizes.channels)
         if any(size > most for size, most in zip(found, largest, strict=True)) or (
             view.groups_are_positions and sizes.groups != view.groups
         ):
-            raise CheckpointError(f"{path}: {name!r} has sizes {found}, the network's are {largest}; {_NEXT}")
-        if found != largest or sizes.bias != (modules[name].bias is not None):  # a weight that is shared stays so
-            resized(modules[name], view_of, *found, bias=sizes.bias)
-    for name, size in norms.items():
-        if name not in modules or not is_norm(modules[name]) or size > len(modules[name].get_buffer("running_mean")):
-            raise CheckpointError(f"{path}: has {size} channels for {name!r}, which does not fit the network; {_NEXT}")
-        resize_norm(modules[name], torch.arange(size))
+            raise CheckpointError(f"{path}: {name!r} has sizes {found}, but the network's are {largest}; {_NEXT_STEP}")
+        if found != largest or sizes.bias != (view.module.bias is not None):  # a shared weight must remain shared
+            resized(view.module, view_of, *found, bias=sizes.bias)
+    for name, size in followers.items():
+        follower = view_of(modules[name]) if name in modules else None
+        if not isinstance(follower, ChannelFollower) or not _fits(follower, size):
+            raise CheckpointError(f"{path}: {size} channels do not fit {name!r} of the network; {_NEXT_STEP}")
+        follower.resize(torch.arange(size))
 
 
-def _layer(module: nn.Module, view_of: ViewOf) -> LayerView | None:
-    """Return the view of a layer that can be resized; one whose weight is computed never is."""
-    view = view_of(module)
-    if not isinstance(view, LayerView) or view.channel_axis is None or parameter_of(view) is None:
-        return None
-    return view
+def _fits(follower: ChannelFollower, size: int) -> bool:
+    """Return True if a follower can be resized to the first channels, in whole groups."""
+    return size <= follower.channels and size % (follower.channels // follower.groups) == 0
+
+
+def _can_be_resized(view: object) -> TypeGuard[LayerView]:
+    """Return True for the view of a layer that can be resized; a layer with a computed weight cannot."""
+    return isinstance(view, LayerView) and view.channel_axis is not None and parameter_of(view) is not None

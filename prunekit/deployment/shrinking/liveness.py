@@ -1,7 +1,8 @@
-"""Which channels a network can do without.
+"""Decide which channels a network needs.
 
-Constants are folded into those that read them; then a channel that nothing reads goes, with all that made it, and what
-only these units read goes, too. This module must not know how a network gets smaller.
+Constants are first folded into the layers that read them. Then a channel that nothing reads can be removed, together
+with everything that computes it; so can channels that only removed units read. This module must not know how a network
+is resized.
 """
 
 from collections.abc import Collection, Mapping
@@ -13,12 +14,12 @@ from torch import Tensor
 from prunekit.layers.channels.constants import channel_weights, fold, merge, uneven
 from prunekit.layers.channels.flow import Flow, LayerCall
 
-_LEAST = 0.1
+_LEAST = 0.1  # of the largest constant; the weights of a smaller carrier would be so large that precision is lost
 
 
 @attrs.frozen(eq=False)
-class Places:
-    """What a layer keeps: the numbers of its input channels and of its units, ascending; int64."""
+class KeptUnits:
+    """The numbers of the input channels and of the units that a layer keeps, ascending; int64."""
 
     inputs: Tensor
     outputs: Tensor
@@ -26,56 +27,56 @@ class Places:
 
 @attrs.frozen(eq=False)
 class Kept:
-    """What a network keeps.
+    """Everything that a network keeps.
 
     Attributes:
-        layers: of each layer that was called.
-        norms: of each batch normalisation that was called: the numbers of its channels.
-        reasons: root of a channel that stays -> why.
+        layers: layer that was called -> the units and input channels that it keeps.
+        followers: channel follower that was called -> numbers of the channels that it keeps, ascending; int64.
+        reasons: root of each kept channel -> reason.
     """
 
-    layers: Mapping[str, Places]
-    norms: Mapping[str, Tensor]
+    layers: Mapping[str, KeptUnits]
+    followers: Mapping[str, Tensor]
     reasons: Mapping[int, str]
 
 
 def fold_constants(flow: Flow) -> dict[str, Tensor]:
-    """Have the layers of a network no longer read constants, in place, where that can be.
+    """Fold constants into the layers that read them, as far as possible, by changing their weights in place.
 
     Returns:
-        Layer -> what its constants brought, to be added to its biases: float64 ``[G, outputs of a group]``.
+        Layer -> contribution of its constants, to be added to its biases: float64 ``[G, outputs of a group]``.
     """
     foldable = _foldable(flow)
     needed = _needed(flow, {call.layer for call in foldable})
-    brought = {}
+    contributions = {}
     for call in foldable:
-        constants = call.constants.where(~_places(flow, call.inputs, needed), torch.nan)
+        constants = call.input_constants.where(~_is_needed(flow, call.inputs, needed), torch.nan)
         sums = fold(call.view, constants)
         if bool((sums != 0).any()):
-            brought[call.layer] = sums
+            contributions[call.layer] = sums
     for call in foldable:
-        staying = _places(flow, call.inputs, needed)
-        merged = uneven(call.view, call.constants) & ~staying
+        kept = _is_needed(flow, call.inputs, needed)
+        merged = uneven(call.view, call.input_constants) & ~kept
         if call.view.groups == 1 and bool(merged.any()):
-            carrier = _carrier(call.constants, staying)
-            merge(call.view, call.constants, merged, carrier)
+            carrier = _carrier(call.input_constants, kept)
+            merge(call.view, call.input_constants, merged, carrier)
             needed[int(flow.channels.roots(call.inputs[carrier]))] = ""
-    return brought
+    return contributions
 
 
 def find_kept(flow: Flow) -> Kept:
-    """Say what a network keeps, after its constants are folded: every layer at least one unit."""
+    """Return what a network keeps after its constants are folded; every layer keeps at least one unit."""
     needed = _needed(flow, ())
-    # From the last on, since what that one reads may be the unit that another one keeps.
-    while empty := [call for call in flow.layers if not _places(flow, call.outputs, needed).any()]:
-        flow.channels.keep(empty[-1].outputs[:1], "it is the last one of its layer")
+    # From the last layer backwards, because the inputs of its unit may be the units that other layers keep.
+    while empty := [call for call in flow.layers if not _is_needed(flow, call.outputs, needed).any()]:
+        flow.channels.keep(empty[-1].outputs[:1], "it is the last unit of its layer")
         needed = _needed(flow, ())
     layers = {
-        call.layer: Places(_numbers(flow, call.inputs, needed), _numbers(flow, call.outputs, needed))
+        call.layer: KeptUnits(_numbers(flow, call.inputs, needed), _numbers(flow, call.outputs, needed))
         for call in flow.layers
     }
-    norms = {call.norm: _numbers(flow, call.channels, needed) for call in flow.norms}
-    return Kept(layers, norms, needed)
+    followers = {call.module: _numbers(flow, call.channels, needed) for call in flow.followers}
+    return Kept(layers, followers, needed)
 
 
 def _foldable(flow: Flow) -> list[LayerCall]:
@@ -83,33 +84,33 @@ def _foldable(flow: Flow) -> list[LayerCall]:
     return [call for call in flow.layers if calls[call.layer] == 1 and call.layer not in flow.fixed]
 
 
-def _carrier(constants: Tensor, staying: Tensor) -> int:
-    """Choose the input channel that brings what all uneven constants bring: the largest, or one that stays anyway.
+def _carrier(constants: Tensor, kept: Tensor) -> int:
+    """Choose the input channel that carries all uneven constants: the largest, but preferably one that is kept anyway.
 
-    One that is much smaller than the largest would need large weights, which cost precision.
+    A carrier with a small constant would need large weights, which cost precision.
     """
     sizes = constants.nan_to_num(0.0).abs()
-    there = sizes.where(staying, 0.0)
-    return int((there if there.max() >= _LEAST * sizes.max() else sizes).argmax())
+    kept_sizes = sizes.where(kept, 0.0)
+    return int((kept_sizes if kept_sizes.max() >= _LEAST * sizes.max() else sizes).argmax())
 
 
 def _needed(flow: Flow, without_constants: Collection[str]) -> dict[int, str]:
-    """Return the root of each channel that is read, for the outputs in the end -> who reads it.
+    """Return the channels on which the outputs of the network depend: root -> reason.
 
     Args:
-        flow: of the network.
-        without_constants: layers that can do without the constants that they read.
+        flow: the channels of the network.
+        without_constants: layers whose reads of constants do not count.
     """
     needed = flow.channels.kept()
     reads = []
     for call in flow.layers:
         view = call.view
         if view.groups > 1 and not view.groups_are_positions:
-            continue  # what goes in and out of a group is one channel
+            continue  # the inputs and outputs of a group are one channel
         read = (channel_weights(view) != 0).any(-1).any(0).cpu()
         if call.layer in without_constants:
-            read &= call.constants.isnan()
-        constant = uneven(view, call.constants)
+            read &= call.input_constants.isnan()
+        constant = uneven(view, call.input_constants)
         reads.append((call.layer, flow.channels.roots(call.inputs), flow.channels.roots(call.outputs), read, constant))
     grows = True
     while grows:
@@ -127,10 +128,10 @@ def _among(roots: Tensor, needed: Mapping[int, str]) -> Tensor:
     return torch.isin(roots, torch.tensor(list(needed), dtype=torch.int64))
 
 
-def _places(flow: Flow, channels: Tensor, needed: Mapping[int, str]) -> Tensor:
-    """Say which places have a channel that is needed: bool."""
+def _is_needed(flow: Flow, channels: Tensor, needed: Mapping[int, str]) -> Tensor:
+    """Return which channels are needed: bool of the shape of ``channels``."""
     return _among(flow.channels.roots(channels), needed)
 
 
 def _numbers(flow: Flow, channels: Tensor, needed: Mapping[int, str]) -> Tensor:
-    return _places(flow, channels, needed).nonzero().flatten()
+    return _is_needed(flow, channels, needed).nonzero().flatten()

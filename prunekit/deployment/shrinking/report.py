@@ -1,4 +1,4 @@
-"""What shrinking did to each layer, and what it had to leave. This module knows numbers alone."""
+"""The report of shrinking: the sizes of each layer before and after. This module knows only numbers."""
 
 from collections.abc import Iterable, Mapping
 
@@ -9,46 +9,47 @@ from prunekit.layers.lookup import display_name
 
 @attrs.frozen
 class LayerSizes:
-    """One layer before and after.
+    """The sizes of one layer before and after.
 
     Attributes:
-        units: before and after.
-        inputs: channels that it reads, before and after.
-        weights: connections, kept or not, no biases, before and after.
-        left: why units that put out a constant are still there -> how many.
+        units: number of units, before and after.
+        inputs: number of input channels, before and after.
+        weights: number of weights, dropped ones included, without biases, before and after.
+        constant_units: reason why units with a constant output were kept -> number of such units.
     """
 
     units: tuple[int, int]
     inputs: tuple[int, int]
     weights: tuple[int, int]
-    left: Mapping[str, int]
+    constant_units: Mapping[str, int]
 
 
 @attrs.frozen
 class Report:
-    """What shrinking did, by layer, in the order in which they were called.
+    """The sizes of all layers, in the order in which they were called.
 
     Attributes:
-        layers: layer -> sizes; layers that were never called, or are of unknown types, are not here.
+        layers: layer -> sizes; without layers that were never called or whose type is unknown.
     """
 
     layers: Mapping[str, LayerSizes]
 
     @property
     def units(self) -> tuple[int, int]:
-        """Units of all layers before and after."""
+        """Number of units of all layers, before and after."""
         return _sums(sizes.units for sizes in self.layers.values())
 
     @property
     def weights(self) -> tuple[int, int]:
-        """Connections of all layers, kept or not, no biases, before and after."""
+        """Number of weights of all layers, dropped ones included, without biases, before and after."""
         return _sums(sizes.weights for sizes in self.layers.values())
 
     def __str__(self) -> str:
         lines = [f"{_line('all layers', self.units, self.weights)}"]
         for name, sizes in self.layers.items():
             lines.append(_line(display_name(name), sizes.units, sizes.weights))
-            lines += [f"  {count:,} dead stay: {reason}" for reason, count in sizes.left.items()]
+            for reason, count in sizes.constant_units.items():
+                lines.append(f"  {count:,} constant {'unit' if count == 1 else 'units'} kept: {reason}")
         return "\n".join(lines)
 
 

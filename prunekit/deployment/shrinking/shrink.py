@@ -1,4 +1,4 @@
-"""A network without the units that are gone: traced, folded, resized, and compared with what it was."""
+"""Shrink a network: trace its channels, fold constants, remove units, and compare the outputs with the original."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from prunekit.deployment.shrinking.report import LayerSizes, Report
 from prunekit.deployment.shrinking.resizing import remove
 from prunekit.errors import ConfigError
 from prunekit.layers.channels.flow import Flow
-from prunekit.layers.channels.trace import watch_copy
+from prunekit.layers.channels.tracer import trace_channels
 from prunekit.layers.samples import Samples
 from prunekit.layers.view import ViewOf
 from prunekit.masks.masks import Masks
@@ -23,18 +23,19 @@ from prunekit.masks.reparametrized import copy_of
 from prunekit.masks.zeroing import MaskApplier
 from prunekit.plugins.manager import installed_views
 
-_TOLERANCE = 1e-5
+_TOLERANCE = 1e-5  # constants are summed in another order
 
 
 @attrs.frozen(eq=False)
 class Shrunk:
-    """A network without the units that are gone.
+    """The result of ``shrink``.
 
     Attributes:
-        network: a new module of the same classes, its layers resized; modules train or evaluate as those it came from.
-        masks: of the weights that had one, cut like them; what training goes on with.
-        report: what was removed, and what could not be.
-        error: the largest difference from the outputs before, on the samples.
+        network: the smaller network: a new module of the same classes, with its layers resized. Each module is in
+            training or evaluation mode like the original one.
+        masks: masks of the parameters that had one, cut like them, for further training.
+        report: sizes of each layer before and after.
+        error: largest difference between the outputs of both networks on the samples.
     """
 
     network: nn.Module
@@ -50,24 +51,30 @@ def shrink(
     *,
     view_of: ViewOf | None = None,
 ) -> Shrunk:
-    """Remove the units, filters and channels of which nothing is left, and those that nothing reads.
+    """Return a smaller network without the units, filters and channels that have no connections or that nothing reads.
 
-    A unit without connections puts out a constant, which is folded into the biases of those that read it. Where these
-    pad their inputs with zeros, the constants of a layer are brought by one unit that stays. In evaluation mode the
-    outputs stay as they are but for rounding; that is checked on the samples. Channels that flow through an operation
-    that is not known stay. The same network and masks give the same result.
+    >>> network = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> nn.init.zeros_(network[0].weight[:6].detach())  # doctest: +ELLIPSIS
+    tensor(...)
+    >>> shrink(network, torch.randn(4, 3)).network[0]
+    Linear(in_features=3, out_features=2, bias=True)
+
+    A unit without connections outputs a constant, which is folded into the biases of the layers that read it. If these
+    layers pad their inputs with zeros, one unit is kept to carry all constants of a layer. In evaluation mode the
+    outputs of both networks are equal up to rounding; this is checked on the samples. Channels that pass through an
+    unknown operation are kept. The same network and masks always give the same result.
 
     Args:
-        network: any module; it stays as it is.
-        inputs: samples: a tensor, a tuple of arguments, or a mapping of named ones.
-        masks: what is dropped, besides what is exactly zero.
-        view_of: gives the views of layers; ``None``: the core and all installed plugins do.
+        network: any module with values; it is not changed.
+        inputs: samples: a tensor, a tuple of arguments, or a mapping of keyword arguments.
+        masks: the masks of the network; weights that are exactly 0 count as dropped, too.
+        view_of: returns the view of a module; ``None``: prunekit and all installed plugins do.
 
     Raises:
-        ConfigError: the network cannot be called with the samples, or cannot be shrunk: its outputs would differ.
-        MaskError: masks that do not fit.
+        ConfigError: the network cannot be called with the samples, or the outputs of the smaller network differ.
+        MaskError: masks that do not fit the network.
     """
-    views = installed_views() if view_of is None else view_of
+    view_of = view_of or installed_views()
     samples = Samples.of(inputs)
     before = copy_of(network).eval()
     matched = match(masks.tensors, before) if masks is not None else {}
@@ -75,37 +82,38 @@ def shrink(
         MaskApplier(mask)(weight)
     expected = samples.through(before)
     given = {name: mask for name, (_, mask) in matched.items()}
-    for trusting in (True, False):
-        small, flow, kept, left = _attempt(before, samples, views, given, trusting=trusting)
+    for trust_sizes in (True, False):
+        small, flow, kept, cut = _attempt(before, samples, view_of, given, trust_sizes=trust_sizes)
         error, problem = _compare(expected, samples, small)
         if not problem:
             break
-        if not (trusting and flow.guessed):
+        if not (trust_sizes and flow.trusted_sizes):
             raise ConfigError(
-                f"the network cannot be shrunk: {problem}; a size or a choice in its forward is in the way"
+                f"the network cannot be shrunk: {problem}; its forward may depend on a number of channels, compute it "
+                "from the shapes of tensors instead"
             )
     for name, module in network.named_modules():
         small.get_submodule(name).training = module.training
     sizes = {name: _sizes(flow, kept, name, before, small) for name in kept.layers}
-    return Shrunk(small, Masks(left, {} if masks is None else masks.info), Report(sizes), error)
+    return Shrunk(small, Masks(cut, {} if masks is None else masks.info), Report(sizes), error)
 
 
 def _attempt(
-    before: nn.Module, samples: Samples, view_of: ViewOf, masks: Mapping[str, Tensor], *, trusting: bool
+    before: nn.Module, samples: Samples, view_of: ViewOf, masks: Mapping[str, Tensor], *, trust_sizes: bool
 ) -> tuple[nn.Module, Flow, Kept, dict[str, Tensor]]:
-    """Shrink a copy of a network; return it, what was seen, what it keeps, and the masks that are left."""
-    small, flow = watch_copy(before, samples, view_of, trusting=trusting)
-    brought = fold_constants(flow)
+    """Shrink a copy of a network; return it, where its channels flow, what it keeps, and its masks."""
+    small, flow = trace_channels(before, samples, view_of, trust_sizes=trust_sizes)
+    contributions = fold_constants(flow)
     kept = find_kept(flow)
-    return small, flow, kept, remove(small, view_of, kept, brought, masks)
+    return small, flow, kept, remove(small, view_of, kept, contributions, masks)
 
 
 def _compare(expected: Sequence[Tensor], samples: Samples, network: nn.Module) -> tuple[float, str]:
-    """Return the largest difference from the outputs expected, and what is wrong with them, or ""."""
+    """Return the largest difference from the expected outputs, and the problem with them, or ""."""
     try:
         outputs = samples.through(network)
-    except Exception as problem:  # noqa: BLE001 - whatever a forward does with sizes that it did not expect
-        return math.inf, " ".join(f"without what is gone it fails: {type(problem).__name__}: {problem}".split())
+    except Exception as problem:  # noqa: BLE001 - a forward may raise anything for unexpected sizes
+        return math.inf, " ".join(f"the smaller network fails: {type(problem).__name__}: {problem}".split())
     return compare(expected, outputs, _TOLERANCE)
 
 
@@ -114,8 +122,8 @@ def _sizes(flow: Flow, kept: Kept, name: str, before: nn.Module, after: nn.Modul
     weights = (attrgetter(call.view.parameter)(network.get_submodule(name)) for network in (before, after))
     large, small = (weight.numel() for weight in weights)
     outputs = kept.layers[name].outputs
-    stay = outputs[~call.dead[outputs].isnan()]
-    reasons = [kept.reasons[root] for root in flow.channels.roots(call.outputs[stay]).tolist()]
+    constant = outputs[~call.output_constants[outputs].isnan()]
+    reasons = [kept.reasons[root] for root in flow.channels.roots(call.outputs[constant]).tolist()]
     return LayerSizes(
         (len(call.outputs), len(outputs)),
         (len(call.inputs), len(kept.layers[name].inputs)),

@@ -1,6 +1,6 @@
 """Where the channels of a network flow, and which of them are kept or removed together.
 
-It must not know what is removed, or why.
+It must not know which channels are removed, or why.
 """
 
 import lazy_loader
@@ -9,6 +9,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "groups": ["ChannelGroup", "ChannelGroups"],
-        "finding": ["find_channel_groups"],
+        "finding": ["CoupledUnits", "find_channel_groups", "find_coupled_units"],
     },
 )

@@ -1,9 +1,10 @@
-"""What a layer puts out whatever comes in, and how the layers that read it can do without.
+"""Constant units: compute the value of a unit that does not depend on the inputs, and fold it into its readers.
 
-A unit of which no connection is left puts out its bias; so does one whose connections all come from constants, with
-what they bring. A constant is folded into the biases of the layers that read it. Where zeros are padded around it, what
-it brings is not the same at the border; then all constants that a layer reads are brought by one of them. Everything
-here keeps the outputs of the network. Sums are in double precision. This module must not know where channels flow.
+A unit without connections always outputs its bias. A unit that reads only constants outputs its bias plus the weighted
+constants. A constant is folded into the biases of the layers that read it. If such a layer pads its inputs with zeros,
+the constant contributes less at the border; then one input channel carries all constants that the layer reads. The
+functions here preserve the outputs of the network and sum in double precision. This module must not know where channels
+flow.
 """
 
 import torch
@@ -16,19 +17,20 @@ def channel_weights(view: LayerView, weight: Tensor | None = None) -> Tensor:
     """Return the weights by input channel: ``[G, outputs of a group, input channels of a group, taps]``.
 
     Args:
-        view: of the layer.
-        weight: a tensor like its weight; ``None``: the weight itself. It is not copied where its order allows.
+        view: view of the layer.
+        weight: a tensor of the weight's shape; ``None``: the weight itself. It is copied only if its memory order
+            requires it.
     """
     matrix = view.to_matrix(view.weight.detach() if weight is None else weight)
     return matrix.reshape(view.groups, view.outputs, view.fan_shape[0], -1)
 
 
 def layer_constants(view: LayerView, inputs: Tensor) -> Tensor:
-    """Return what each unit of a layer puts out where that is a constant, NaN where it is none: float64 ``[units]``.
+    """Return the output of each unit of a layer if it is constant, else NaN: float64 ``[units]``.
 
     Args:
-        view: of the layer.
-        inputs: float64, what comes in at each input channel, NaN where that varies.
+        view: view of the layer.
+        inputs: float64 ``[input channels]``: the value of each channel; NaN if it varies.
     """
     weights, usable, values = _by_channel(view, inputs)
     varies = ((weights != 0).any(-1) & ~usable.unsqueeze(1)).any(-1)
@@ -40,23 +42,23 @@ def layer_constants(view: LayerView, inputs: Tensor) -> Tensor:
 
 
 def fold(view: LayerView, inputs: Tensor) -> Tensor:
-    """Have a layer no longer read constants, in place, but those that padding makes uneven.
+    """Set the weights that read constants to 0, in place, except for constants that padding makes uneven.
 
     Args:
-        view: of the layer.
-        inputs: float64, what comes in at each input channel, NaN where that varies or is still to be read.
+        view: view of the layer.
+        inputs: float64 ``[input channels]``: the value of each channel; NaN if it varies or must still be read.
 
     Returns:
-        What the constants brought, to be added to the biases: float64 ``[G, outputs of a group]``.
+        The contribution of the constants, to be added to the biases: float64 ``[G, outputs of a group]``.
     """
     weights, usable, values = _by_channel(view, inputs)
-    brought = (weights.double().sum(-1) * values.unsqueeze(1)).sum(-1)
+    contribution = (weights.double().sum(-1) * values.unsqueeze(1)).sum(-1)
     _store(view, weights.masked_fill(usable[:, None, :, None], 0))
-    return brought
+    return contribution
 
 
 def uneven(view: LayerView, inputs: Tensor) -> Tensor:
-    """Say which input channels bring a constant that padding makes uneven, and are read: bool ``[input channels]``."""
+    """Return which input channels are read and have a constant that padding makes uneven: bool ``[input channels]``."""
     if not view.pads:
         return torch.zeros_like(inputs, dtype=torch.bool)
     read = (channel_weights(view) != 0).any(-1).any(1).flatten().cpu()
@@ -64,14 +66,14 @@ def uneven(view: LayerView, inputs: Tensor) -> Tensor:
 
 
 def merge(view: LayerView, inputs: Tensor, merged: Tensor, carrier: int) -> None:
-    """Have a padded layer of one group read constants from one input channel instead, in place.
+    """Have one input channel carry several constants of a padded layer with one group, in place.
 
-    They differ from that one by a factor alone, at the border too, so that their weights can be scaled and added.
+    Constant channels differ only by a factor, at the border too, so their weights can be scaled and added.
 
     Args:
-        view: of the layer.
-        inputs: float64, what comes in at each input channel.
-        merged: bool, the input channels that are no longer to be read, all of them constants.
+        view: view of the layer.
+        inputs: float64 ``[input channels]``: the value of each channel.
+        merged: bool ``[input channels]``: the constant channels whose weights are set to 0.
         carrier: an input channel whose constant is not 0.
     """
     weights = channel_weights(view).double().cpu()
@@ -84,14 +86,17 @@ def merge(view: LayerView, inputs: Tensor, merged: Tensor, carrier: int) -> None
 
 
 def _by_channel(view: LayerView, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return weights, which constants bring the same everywhere, and those: ``[G or 1, input channels of a group]``."""
+    """Return the weights by input channel, which constants can be folded, and their values (0 for all others).
+
+    The last two are ``[G or 1, input channels of a group]``.
+    """
     constants = inputs.reshape(1 if view.groups_are_positions else view.groups, -1)
     usable = constants == 0 if view.pads else ~constants.isnan()
     return channel_weights(view).cpu(), usable, torch.where(usable, constants, 0.0)
 
 
 def biases(view: LayerView) -> Tensor:
-    """Return the biases of a layer, zeros where it has none: float64 ``[G, outputs of a group]``."""
+    """Return the biases of a layer, zeros if it has none: float64 ``[G, outputs of a group]``."""
     bias = view.module.bias
     if not isinstance(bias, Tensor):
         return torch.zeros(view.groups, view.outputs, dtype=torch.float64)

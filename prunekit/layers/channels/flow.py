@@ -1,31 +1,64 @@
-"""What was seen of the channels of a network: records. This module must not know how it was seen, or what for."""
+"""Records of what tracing a network found about its channels. This module must not know how they were traced."""
 
 from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import attrs
 from torch import Tensor
 
 from prunekit.layers.channels.union import ChannelUnion
+from prunekit.layers.follower import ChannelFollower
 from prunekit.layers.view import LayerView
 
 
-@attrs.define(eq=False)
-class Flowing:
-    """The channels of a tensor.
+@attrs.frozen(eq=False)
+class AxisChannels:
+    """The channels along one axis of a tensor.
 
     Attributes:
-        tensor: held, so that no other tensor gets its id.
-        version: of the tensor when this was noted; another one means that it was changed since.
-        axis: that the channels lie along, from 0.
-        channels: the channel of each place along it; int64.
-        constants: float64; what is in each place, whatever the inputs are, NaN where that depends on them.
+        axis: axis of the channels, from 0.
+        channels: number of the channel at each index of the axis; int64.
+        constants: value at each index if it does not depend on the inputs of the network, else NaN; float64.
     """
 
-    tensor: Tensor
-    version: int
     axis: int
     channels: Tensor
     constants: Tensor
+
+
+@attrs.define(eq=False)
+class TracedTensor:
+    """A tensor of the forward pass whose channels are known.
+
+    Attributes:
+        tensor: a reference that keeps the tensor alive, so that no other tensor gets its id.
+        writes: how often the tensor had been written when it was noted; it was changed in place if that differs.
+        along: the channels of the tensor.
+    """
+
+    tensor: Tensor
+    writes: int
+    along: AxisChannels
+
+
+@attrs.frozen(eq=False)
+class Operation:
+    """One PyTorch operation on tensors.
+
+    Attributes:
+        name: name of the function, method or operator: "relu", "add_", "__getitem__".
+        function: repeats the operation, with the same or other arguments.
+        args: positional arguments, at least one.
+        kwargs: keyword arguments.
+        result: the tensor that the operation returned.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    result: Tensor
 
 
 @attrs.frozen(eq=False)
@@ -33,57 +66,56 @@ class LayerCall:
     """One call of a layer.
 
     Attributes:
-        layer: the name of its module.
-        view: of it.
-        inputs: the channel of each of its inputs.
-        constants: what comes in at each, NaN where that varies.
-        outputs: the channel of each of its units.
-        dead: what each unit puts out where that is a constant, NaN where it varies.
+        layer: name of its module.
+        view: view of the module.
+        inputs: channel of each input; int64.
+        input_constants: value of each input channel if it is constant, else NaN; float64.
+        outputs: channel of each unit; int64.
+        output_constants: value of each unit if it is constant, else NaN; float64.
     """
 
     layer: str
     view: LayerView
     inputs: Tensor
-    constants: Tensor
+    input_constants: Tensor
     outputs: Tensor
-    dead: Tensor
+    output_constants: Tensor
 
 
 @attrs.frozen(eq=False)
-class NormCall:
-    """One call of batch normalisation: its name and the channels that it scales."""
+class FollowerCall:
+    """One call of a module that follows channels.
 
-    norm: str
+    Attributes:
+        module: name of the module.
+        follower: the module as a channel follower.
+        channels: its channels; int64.
+    """
+
+    module: str
+    follower: ChannelFollower
     channels: Tensor
 
 
 @attrs.define(eq=False)
 class Flow:
-    """All that was seen.
+    """Where the channels of a network flow.
 
     Attributes:
-        channels: all of them.
+        channels: all channels.
         layers: calls of layers, in order.
-        norms: calls of batch normalisation, in order.
-        fixed: modules whose weights are used elsewhere, too: nothing in them may change. Name -> why.
-        guessed: whether channels go through a size that is given as a number: nobody can see whether it was computed.
+        followers: calls of channel followers, in order.
+        fixed: modules that must not be changed, for example because their weights have other uses: name -> reason.
+        trusted_sizes: whether channels pass through a reshape to a size written as a number, which may or may not have
+            been computed from the number of channels.
     """
 
     channels: ChannelUnion = attrs.field(factory=ChannelUnion)
     layers: list[LayerCall] = attrs.field(factory=list)
-    norms: list[NormCall] = attrs.field(factory=list)
+    followers: list[FollowerCall] = attrs.field(factory=list)
     fixed: dict[str, str] = attrs.field(factory=dict)
-    guessed: bool = False
+    trusted_sizes: bool = False
 
     def calls(self) -> Counter[str]:
-        """Return how often each layer was called."""
+        """Return the number of calls of each layer."""
         return Counter(call.layer for call in self.layers)
-
-
-@attrs.frozen
-class Passed:
-    """What an operation leaves of channels: the axis they lie along, which, and what is constant in them."""
-
-    axis: int
-    channels: Tensor
-    constants: Tensor

@@ -1,9 +1,9 @@
-"""Streams: the channels of a network, each of which stays or goes whole, through all layers that make it.
+"""Channel groups: choose which channels of a network to keep, each with its units in all layers.
 
-In a residual network what layers put out is added up: a unit of one of them alone frees nothing. So channels are
-ranked by the scores of all units that make them, and what else makes them (biases, the scale and shift of batch
-normalisation) goes with them. This module knows numbers of units and scores; it must not know how one sees where
-channels flow.
+A residual network adds the outputs of several layers, so removing a unit of one of them frees nothing. Channels are
+therefore ranked by the summed scores of all their units, and a dropped channel also loses its entries in biases and in
+the scale and shift of batch normalisation. This module knows unit numbers and scores; it must not know how channels are
+traced.
 """
 
 from collections.abc import Mapping
@@ -23,10 +23,10 @@ from prunekit.masks.top_k import mark_best
 
 @attrs.frozen(eq=False)
 class ChannelGroup:
-    """Channels that the same layers make, which compete with each other.
+    """Channels that the same layers compute and that therefore compete with each other.
 
     Attributes:
-        units: layer -> the numbers of its units that make each channel, ``[channels, units of a channel]``; int64.
+        units: layer -> numbers of the units that compute each channel, ``[channels, units of a channel]``; int64.
     """
 
     units: Mapping[str, Tensor]
@@ -35,65 +35,69 @@ class ChannelGroup:
         return len(next(iter(self.units.values())))
 
     def kept(self, density: float) -> int:
-        """Return how many channels a density keeps: at least one."""
+        """Return the number of channels that a density keeps, at least one."""
         return max(1, kept_count(density, len(self)))
 
 
 @attrs.frozen(eq=False)
 class ChannelGroups:
-    """All channels of a network that can go.
+    """All channels of a network that can be removed.
 
     Attributes:
-        groups: a channel is in one of them; they are counted through, one group after the other.
-        layers: layer that was followed -> how many units it has; in no group are those that have to stay.
-        staying: layer of which no unit can go -> why.
-        followers: parameter that goes with channels -> the number of the channel of each entry, -1 where that stays;
-            int64 of its shape.
+        groups: the groups; channels are numbered from 0, group after group.
+        layers: traced layer -> number of its units, including those that must be kept, which are in no group.
+        kept_whole: layer of which no unit can be removed -> reason.
+        parameters: other parameter with entries for channels (biases, scale and shift of normalisations) -> number of
+            the channel of each entry, -1 if the entry must be kept; int64 of the parameter's shape.
     """
 
     groups: tuple[ChannelGroup, ...]
     layers: Mapping[str, int]
-    staying: Mapping[str, str]
-    followers: Mapping[str, Tensor]
+    kept_whole: Mapping[str, str]
+    parameters: Mapping[str, Tensor]
 
     @property
-    def free(self) -> frozenset[str]:
-        """The layers of which units can go."""
+    def prunable(self) -> frozenset[str]:
+        """The layers that have units that can be removed."""
         return frozenset(name for group in self.groups for name in group.units)
 
     def check(self, targets: Mapping[str, float]) -> None:
-        """Refuse densities that whole channels cannot have.
+        """Raise an error for densities that whole channels cannot have.
+
+        Args:
+            targets: layer -> density, in (0, 1].
 
         Raises:
-            ConfigError: a layer of which no unit can go, or was not followed; layers that make the same channels, not
-                all of them named or with several densities.
+            ConfigError: a layer was not traced or has no unit that can be removed; layers that share channels have
+                different densities, or only some of them have one.
         """
-        for name in [name for name, density in targets.items() if density < 1 and name not in self.free]:
-            raise ConfigError(f"layer {name!r} keeps all its channels: {self.why(name)}; leave it out")
+        for name in [name for name, density in targets.items() if density < 1 and name not in self.prunable]:
+            raise ConfigError(f"no channel of layer {name!r} can be removed ({self.reason_kept(name)}); exclude it")
         for group in self.groups:
-            asked = {name: targets.get(name, 1.0) for name in group.units}
-            if len(set(asked.values())) > 1:
-                told = " ".join(f"{name}={density:g}" for name, density in asked.items())
+            requested = {name: targets.get(name, 1.0) for name in group.units}
+            if len(set(requested.values())) > 1:
+                *others, last = requested
+                densities = " ".join(f"{name}={density:g}" for name, density in requested.items())
                 raise ConfigError(
-                    f"channels of these layers are the same ones, but asked is {told}; give them one density, "
-                    "or leave all of them out"
+                    f"layers {', '.join(others)} and {last} share channels and need the same density, but got "
+                    f"{densities}; use one density or exclude them all"
                 )
 
-    def why(self, name: str) -> str:
-        """Say why no unit of a layer can go."""
-        return self.staying.get(name, "the network does not call it, or it is of a type that is not followed")
+    def reason_kept(self, name: str) -> str:
+        """Return the reason why no unit of a layer can be removed."""
+        return self.kept_whole.get(name, "the network does not call it, or its type cannot be traced")
 
-    def left(self, targets: Mapping[str, float]) -> dict[str, Fraction]:
-        """Return the share of its units that each layer keeps of whole channels, exactly.
+    def kept_shares(self, targets: Mapping[str, float]) -> dict[str, Fraction]:
+        """Return the exact share of its units that each layer keeps.
 
         Args:
             targets: layer -> density, in (0, 1]; see ``check``.
         """
         dropped = dict.fromkeys(targets, 0)
-        for group, density in self._asked(targets):
-            gone = len(group) - group.kept(density)
+        for group, density in self._requested(targets):
+            count = len(group) - group.kept(density)
             for name, units in group.units.items():
-                dropped[name] += gone * units.shape[1]
+                dropped[name] += count * units.shape[1]
         return {name: 1 - Fraction(count, self.layers.get(name, 1)) for name, count in dropped.items()}
 
     def choose(
@@ -103,38 +107,39 @@ class ChannelGroups:
         scores: Mapping[str, Tensor],
         before: Mapping[str, Tensor | None],
     ) -> dict[str, Tensor]:
-        """Keep the best channels of each group: those with the highest sums of scores, the first of equal ones.
+        """Keep the best channels of each group: those with the highest sums of scores, the first among equals.
 
-        Of a group ``round(density * channels)`` stay, at least one. Units in no group stay as they are.
+        A group keeps ``round(density * channels)`` channels, at least one. Units in no group keep their connections.
 
         Args:
             targets: layer -> density; see ``check``.
             layers: the views of these layers.
-            scores: ``[G, out, fan]`` of each, no NaN.
-            before: what there is of each, bool ``[G, out, fan]``; ``None``: all. Only whole channels can be kept.
+            scores: layer -> ``[G, out, fan]``, without NaN.
+            before: layer -> mask before the update, bool ``[G, out, fan]``; ``None``: dense. A channel that has lost
+                connections cannot be kept.
 
         Returns:
-            The mask of each, bool ``[G, out, fan]``.
+            Layer -> mask, bool ``[G, out, fan]``.
 
         Raises:
-            MaskError: fewer whole channels are left than are asked for.
+            MaskError: a density needs more channels than still have all their connections.
         """
         sums = {name: _by_unit(layers[name], scores[name].sum(-1, dtype=torch.float64)) for name in targets}
         whole = {name: _whole_units(layers[name], mask) for name, mask in before.items() if mask is not None}
         kept = {name: torch.ones_like(total, dtype=torch.bool) for name, total in sums.items()}
-        for group, density in self._asked(targets):
-            places = {name: units.to(sums[name].device) for name, units in group.units.items()}
-            total = torch.stack([sums[name][units].sum(1) for name, units in places.items()]).sum(0)
-            there = torch.ones_like(total, dtype=torch.bool)
-            for name in places.keys() & whole.keys():
-                there &= whole[name][places[name]].all(1)
-            (best,) = mark_best([among(total, there)], group.kept(density))
-            if bool((best & ~there).any()):
+        for group, density in self._requested(targets):
+            units_of = {name: units.to(sums[name].device) for name, units in group.units.items()}
+            total = torch.stack([sums[name][units].sum(1) for name, units in units_of.items()]).sum(0)
+            complete = torch.ones_like(total, dtype=torch.bool)
+            for name in units_of.keys() & whole.keys():
+                complete &= whole[name][units_of[name]].all(1)
+            (best,) = mark_best([among(total, complete)], group.kept(density))
+            if bool((best & ~complete).any()):
                 raise MaskError(
-                    f"density {density:g} asks for {group.kept(density)} channels of {', '.join(group.units)}, "
-                    f"but only {int(there.sum())} are whole"
+                    f"density {density:g} keeps {group.kept(density)} channels of {', '.join(group.units)}, but only "
+                    f"{int(complete.sum())} still have all their connections; use a lower density"
                 )
-            for name, units in places.items():
+            for name, units in units_of.items():
                 kept[name][units[~best].flatten()] = False
         masks = {}
         for name, units in kept.items():
@@ -142,62 +147,66 @@ class ChannelGroups:
             masks[name] = mask if old is None else mask & old
         return masks
 
-    def follow(self, layers: Mapping[str, LayerView], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the masks of what goes with channels of which no connection is kept, by parameter name.
+    def parameter_masks(self, layers: Mapping[str, LayerView], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the masks of other parameters, which drop the entries of channels that have no connection left.
 
         Args:
             layers: the views of the network's layers.
-            masks: layer -> bool of the weight's shape; layers without one are dense.
+            masks: layer -> bool of the weight's shape; layers without a mask are dense.
+
+        Returns:
+            Parameter name -> bool of its shape, only for parameters that lose an entry.
         """
         if not self.groups or not masks:
             return {}
-        alive = torch.cat([self._alive(group, layers, masks) for group in self.groups])
+        connected = torch.cat([self._connected(group, layers, masks) for group in self.groups])
         device = next(iter(masks.values())).device
-        kept = {name: (numbers < 0) | alive[numbers.clamp(min=0)] for name, numbers in self.followers.items()}
+        kept = {name: (numbers < 0) | connected[numbers.clamp(min=0)] for name, numbers in self.parameters.items()}
         return {name: mask.to(device) for name, mask in kept.items() if not bool(mask.all())}
 
-    def _asked(self, targets: Mapping[str, float]) -> list[tuple[ChannelGroup, float]]:
-        asked = ((group, next(iter(group.units))) for group in self.groups)
-        return [(group, targets[name]) for group, name in asked if name in targets]
+    def _requested(self, targets: Mapping[str, float]) -> list[tuple[ChannelGroup, float]]:
+        """Return the groups that have a density, with it."""
+        first_layers = ((group, next(iter(group.units))) for group in self.groups)
+        return [(group, targets[name]) for group, name in first_layers if name in targets]
 
-    def _alive(self, group: ChannelGroup, layers: Mapping[str, LayerView], masks: Mapping[str, Tensor]) -> Tensor:
-        """Say of each channel of a group whether any of its connections is kept: bool, on the CPU."""
-        alive = torch.zeros(len(group), dtype=torch.bool)
+    def _connected(self, group: ChannelGroup, layers: Mapping[str, LayerView], masks: Mapping[str, Tensor]) -> Tensor:
+        """Return which channels of a group keep any connection: bool ``[channels]`` on the CPU."""
+        connected = torch.zeros(len(group), dtype=torch.bool)
         for name, units in group.units.items():
             if name not in masks:
-                return torch.ones_like(alive)
+                return torch.ones_like(connected)
             rows = _by_unit(layers[name], layers[name].to_matrix(masks[name]).any(-1)).cpu()
-            alive |= rows[units].any(1)
-        return alive
+            connected |= rows[units].any(1)
+        return connected
 
 
 def by_parameter(
     layers: Mapping[str, LayerView], masks: Mapping[str, Tensor], channel_groups: ChannelGroups | None
 ) -> dict[str, Tensor]:
-    """Return the masks of layers by parameter name, and those of what goes with channels, where streams are known.
+    """Return the masks of layers by parameter name, and those of the other parameters of channels.
 
     Args:
         layers: the views of the network's layers.
         masks: layer -> bool of the weight's shape.
-        channel_groups: of the network.
+        channel_groups: the channels of the network; ``None``: only the masks of layers are returned.
     """
     named = {parameter_name(name, layers[name]): mask for name, mask in masks.items()}
-    return named if channel_groups is None else named | channel_groups.follow(layers, masks)
+    return named if channel_groups is None else named | channel_groups.parameter_masks(layers, masks)
 
 
 def unit_mask(view: LayerView, units: Tensor) -> Tensor:
-    """Return the mask ``[G, out, fan]`` that keeps some units of a layer whole: bool ``[units]``."""
+    """Return the mask that keeps some units of a layer whole: bool ``[units]`` -> bool ``[G, out, fan]``."""
     rows = units.expand(view.groups, -1) if view.groups_are_positions else units.reshape(view.groups, -1)
     return rows.unsqueeze(-1).expand(-1, -1, view.fan)
 
 
 def _by_unit(view: LayerView, values: Tensor) -> Tensor:
-    """Add up what is ``[G, out]`` over the positions of each unit: ``[units]``; of truths, whether any holds."""
+    """Sum numbers, or combine booleans by "or", over the positions of each unit: ``[G, out]`` -> ``[units]``."""
     if not view.groups_are_positions:
         return values.flatten()
     return values.any(0) if values.dtype == torch.bool else values.sum(0)
 
 
 def _whole_units(view: LayerView, mask: Tensor) -> Tensor:
-    """Say which units a mask ``[G, out, fan]`` keeps whole: bool ``[units]``."""
+    """Return which units a mask keeps whole: bool ``[G, out, fan]`` -> bool ``[units]``."""
     return ~_by_unit(view, ~mask.all(-1))

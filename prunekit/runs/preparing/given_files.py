@@ -71,12 +71,12 @@ def _masks(
         raise MaskError(f"{path}: {error}") from error
     layers = {id(view.weight): name for name, view in views.items()}
     others = {name: mask for name, (parameter, mask) in matched.items() if id(parameter) not in layers}
-    known = {} if channel_groups is None else dict.fromkeys(channel_groups.followers)
+    known = {} if channel_groups is None else dict.fromkeys(channel_groups.parameters)
     if strange := [name for name in others if name not in known]:
         hint = "" if known else ", or use --pattern channels if they follow channels that were removed"
         raise MaskError(f"{path}: {some(strange)} do not belong to prunable layers; remove their masks{hint}")
     found = {layers[id(parameter)]: mask for parameter, mask in matched.values() if id(parameter) in layers}
-    follow = {} if channel_groups is None else channel_groups.follow(views, found)
+    follow = {} if channel_groups is None else channel_groups.parameter_masks(views, found)
     if wrong := [name for name, mask in others.items() if not bool(mask.all()) and not _same(mask, follow.get(name))]:
         raise MaskError(f"{path}: the masks of {some(wrong)} do not match the removed channels; remove those masks")
     return found

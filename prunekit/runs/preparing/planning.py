@@ -68,7 +68,7 @@ def _structure(config: RunConfig, task: Task, found: FoundNetwork) -> tuple[Targ
     if config.freeze_masks:
         return ()
     groups = found.channel_groups
-    fixed = [layer.name for layer in found.layers if groups is not None and layer.name not in groups.free]
+    fixed = [layer.name for layer in found.layers if groups is not None and layer.name not in groups.prunable]
     entries = _entries(config, task, found.network, found.layers, fixed)
     if config.parsed_pattern is not None:
         check_fit(entries, found.layers, config.parsed_pattern)

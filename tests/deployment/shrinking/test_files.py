@@ -25,13 +25,13 @@ def network():
 
 @pytest.fixture
 def saved(tmp_path):
-    """Return the path of a file, and what is in it."""
+    """Return the path of a file, and the network saved in it."""
     shrunk = shrink(network(), torch.randn(2, 2, 6, 6)).network
     save_shrunk(tmp_path / "small.safetensors", shrunk)
     return tmp_path / "small.safetensors", shrunk
 
 
-def test_what_is_loaded_is_what_was_saved(saved):
+def test_a_loaded_network_is_the_saved_one(saved):
     path, shrunk = saved
     dense = network()
     loaded = load_shrunk(dense, path)
@@ -42,7 +42,7 @@ def test_what_is_loaded_is_what_was_saved(saved):
     assert dense[0].out_channels == 4
 
 
-def test_convolutions_stay_in_channels_last_order(tmp_path):
+def test_convolutions_keep_the_channels_last_memory_order(tmp_path):
     dense = network().to(memory_format=torch.channels_last)
     inputs = torch.randn(2, 2, 6, 6)
     shrunk = shrink(dense, inputs).network
@@ -99,22 +99,28 @@ def changed(path, change):
         (lambda entry: entry["norms"].update({"1": -1}), "size of '1'"),
         (
             lambda entry: entry["layers"]["0"].update(outputs=5),
-            r"'0' has sizes \(1, 5, 2\), the network's are \(1, 4, 2\)",
+            r"'0' has sizes \(1, 5, 2\), but the network's are \(1, 4, 2\)",
         ),
-        (lambda entry: entry["layers"]["0"].update(outputs=2), r"0.weight is \[3, 2, 3, 3\], expected \[2, 2, 3, 3\]"),
-        (lambda entry: entry["layers"].update({"7": entry["layers"]["0"]}), "'7', which is no layer"),
-        (lambda entry: entry["norms"].update({"1": 9}), "9 channels for '1'"),
+        (
+            lambda entry: entry["layers"]["0"].update(outputs=2),
+            r"0.weight has shape \[3, 2, 3, 3\], but .* require \[2, 2, 3, 3\]",
+        ),
+        (
+            lambda entry: entry["layers"].update({"7": entry["layers"]["0"]}),
+            "has sizes for '7', but the network has no such layer",
+        ),
+        (lambda entry: entry["norms"].update({"1": 9}), "9 channels do not fit '1'"),
         (lambda entry: entry["layers"]["5"].update(bias=False), "differ in 5.bias"),
     ],
 )
-def test_a_file_that_lies_is_refused(saved, change, message):
+def test_a_file_with_a_false_header_is_an_error(saved, change, message):
     path, _ = saved
     changed(path, change)
     with pytest.raises(CheckpointError, match=message):
         load_shrunk(network(), path)
 
 
-def test_a_file_of_something_else_is_refused(tmp_path):
+def test_a_file_of_another_kind_is_an_error(tmp_path):
     from prunekit.masks.weight_files import save_weights
 
     save_weights(tmp_path / "dense.safetensors", network().state_dict())
@@ -122,7 +128,7 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         load_shrunk(network(), tmp_path / "dense.safetensors")
 
 
-def test_another_network_is_refused(saved):
+def test_a_file_of_another_network_is_an_error(saved):
     path, _ = saved
-    with pytest.raises(CheckpointError, match="give the network that was shrunk, in its full size"):
+    with pytest.raises(CheckpointError, match="pass the network that was shrunk, in its full size"):
         load_shrunk(nn.Sequential(nn.Linear(3, 3)), path)

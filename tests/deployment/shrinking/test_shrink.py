@@ -18,7 +18,7 @@ from prunekit.layers.torch_views import core_view
 
 @settings(deadline=None, max_examples=60)
 @given(networks())
-def test_a_shrunk_network_computes_the_same(drawn):
+def test_a_shrunk_network_has_the_same_outputs(drawn):
     network, channels = drawn
     before = copy.deepcopy(network.state_dict())
     shrunk = shrink(network, images(channels), view_of=core_view)
@@ -35,7 +35,7 @@ def test_a_shrunk_network_computes_the_same(drawn):
 
 @settings(deadline=None, max_examples=20)
 @given(networks())
-def test_in_single_precision_too_and_the_same_every_time(drawn):
+def test_shrinking_is_exact_in_single_precision_and_deterministic(drawn):
     network, channels = drawn
     network, inputs = network.float(), images(channels).float()
     first, second = (shrink(network, inputs, view_of=core_view).network.eval() for _ in range(2))
@@ -46,7 +46,7 @@ def test_in_single_precision_too_and_the_same_every_time(drawn):
 
 
 def kept_of_a_chain(layers):
-    """Return how many units of each linear layer of a chain stay, found unit by unit: those that vary and are read."""
+    """Return how many units a chain of linear layers keeps, found unit by unit: those that vary and are read."""
     varies = [[True] * layers[0].in_features]
     for layer in layers:
         rows = layer.weight.tolist()
@@ -60,7 +60,7 @@ def kept_of_a_chain(layers):
 
 @settings(deadline=None)
 @given(st.integers(0, 2**31), st.lists(st.integers(1, 6), min_size=1, max_size=4))
-def test_of_a_chain_all_goes_that_can(seed, sizes):
+def test_a_chain_loses_every_unit_that_is_constant_or_unread(seed, sizes):
     layers = [nn.Linear(a, b) for a, b in zip([4, *sizes], [*sizes, 3], strict=True)]
     network = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU()))).double()
     fill(network, seed)
@@ -69,7 +69,7 @@ def test_of_a_chain_all_goes_that_can(seed, sizes):
     expected = kept_of_a_chain(layers)
     if all(expected):
         assert units == expected
-    else:  # where a whole layer goes one unit of it stays, and what that reads
+    else:  # a layer that could lose all units keeps one, and the units which that one reads
         assert all(unit >= max(1, kept) for unit, kept in zip(units, expected, strict=True))
 
 
@@ -88,19 +88,19 @@ def conv_chain(*, padding=1):
 def test_constants_fold_into_biases_where_nothing_is_padded():
     shrunk = shrink(conv_chain(padding=0), images(2))
     assert shrunk.report.layers["0"].units == (6, 3)
-    assert not shrunk.report.layers["0"].left
+    assert not shrunk.report.layers["0"].constant_units
 
 
-def test_padded_constants_are_brought_by_one_unit():
+def test_one_unit_carries_all_padded_constants():
     shrunk = shrink(conv_chain(), images(2))
     assert shrunk.report.layers["0"].units == (6, 4)
-    assert shrunk.report.layers["0"].left == {"3 pads its constant with zeros": 1}
-    assert "1 dead stay: 3 pads its constant with zeros" in str(shrunk.report)
+    assert shrunk.report.layers["0"].constant_units == {"3 pads its constant with zeros": 1}
+    assert "1 constant unit kept: 3 pads its constant with zeros" in str(shrunk.report)
     assert shrunk.network[1].num_features == 4
     assert shrunk.report.units == (10, 8)
 
 
-def test_masks_say_what_is_gone_and_are_cut_with_the_weights():
+def test_masked_units_are_removed_and_masks_are_cut_like_the_weights():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 3, padding=1)).double()
     rows = torch.ones(6, 2, 3, 3, dtype=torch.bool)
@@ -119,14 +119,14 @@ def test_masks_say_what_is_gone_and_are_cut_with_the_weights():
     assert torch.equal(outputs, shrunk.network(images(2)))
 
 
-def test_modules_train_or_evaluate_as_before():
+def test_modules_keep_their_training_or_evaluation_mode():
     network = conv_chain()
     network[1].eval()
     assert [module.training for module in shrink(network, images(2)).network] == [True, False, True, True, True]
 
 
 class Sized(nn.Module):
-    """Reshapes with sizes that are numbers in the code, or computed."""
+    """A network whose forward treats channels in one of several unusual ways."""
 
     def __init__(self, how):
         super().__init__()
@@ -134,7 +134,7 @@ class Sized(nn.Module):
         with torch.no_grad():
             self.conv.weight[:3] = 0
 
-    def forward(self, values):  # noqa: PLR0911 - one way after the other
+    def forward(self, values):  # noqa: PLR0911 - one return for each way
         values = self.conv(values).relu()
         if self.how == "number":
             return self.fc(values.view(-1, 6 * 36))
@@ -166,7 +166,7 @@ class Sized(nn.Module):
 
 @pytest.mark.parametrize(("how", "units"), [("number", 6), ("computed", 3), ("branch", 6), ("slice", 6)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_what_cannot_be_seen_in_the_code_is_tried_or_left(how, units, dtype):
+def test_a_size_written_as_a_number_is_tried_and_other_unknowns_keep_all_channels(how, units, dtype):
     torch.manual_seed(0)
     network = Sized(how).to(dtype)
     shrunk = shrink(network, images(2).to(dtype))
@@ -174,7 +174,7 @@ def test_what_cannot_be_seen_in_the_code_is_tried_or_left(how, units, dtype):
 
 
 @pytest.mark.parametrize("how", ["softmax", "data", "alias", "weight", "inference"])
-def test_what_is_not_followed_stays(how):
+def test_channels_through_unknown_operations_are_kept(how):
     torch.manual_seed(0)
     network = Sized(how).double().requires_grad_(requires_grad=False)
     shrunk = shrink(network, images(2))
@@ -182,7 +182,7 @@ def test_what_is_not_followed_stays(how):
     torch.testing.assert_close(shrunk.network(images(2)), network(images(2)))
 
 
-def test_a_forward_that_counts_channels_is_refused():
+def test_a_forward_that_returns_the_number_of_channels_is_an_error():
     with pytest.raises(ConfigError, match="cannot be shrunk: an output is off by 3, more than"):
         shrink(Sized("count").double(), images(2))
 
@@ -204,7 +204,7 @@ def tied(network):
 
 
 @pytest.mark.parametrize("spoil", [normed, hooked, pruned_by_torch, tied])
-def test_a_layer_that_is_more_than_its_type_says_stays_as_it_is(tmp_path, spoil):
+def test_a_layer_whose_weights_have_other_uses_is_not_resized(tmp_path, spoil):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).double()
     with torch.no_grad():
@@ -242,7 +242,7 @@ def test_a_layer_called_twice_is_resized_once():
     torch.testing.assert_close(shrunk.network(inputs), network(inputs))
 
 
-def test_outputs_in_any_container_stay_and_keywords_are_passed():
+def test_outputs_in_containers_are_kept_and_keyword_arguments_are_passed():
     class Many(nn.Module):
         def __init__(self):
             super().__init__()
@@ -261,7 +261,7 @@ def test_outputs_in_any_container_stay_and_keywords_are_passed():
     assert [sizes.units for sizes in shrunk.report.layers.values()] == [(4, 4), (4, 4)]
 
 
-def test_units_that_are_added_up_are_coupled():
+def test_units_whose_outputs_are_added_are_coupled():
     groups = coupled_units(residual(), images(2))
     inner = [group for group in groups if "1.first.0" in group]
     assert inner == [{"0": (unit,), "1.first.0": (unit,), "1.second": (unit,)} for unit in range(6)]
@@ -283,10 +283,10 @@ def test_coupled_masks_drop_whole_channels_of_a_residual_network():
     assert masks.tensors["1.first.1.weight"].nonzero().flatten().tolist() == best
     shrunk = shrink(network, images(2), masks)
     assert {sizes.units for name, sizes in shrunk.report.layers.items() if name != "4"} == {(6, 3)}
-    assert not any(sizes.left for sizes in shrunk.report.layers.values())
+    assert not any(sizes.constant_units for sizes in shrunk.report.layers.values())
 
 
-def test_whole_units_are_those_that_nobody_else_feeds():
+def test_biases_of_a_channel_are_kept_while_another_layer_computes_it():
     network = residual()
     mask = torch.ones(6, 2, 3, 3, dtype=torch.bool)
     mask[0] = False
@@ -294,19 +294,19 @@ def test_whole_units_are_those_that_nobody_else_feeds():
     assert alone == Masks({"0.weight": mask})
 
 
-def test_a_network_that_is_one_layer_stays():
+def test_a_network_of_one_layer_keeps_all_units():
     layer = nn.Linear(3, 2)
     shrunk = shrink(layer, torch.randn(1, 3), Masks({"weight": torch.zeros(2, 3, dtype=torch.bool)}))
     assert shrunk.report.layers[""].units == (2, 2)
-    assert shrunk.report.layers[""].left == {"it is an output of the network": 2}
+    assert shrunk.report.layers[""].constant_units == {"it is an output of the network": 2}
 
 
-def test_samples_that_do_not_fit_keep_their_traceback():
+def test_samples_of_a_wrong_shape_raise_the_error_of_the_network():
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         shrink(nn.Linear(3, 2), torch.randn(1, 4))
 
 
-def test_the_toy_network_shrinks_in_whole_groups():
+def test_groups_of_a_convolution_are_removed_whole():
     from prunekit.testing import ToyNetwork
 
     network = ToyNetwork().double()
@@ -322,7 +322,7 @@ def test_the_toy_network_shrinks_in_whole_groups():
     assert shrunk.report.layers["conv_a"].units == (8, 4)
 
 
-def test_a_network_without_layers_that_can_be_followed_stays_and_the_report_says_nothing_went():
+def test_a_network_without_traceable_layers_is_not_changed():
     attention = nn.MultiheadAttention(8, 2, batch_first=True).eval()
     values = torch.randn(2, 3, 8)
     shrunk = shrink(attention, (values, values, values))

@@ -19,7 +19,7 @@ from prunekit.masks.patterns import kept_count
 
 
 def network():
-    """Two layers that are added up, the second grouped, and one between them of which half is a stream of its own."""
+    """Return two layers whose outputs are added, the second grouped, and a layer with half of its units in a group."""
     torch.manual_seed(0)
     model = nn.ModuleDict({"a": nn.Linear(3, 8), "b": nn.Conv2d(4, 8, 3, groups=2), "c": nn.Linear(5, 12)}).double()
     return model, find_layers(model)
@@ -32,15 +32,14 @@ def channel_groups():
     return ChannelGroups((both, half), {"a": 8, "b": 8, "c": 12}, {"last": "it is an output of the network"}, followers)
 
 
-def slow_choice(scores, targets, gone=()):
-    """Add up and sort, one channel at a time: the units of each layer that stay."""
+def slow_choice(scores, targets):
+    """Return the units that each layer keeps, by summing and sorting one channel at a time."""
     kept = {name: [True] * len(rows) for name, rows in scores.items()}
     for group in channel_groups().groups:
         ranked = []
         for channel in range(len(group)):
             places = [(name, unit) for name in group.units for unit in group.units[name][channel].tolist()]
-            if not any(place in gone for place in places):
-                ranked.append((-sum(float(scores[name][unit].sum()) for name, unit in places), channel))
+            ranked.append((-sum(float(scores[name][unit].sum()) for name, unit in places), channel))
         count = max(1, kept_count(targets[next(iter(group.units))], len(group)))
         best = [channel for _, channel in sorted(ranked)[:count]]
         for channel in range(len(group)):
@@ -52,7 +51,7 @@ def slow_choice(scores, targets, gone=()):
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 2**31), st.floats(0.01, 1), st.floats(0.01, 1), st.booleans())
-def test_the_best_channels_are_those_of_plain_sums_and_sorts(seed, density, other, ties):
+def test_the_best_channels_are_those_with_the_largest_sums(seed, density, other, ties):
     _, layers = network()
     generator = torch.Generator().manual_seed(seed)
     scores = {name: layer.to_matrix(layer.weight.detach()) for name, layer in layers.items()}
@@ -68,28 +67,28 @@ def test_the_best_channels_are_those_of_plain_sums_and_sorts(seed, density, othe
         assert mask.shape == scores[name].shape
         rows = mask.flatten(0, 1)
         assert rows.all(1).tolist() == rows.any(1).tolist() == expected[name]
-    share = channel_groups().left(targets)
+    share = channel_groups().kept_shares(targets)
     assert {name: int(share[name] * mask.numel()) for name, mask in chosen.items()} == {
         name: int(mask.sum()) for name, mask in chosen.items()
     }
 
 
-def test_a_channel_that_is_not_whole_cannot_be_kept_and_units_outside_stay_as_they_are():
+def test_an_incomplete_channel_cannot_be_kept_and_units_in_no_group_do_not_change():
     _, layers = network()
     scores = {name: torch.full((layer.groups, layer.outputs, layer.fan), 1.0) for name, layer in layers.items()}
-    scores["a"][0, 2:4] = -torch.inf  # the lowest score of a channel that is there beats what is not
+    scores["a"][0, 2:4] = -torch.inf  # the lowest score of a complete channel beats an incomplete one
     before = {"a": None, "b": torch.ones(2, 4, 18, dtype=torch.bool), "c": torch.ones(1, 12, 5, dtype=torch.bool)}
     before["b"][0, 3, 0] = False
     before["b"][1, 2, 5] = False
-    before["c"][0, 1, 0] = False  # of a unit in no stream
+    before["c"][0, 1, 0] = False  # of a unit in no group
     chosen = channel_groups().choose({"a": 0.5, "b": 0.5, "c": 1.0}, layers, scores, before)
     assert chosen["a"].any(2).flatten().tolist() == [True] * 4 + [False] * 4
     assert torch.equal(chosen["c"], before["c"])
-    with pytest.raises(MaskError, match=r"density 0\.75 asks for 3 channels of a, b, but only 2 are whole"):
+    with pytest.raises(MaskError, match=r"density 0\.75 keeps 3 channels of a, b, but only 2 still have all"):
         channel_groups().choose({"a": 0.75, "b": 0.75}, layers, scores, before)
 
 
-def test_what_follows_a_channel_goes_when_none_of_its_connections_is_left():
+def test_other_parameters_of_a_channel_are_dropped_with_its_last_connection():
     _, layers = network()
     masks = {name: torch.ones(layer.weight.shape, dtype=torch.bool) for name, layer in layers.items()}
     assert by_parameter(layers, masks, channel_groups()).keys() == {"a.weight", "b.weight", "c.weight"}
@@ -108,13 +107,13 @@ def test_what_follows_a_channel_goes_when_none_of_its_connections_is_left():
 @pytest.mark.parametrize(
     ("targets", "words"),
     [
-        ({"last": 0.5}, "layer 'last' keeps all its channels: it is an output of the network; leave it out"),
-        ({"else": 0.5}, "layer 'else' keeps all its channels: the network does not call it, or it is of a type"),
-        ({"a": 0.5}, "channels of these layers are the same ones, but asked is a=0.5 b=1; give them one density"),
-        ({"a": 0.5, "b": 0.25}, "asked is a=0.5 b=0.25"),
+        ({"last": 0.5}, r"no channel of layer 'last' can be removed \(it is an output of the network\); exclude it"),
+        ({"else": 0.5}, "no channel of layer 'else' can be removed .the network does not call it, or its type"),
+        ({"a": 0.5}, "layers a and b share channels and need the same density, but got a=0.5 b=1; use one"),
+        ({"a": 0.5, "b": 0.25}, "got a=0.5 b=0.25; use one density or exclude them all"),
     ],
 )
-def test_densities_that_whole_channels_cannot_have_are_refused(targets, words):
+def test_densities_that_whole_channels_cannot_have_are_errors(targets, words):
     with pytest.raises(ConfigError, match=words):
         channel_groups().check(targets)
     channel_groups().check({"a": 0.5, "b": 0.5, "last": 1.0})
@@ -122,7 +121,7 @@ def test_densities_that_whole_channels_cannot_have_are_refused(targets, words):
 
 @settings(deadline=None, max_examples=60)
 @given(networks(), st.floats(0.05, 1))
-def test_what_is_pruned_by_channels_shrinks_to_what_was_asked(drawn, density):
+def test_a_network_pruned_by_channels_shrinks_to_the_requested_density(drawn, density):
     model, channels = drawn
     with torch.no_grad():
         for parameter in model.parameters():
@@ -131,8 +130,8 @@ def test_what_is_pruned_by_channels_shrinks_to_what_was_asked(drawn, density):
     known = find_channel_groups(model, inputs, view_of=core_view)
     if not known.groups:
         return
-    density = max(density, 0.51 / min(known.layers[name] for name in known.free))  # at least one unit of each layer
-    targets = dict.fromkeys(sorted(known.free), density)
+    density = max(density, 0.51 / min(known.layers[name] for name in known.prunable))  # at least one unit of each layer
+    targets = dict.fromkeys(sorted(known.prunable), density)
     masks = prunekit.select(model, density=targets, pattern="channels", batches=[inputs])
     shrunk = shrink(model, inputs, masks, view_of=core_view)
     masked = copy.deepcopy(model)
@@ -140,14 +139,15 @@ def test_what_is_pruned_by_channels_shrinks_to_what_was_asked(drawn, density):
     others = images(channels, 5, seed=1)
     expected = masked.eval()(others.clone())
     torch.testing.assert_close(shrunk.network.eval()(others.clone()), expected, rtol=1e-9, atol=1e-9)
-    for name, share in known.left(targets).items():
+    for name, share in known.kept_shares(targets).items():
         units, after = shrunk.report.layers[name].units
-        left = sum(shrunk.report.layers[name].left.values())  # a constant behind the activation, before padding
-        assert after - left == share * units
+        # An activation that is not 0 for 0 is a constant, which padding makes uneven.
+        constant = sum(shrunk.report.layers[name].constant_units.values())
+        assert after - constant == share * units
 
 
 def filled():
-    """Return a residual network whose units all differ."""
+    """Return a residual network without equal units."""
     model = residual()
     fill(model, 0)
     for name in ("0", "1.first.0", "1.second", "4"):
@@ -175,10 +175,10 @@ def test_any_criterion_chooses_channels(criterion):
 
 
 @pytest.mark.parametrize("read", [list, iter])
-def test_the_batch_that_channels_are_seen_by_is_observed_too(read):
+def test_the_batch_used_for_tracing_is_also_observed(read):
     seen = []
 
-    class Looker(Magnitude):
+    class Recorder(Magnitude):
         needs = frozenset({"activations"})
 
         def observe(self, observation):
@@ -186,7 +186,7 @@ def test_the_batch_that_channels_are_seen_by_is_observed_too(read):
                 seen.append(float(observation.inputs[0, 0, 0, 0]))
 
     batches = [images(2, seed=seed) for seed in range(3)]
-    prunekit.select(filled(), Looker, density=0.5, pattern="channels", batches=read(batches))
+    prunekit.select(filled(), Recorder, density=0.5, pattern="channels", batches=read(batches))
     assert seen == [float(batch[0, 0, 0, 0]) for batch in batches]
 
 
@@ -207,19 +207,19 @@ def test_a_compiled_network_has_the_channels_of_the_plain_one():
         ({"batches": []}, "needs a batch"),
         ({"forward": lambda *_: None}, "forward\\(model, batch\\) does not"),
         ({"density": {"4": 0.5}}, "no channel of the layers asked for can go \\(4: it is an output of the network\\)"),
-        ({"density": {"0": 0.5}}, "asked is 0=0.5 1.first.0=1 1.second=1"),
-        ({"keep_dense": ["0"]}, "asked is 0=1 1.first.0="),
+        ({"density": {"0": 0.5}}, "layers 0, 1.first.0 and 1.second share .* got 0=0.5 1.first.0=1 1.second=1"),
+        ({"keep_dense": ["0"]}, "got 0=1 1.first.0="),
         ({"scope": "global"}, "channels compete with those of the same layers, so not with scope 'global'"),
         ({"criterion": "sparsegpt"}, "cannot keep the pattern channels"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(arguments, words):
-    asked = {"density": 0.5, "pattern": "channels", "batches": [images(2)], **arguments}
+def test_an_impossible_request_is_an_error_in_one_line(arguments, words):
+    requested = {"density": 0.5, "pattern": "channels", "batches": [images(2)], **arguments}
     with pytest.raises(ConfigError, match=words):
-        prunekit.select(filled(), **asked)
+        prunekit.select(filled(), **requested)
 
 
-def test_layers_that_share_one_density_out_make_up_for_those_that_stay():
+def test_a_distribution_compensates_for_layers_that_keep_all_channels():
     model = nn.Sequential(nn.Linear(4, 30), nn.ReLU(), nn.Linear(30, 40), nn.ReLU(), nn.Linear(40, 10))
     masks = prunekit.select(
         model, density=0.5, distribution="erdos-renyi", pattern="channels", batches=[torch.randn(2, 4)]
