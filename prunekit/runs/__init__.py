@@ -1,6 +1,6 @@
 """From a recipe to results: configuration, preparation, engine and stages.
 
-It must not know what becomes of the network afterwards, or click.
+It must not know the later use of the network, or click.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""A run in progress: what is fixed about it, beside the record of what changes.
+"""A run in progress: its fixed settings and the record of its changing state.
 
 It must not know files, or in which order things happen.
 """
@@ -38,7 +38,7 @@ class ActiveRun:
         prepared: task, model, layers and plan.
         folder: where the run writes.
         hardware: where it computes.
-        hook: notified of everything that happens; on all ranks but the first, nobody listens.
+        hook: notified of everything that happens; only the first rank has listeners.
         interruption: whether the user has requested a stop.
         state: everything that changes, apart from the model's weights.
     """

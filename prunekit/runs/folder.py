@@ -76,8 +76,8 @@ def check_new_run(folder: RunFolder, *, force: bool) -> None:
         force: whether an earlier run in it may be overwritten.
 
     Raises:
-        CheckpointError: when the folder cannot be written, or holds files of a run, whoever wrote them, without
-            ``force``.
+        CheckpointError: when the folder cannot be written, or holds files with the names of a run's and ``force`` is
+            not set.
     """
     make_writable_folder(folder.path)
     if _was_cut_off(folder):

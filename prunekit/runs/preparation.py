@@ -1,7 +1,7 @@
 """From a configuration to everything that is known before training, in four steps: choose, look, read, plan.
 
 ``prunekit plan`` and the engine share it, so every user error surfaces at the same early point. It must not train, and
-it reads no data except what the task reads in ``setup`` and, where channels are pruned, one calibration batch.
+it reads no data except what the task reads in ``setup`` and, if channels are pruned, one calibration batch.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -1,4 +1,4 @@
-"""The record of what changes in the course of a run, apart from the weights of its model.
+"""The changing state of a run, except for the weights of its model.
 
 It must not know how it is saved, or in which order things happen.
 """

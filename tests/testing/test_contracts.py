@@ -217,7 +217,7 @@ def test_a_rewinding_schedule_restores_the_weights_of_a_step_to_the_last_bit(toy
 
 
 def test_rewinding_to_a_step_that_never_comes_is_refused_before_training(toy_run):
-    with pytest.raises(ConfigError, match="starts from step 999, but the stages before it take 40"):
+    with pytest.raises(ConfigError, match="starts from step 999, but the stages before it have only 40 steps"):
         toy_run({**RECIPE, "schedule": {"name": "rewinding", "step": 999}}, [Toys()])
 
 

@@ -1,4 +1,4 @@
-"""Step 2 of a preparation, look: a task's network, its prunable layers and, where needed, its channels.
+"""Step 2 of a preparation, look: a task's network, its prunable layers and, if they are pruned, its channels.
 
 It must not know criteria, schedules or densities.
 """
@@ -24,7 +24,7 @@ _SAMPLES = 2  # the flow of channels is the same for any batch size, but code ma
 
 @attrs.frozen
 class FoundNetwork:
-    """A task's network and what was found in it.
+    """A task's network with its layers and channels.
 
     Attributes:
         build_model: returns a new model on the CPU; its weights depend on the root seed and the named use.

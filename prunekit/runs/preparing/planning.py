@@ -24,7 +24,7 @@ from prunekit.runs.preparing.network import FoundNetwork
 
 @attrs.frozen
 class PlannedRun:
-    """What a run prunes, and when.
+    """The plan of a run.
 
     Attributes:
         structure: the layers to prune with their densities, in that order.
@@ -79,7 +79,7 @@ def _structure(config: RunConfig, task: Task, found: FoundNetwork) -> tuple[Targ
 
 
 def _shares(config: RunConfig) -> bool:
-    """Return whether layers share one density, so that those that stay dense make the others sparser."""
+    """Return whether the layers share one density, so that dense layers make the others sparser."""
     return config.asked_density is not None and bool(config.distribution or config.keep_dense)
 
 
@@ -110,7 +110,7 @@ def _with_defaults(plan: Plan, config: RunConfig) -> Plan:
 
 
 def _check_global(plan: Plan, config: RunConfig, structure: Sequence[Target]) -> None:
-    """Refuse scope "global" where every update prunes a single layer."""
+    """Refuse scope "global" if every update prunes a single layer."""
     layers = [len(update.targets) for stage in plan.stages for update in stage.updates]
     if config.scope == "global" and max(layers, default=1) == 1 and len(structure) > 1:
         raise ConfigError(
@@ -120,7 +120,7 @@ def _check_global(plan: Plan, config: RunConfig, structure: Sequence[Target]) ->
 
 
 def _check_traces(criterion: Criterion, plan: Plan) -> None:
-    """Refuse a criterion that ranks by training steps where pruning comes before any step."""
+    """Refuse a criterion that ranks by training steps if pruning comes before the first step."""
     first = plan.stages[0]
     at_start = any(update.at == 0 and update.by == "criterion" and not update.reopens for update in first.updates)
     if "training" in criterion.needs and at_start:

@@ -1,4 +1,4 @@
-"""One stage of a run: what is planned for it, its training, its mask updates and its evaluation.
+"""One stage of a run: its plan, training, mask updates and evaluation.
 
 It must not know the other stages.
 """

@@ -28,7 +28,7 @@ def evaluate(run: ActiveRun) -> Evaluation:
             return _evaluate(run)
     text = ""
     try:
-        if is_fully_sharded(model):  # it computes only where all ranks do
+        if is_fully_sharded(model):  # it computes only if all ranks do
             with interruptible_between_calls(run.interruption, model, run.prepared.network):
                 text = json.dumps(cattrs.unstructure(_evaluate(run)))
         elif own_rank() == 0:

@@ -26,7 +26,7 @@ class StageTraining:
 
     Attributes:
         run: the run.
-        planned: what happens at which step.
+        planned: its plan in steps.
         loop: takes the steps.
         losses: reads their losses.
         emergency: saves the last step when the stage ends early.

@@ -1,4 +1,4 @@
-"""What happens at which step of a stage: lengths, mask updates, checkpoints, rates. Nothing here is carried out.
+"""The plan of a stage in steps: its length, mask updates, checkpoints and learning rates.
 
 It must not know models or data.
 """
@@ -58,8 +58,8 @@ class PlannedStage:
         """Return whether a checkpoint is written after ``step`` steps."""
         if step < self.steps:
             return bool(self.settings.checkpoint_every) and step % self.settings.checkpoint_every == 0
-        # The end of a stage is saved when the stage is complete. Where masks change there first, it is saved before
-        # they do, so that a failure then does not lose the stage.
+        # The end of a stage is saved when the stage is complete. If masks change there first, it is also saved before
+        # they do, so that a failure in between does not lose the stage.
         return bool(self.updates_at(step))
 
     def rate_factor(self, step: int) -> float:
