@@ -44,10 +44,10 @@ def sweep(
 
     Runs that are complete are not run again: the same command goes on where it was interrupted.
     """
-    import json
     from time import perf_counter
 
     from prunekit.files.atomic import make_writable_folder, write_atomically
+    from prunekit.files.headers import encode_json
     from prunekit.plugins.manager import make_manager
     from prunekit.plugins.registry import collect
     from prunekit.runs.environment import environment
@@ -80,7 +80,7 @@ def sweep(
     for outcome in outcomes.values():
         check_metrics(asked, outcome)
     summary = summarise(asked, cells, numbers, outcomes)
-    write_atomically(folder / "summary.json", (json.dumps(to_json(summary), indent=2) + "\n").encode())
+    write_atomically(folder / "summary.json", encode_json("summary", to_json(summary)))
     write_atomically(folder / "summary.md", to_markdown(summary, Path(recipe).stem).encode())
     seconds = sum(outcomes[name].seconds for name in nodes)
     facts = {
@@ -88,7 +88,7 @@ def sweep(
         "seconds": perf_counter() - began,
         "seconds_of_runs": seconds,
     }
-    write_atomically(folder / "environment.json", (json.dumps(facts, indent=2, default=str) + "\n").encode())
+    write_atomically(folder / "environment.json", encode_json("environment", facts))
     _print(summary)
     click.echo(f"{len(nodes)} runs of {timedelta(seconds=round(seconds))} in all; {folder / 'summary.md'}")
 

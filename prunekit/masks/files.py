@@ -1,13 +1,12 @@
 """Masks as safetensors files of ours, bit-packed; what others write is read too.
 
-A file of ours has, for each parameter, one tensor ``<parameter name>_mask``, and one metadata entry,
-``prunekit``, a JSON object with sorted keys (several entries would be stored in no fixed order, and the same
-masks must give the same bytes):
+A file of ours has, for each parameter, one tensor ``<parameter name>_mask``, and after the header (see
+``prunekit.files.headers``; the kind is "masks", or "sparse" where the weights are in the file too, see
+``prunekit.masks.weight_files``):
 
-- ``format``: 1; ``tool``: what wrote it; ``info``: criterion, schedule, seed and whatever else the masks carry;
+- ``info``: criterion, schedule, seed and whatever else the masks carry;
 - ``layers``: parameter name -> ``shape``, ``kept`` (a count, checked on reading) and ``density``;
-- ``fingerprint``: SHA-256 of the names and shapes; ``packed``: whether the masks are bits or bools;
-- ``weights``: true where the weights are in the file too (see ``prunekit.masks.weight_files``); else it is not there.
+- ``fingerprint``: SHA-256 of the names and shapes; ``packed``: whether the masks are bits or bools.
 
 A packed mask is the weight as a matrix, first axis x all others, with the bits of each row packed by
 ``numpy.packbits(axis=-1, bitorder="little")``: ``uint8 [rows, ceil(columns / 8)]``. (Packing the last axis of a
@@ -21,7 +20,6 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +29,12 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import MaskError
-from prunekit.files.safetensors_files import check_format, damaged, open_tensors, read_header, some
+from prunekit.files.headers import check_header, damaged, encode_metadata, refuse_other_kinds
+from prunekit.files.safetensors_files import open_tensors, read_header, some
 from prunekit.files.torch_files import is_torch_file, load_state_dict
 from prunekit.masks.foreign import read_foreign, zeros_and_ones
 
-FORMAT = 1
-METADATA = "prunekit"
+KINDS = ("masks", "sparse")
 _MOST_DIMENSIONS = 32
 
 
@@ -51,20 +49,19 @@ def encode(masks: Mapping[str, Tensor], info: Mapping[str, Any], *, packed: bool
     Raises:
         MaskError: when there is no mask, or ``info`` cannot be written as JSON.
     """
-    arrays, text = layout(masks, info, packed=packed)
-    return safetensors.numpy.save(arrays, {METADATA: text})
+    return safetensors.numpy.save(*layout(masks, info, packed=packed))
 
 
 def layout(
-    masks: Mapping[str, Tensor], info: Mapping[str, Any], *, packed: bool = True, weights: bool = False
-) -> tuple[dict[str, np.ndarray[Any, Any]], str]:
-    """Return the tensors of a mask file and the text of its metadata entry; see ``encode``.
+    masks: Mapping[str, Tensor], info: Mapping[str, Any], *, packed: bool = True, kind: str = "masks"
+) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:
+    """Return the tensors of a mask file and its metadata; see ``encode``.
 
     Args:
         masks: parameter name -> bool of the parameter's shape.
         info: what is known of the masks, JSON only.
         packed: eight weights to a byte.
-        weights: whether the file has weights too (see ``prunekit.masks.weight_files``).
+        kind: one of ``KINDS``.
 
     Raises:
         MaskError: when there is no mask, or ``info`` cannot be written as JSON.
@@ -77,17 +74,15 @@ def layout(
         kept = int(np.count_nonzero(array))
         arrays[f"{name}_mask"] = _pack(array) if packed else array
         layers[name] = {"shape": list(mask.shape), "kept": kept, "density": kept / array.size if array.size else 1.0}
-    header = {
-        "format": FORMAT,
-        "tool": tool(),
+    content = {
         "info": dict(info),
         "layers": layers,
         "fingerprint": fingerprint({name: tuple(mask.shape) for name, mask in masks.items()}),
         "packed": packed,
-        **({"weights": True} if weights else {}),
     }
     try:
-        return arrays, json.dumps(header, sort_keys=True, allow_nan=False)
+        json.dumps(content["info"], allow_nan=False)
+        return arrays, encode_metadata(kind, content)
     except (TypeError, ValueError, RecursionError) as error:
         raise MaskError(f"info of masks cannot be written as JSON: {error}; use numbers, texts and lists") from error
 
@@ -103,11 +98,12 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         MaskError: naming the file, and the key where it is one tensor that is wrong.
     """
+    refuse_other_kinds(path, KINDS, MaskError)
     if is_torch_file(path):
         state = load_state_dict(path, MaskError)
         return read_foreign(state.keys(), state.__getitem__, path), {}
     with open_tensors(path, MaskError) as file:
-        header = read_header(file, METADATA, path, MaskError)
+        header = read_header(file, path, MaskError)
         if header is not None:
             return read_own(file, header, path)
         return read_foreign(file.keys(), file.get_tensor, path), {}
@@ -117,14 +113,6 @@ def fingerprint(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Return the SHA-256 of parameter names and shapes, whatever their order: the network that masks are for."""
     text = json.dumps({name: list(shape) for name, shape in shapes.items()}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def tool() -> str:
-    """Return what files say they were written by."""
-    try:
-        return f"prunekit {version('prunekit')}"
-    except PackageNotFoundError:
-        return "prunekit (not installed)"
 
 
 def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -148,8 +136,8 @@ def _unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def _check_header(header: dict[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
     """Return the shapes in the header, checked."""
-    check_format(header, METADATA, "mask", FORMAT, path, MaskError)
-    wrong = damaged(path, METADATA)
+    check_header(header, KINDS, path, MaskError)
+    wrong = damaged(path)
     layers = header.get("layers")
     if not isinstance(layers, dict) or not isinstance(header.get("info"), dict):
         raise MaskError(wrong.format("no layers or no info"))
@@ -177,7 +165,7 @@ def read_own(file: Any, header: dict[str, Any], path: Path) -> tuple[dict[str, T
     shapes = _check_header(header, path)
     expected = {f"{name}_mask": name for name in shapes}
     keys = set(file.keys())
-    odd = sorted(expected.keys() - keys if header.get("weights") is True else expected.keys() ^ keys)
+    odd = sorted(expected.keys() - keys if header["kind"] == "sparse" else expected.keys() ^ keys)
     if odd or not expected:
         raise MaskError(f"{path}: the header and the tensors differ in {some(odd) or 'nothing: no mask is there'}")
     masks = {}

@@ -1,6 +1,6 @@
 """Weights as files: dense ones are read, and pruned networks are written in the room that kept weights need.
 
-A sparse checkpoint is a packed mask file (see ``prunekit.masks.files``) whose header says ``weights``: for each
+A sparse checkpoint is a packed mask file (see ``prunekit.masks.files``) whose header has the kind "sparse": for each
 masked weight it has, besides ``<name>_mask``, its kept values in row-major order, one-dimensional, as
 ``<name>_values``; every other tensor of the state dict stands in it as it is. So ``load_masks`` reads its masks.
 This module must not know models, optimisers or training, and unpickles no more than ``prunekit.files.torch_files``.
@@ -17,11 +17,14 @@ from torch import Tensor, nn
 
 from prunekit.errors import CheckpointError, MaskError
 from prunekit.files.atomic import write_atomically
+from prunekit.files.headers import check_header, refuse_other_kinds
 from prunekit.files.safetensors_files import open_tensors, read_header, some
 from prunekit.files.torch_files import is_torch_file, load_state_dict
 from prunekit.masks import files as mask_files
 from prunekit.masks.masks import Masks
 from prunekit.masks.matching import match_names
+
+_KINDS = ("weights", "sparse")
 
 # Bits are moved as integers, so that no NaN is quietened and no -0.0 loses its sign.
 _INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -54,7 +57,7 @@ def encode_sparse(weights: Mapping[str, Tensor], masks: Masks) -> bytes:
         MaskError: listing every mask that fits no weight.
     """
     matched = _with_tied(match_names(masks.tensors, weights), weights)
-    arrays, header = mask_files.layout({name: mask for name, (_, mask) in matched.items()}, masks.info, weights=True)
+    arrays, metadata = mask_files.layout({name: mask for name, (_, mask) in matched.items()}, masks.info, kind="sparse")
     stored = {key: torch.from_numpy(array) for key, array in arrays.items()}
     for name, (weight, mask) in matched.items():
         stored[f"{name}_values"] = _bits(weight)[mask.cpu()].view(weight.dtype)
@@ -63,7 +66,7 @@ def encode_sparse(weights: Mapping[str, Tensor], masks: Masks) -> bytes:
         raise CheckpointError(
             f"cannot write a sparse checkpoint: {some(clash)} of the weights would be written twice; rename them"
         )
-    return safetensors.torch.save(stored | plain_copies(others), {mask_files.METADATA: header})
+    return safetensors.torch.save(stored | plain_copies(others), metadata)
 
 
 def _with_tied(
@@ -105,24 +108,21 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         CheckpointError: naming the file and what is wrong with it.
     """
     path = Path(path)
+    refuse_other_kinds(path, _KINDS, CheckpointError)
     if is_torch_file(path):
         return load_state_dict(path, CheckpointError)
     try:
         with open_tensors(path, CheckpointError) as file:
-            header = read_header(file, mask_files.METADATA, path, CheckpointError)
+            header = read_header(file, path, CheckpointError)
             if header is None:
                 return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
+            check_header(header, _KINDS, path, CheckpointError)
             return _read_sparse(file, header, path)
     except MaskError as error:
         raise CheckpointError(str(error)) from error
 
 
 def _read_sparse(file: Any, header: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    if header.get("weights") is not True:
-        raise CheckpointError(
-            f"{path}: holds no weights, or not as a dense or sparse file has them (masks? a checkpoint of a run? an "
-            "export to csr, or semi-structured?); give the model's file"
-        )
     masks, _ = mask_files.read_own(file, header, path)
     keys = set(file.keys())
     if missing := sorted({f"{name}_values" for name in masks} - keys):

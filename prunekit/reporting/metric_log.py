@@ -15,6 +15,7 @@ from prunekit.contracts import events
 from prunekit.contracts.markers import hookimpl
 from prunekit.errors import CheckpointError
 from prunekit.files.atomic import refusal, write_atomically
+from prunekit.files.headers import ENTRY, new_header
 
 _FILE = "metrics.jsonl"
 
@@ -30,7 +31,7 @@ class MetricLog:
         """Begin the file, or go on behind the checkpoint."""
         self.path = event.folder / _FILE
         if event.resumed_at is None:
-            self._write("", "w")
+            write_atomically(self.path, b"")
         elif self.path.exists():
             kept = "".join(f"{line}\n" for line in self._read().splitlines() if _is_before(line, *event.resumed_at))
             write_atomically(self.path, kept.encode())
@@ -52,7 +53,14 @@ class MetricLog:
         self._log("stage_finished", {"stage": facts.pop("index"), **facts, "weights_left": event.weights_left})
 
     def _log(self, event: str, facts: dict[str, Any]) -> None:
-        self._write(json.dumps(_without_nan({"event": event, **facts})) + "\n", "a")
+        assert self.path is not None, "a notification came before run_started"
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                # In the first line, so that every line is an event.
+                header = {} if file.tell() else {ENTRY: new_header("metrics")}
+                file.write(json.dumps(_without_nan({**header, "event": event, **facts})) + "\n")
+        except OSError as error:
+            raise refusal(self.path, error) from error
 
     def _read(self) -> str:
         assert self.path is not None
@@ -60,14 +68,6 @@ class MetricLog:
             return self.path.read_text(encoding="utf-8", errors="replace")
         except OSError as error:
             raise CheckpointError(f"the metric log {self.path} cannot be read: {error.strerror}") from error
-
-    def _write(self, text: str, mode: str) -> None:
-        assert self.path is not None, "a notification came before run_started"
-        try:
-            with self.path.open(mode, encoding="utf-8") as file:
-                file.write(text)
-        except OSError as error:
-            raise refusal(self.path, error) from error
 
 
 def _is_before(line: str, stage: int, step: int) -> bool:

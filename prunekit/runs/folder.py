@@ -3,8 +3,8 @@
 It must not know how a run works. Only the first rank writes.
 """
 
-import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import attrs
 
 from prunekit.errors import CheckpointError
 from prunekit.files.atomic import make_writable_folder, refusal, remove_temporaries, sync_file, write_atomically
+from prunekit.files.headers import encode_json, read_json, refuse_other_kinds
 from prunekit.runs.first_rank import on_first_rank
 
 
@@ -152,6 +153,7 @@ def check_resumable(folder: RunFolder) -> None:
     Raises:
         CheckpointError: when it does not, or cannot.
     """
+    refuse_other_kinds(folder.path, ("run",), CheckpointError)
     try:
         begun = folder.config.is_file()
     except OSError as error:
@@ -190,18 +192,18 @@ def add_environment(folder: RunFolder, facts: dict[str, Any]) -> None:
     """Append the environment of a resumption to that of the start.
 
     Raises:
-        CheckpointError: when it cannot be written.
+        CheckpointError: when it cannot be written, or a file of another kind has its name.
     """
     try:
-        known = json.loads(folder.environment.read_text(encoding="utf-8"))
+        known = read_json(folder.environment, "environment", CheckpointError)
     except (OSError, ValueError):  # nothing depends on it
         known = {}
-    write_json(folder.environment, {**known, "resumed": [*known.get("resumed", []), facts]})
+    write_json(folder.environment, "environment", {**known, "resumed": [*known.get("resumed", []), facts]})
 
 
-def write_json(path: Path, content: object) -> None:
-    """Write indented JSON."""
-    write_atomically(path, (json.dumps(content, indent=2, default=str) + "\n").encode())
+def write_json(path: Path, kind: str, content: Mapping[str, Any]) -> None:
+    """Write indented JSON with the header of a kind of file."""
+    write_atomically(path, encode_json(kind, content))
 
 
 def free_folder(parent: Path, name: str) -> Path:

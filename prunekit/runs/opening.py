@@ -11,6 +11,7 @@ from prunekit.contracts.schedule import Start, to_json
 from prunekit.distributed.ranks import wait_for_all
 from prunekit.errors import ResumeError
 from prunekit.files.atomic import write_atomically
+from prunekit.files.headers import read_json
 from prunekit.runs.active_run import ActiveRun
 from prunekit.runs.checkpoints.checkpoint import Checkpoint
 from prunekit.runs.environment import environment
@@ -80,10 +81,11 @@ def check_same_stages(folder: RunFolder, now: object) -> None:
         now: the stages that are requested now, as ``to_json`` gives them.
 
     Raises:
-        ResumeError: when they differ, because the recipe or a plugin was changed.
+        ResumeError: when they differ, because the recipe or a plugin was changed; or a file of another kind has the
+            name of the plan.
     """
     try:
-        then = json.loads(folder.plan.read_text(encoding="utf-8"))
+        then = read_json(folder.plan, "plan", ResumeError)
     except (OSError, ValueError):
         return  # missing or damaged, and nothing else depends on it
     if then != json.loads(json.dumps(now, default=str)):
@@ -105,8 +107,8 @@ def _begin(run: ActiveRun) -> None:
 def describe(run: ActiveRun) -> None:
     """Write environment, stages and recipe; the recipe comes last, because it makes the folder resumable."""
     folder = run.folder
-    write_json(folder.environment, _environment(run))
-    write_json(folder.plan, to_json(run.prepared.plan))
+    write_json(folder.environment, "environment", _environment(run))
+    write_json(folder.plan, "plan", to_json(run.prepared.plan))
     write_atomically(folder.config, to_toml(run.config).encode())
     mark_resumable(folder)
 

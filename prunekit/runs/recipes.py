@@ -14,6 +14,7 @@ import tomli_w
 
 from prunekit.contracts.training import Training
 from prunekit.errors import ConfigError, nearest
+from prunekit.files.headers import ENTRY, check_header, encode_toml, refuse_other_kinds
 from prunekit.plugins.construct import convert_options
 from prunekit.runs.config import Choice, RunConfig
 
@@ -26,16 +27,20 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     """Read a TOML recipe as nested dicts.
 
     Raises:
-        ConfigError: a file that cannot be read or is not valid TOML; names file and line.
+        ConfigError: a file that cannot be read, is not valid TOML, or is of another kind; names file and line.
     """
+    refuse_other_kinds(Path(path), ("recipe",), ConfigError)
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        recipe = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"recipe {str(path)!r} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"recipe {str(path)!r} is not valid UTF-8; save it as UTF-8") from error
     except (ValueError, RecursionError) as error:  # Python's error for a number that is too long is not tomllib's own
         raise ConfigError(f"recipe {str(path)!r} is not valid TOML: {error}") from error
+    if ENTRY in recipe:
+        check_header(recipe.pop(ENTRY), ("recipe",), Path(path), ConfigError)
+    return recipe
 
 
 def build_config(
@@ -71,7 +76,7 @@ def build_config(
 
 
 def to_toml(config: RunConfig) -> str:
-    """Return a recipe that gives the same configuration."""
+    """Return a recipe, with its header, that gives the same configuration."""
     data: dict[str, Any] = {}
     for field in attrs.fields(RunConfig):
         value = getattr(config, field.name)
@@ -80,7 +85,7 @@ def to_toml(config: RunConfig) -> str:
         elif value is not False and value not in (None, (), {}):
             data[field.name] = dict(value) if isinstance(value, Mapping) else value
     # Plain values must come before the first table.
-    return tomli_w.dumps(_tables_last(_without_none(data)))
+    return encode_toml("recipe") + tomli_w.dumps(_tables_last(_without_none(data)))
 
 
 def _tables_last(data: dict[str, Any]) -> dict[str, Any]:

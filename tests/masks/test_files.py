@@ -185,15 +185,16 @@ def test_a_header_of_absurd_length_is_not_read(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_says_update(tmp_path: Path) -> None:
-    data = own_file({"format": 2, "tool": "prunekit 9.0"})
-    with pytest.raises(MaskError, match=r"mask format 2, written by 'prunekit 9.0', .*; update prunekit"):
+    data = own_file({"kind": "masks", "format": 2, "tool": "prunekit 9.0"})
+    with pytest.raises(MaskError, match=r"is a mask file of format 2, written by 'prunekit 9.0', .*; update prunekit"):
         load_bytes(data, tmp_path / "m")
 
 
 def own_header(shape: Any, **changes: Any) -> dict[str, Any]:
     layers = {"f.weight": {"shape": shape, "kept": 0, "density": 0.0}}
     known = mask_files.fingerprint({"f.weight": shape}) if isinstance(shape, list) else ""
-    return {"format": 1, "tool": "t", "info": {}, "layers": layers, "fingerprint": known, "packed": True} | changes
+    header = {"kind": "masks", "format": 1, "tool": "t"}
+    return {**header, "info": {}, "layers": layers, "fingerprint": known, "packed": True} | changes
 
 
 @pytest.mark.parametrize(
@@ -202,10 +203,12 @@ def own_header(shape: Any, **changes: Any) -> dict[str, Any]:
         ("{", "not JSON"),
         ("[" * 100_000, "not JSON"),
         ("9" * 5000, "not JSON"),
-        ("[]", "no JSON object"),
-        ({}, "no format version"),
-        ({"format": True}, "no format version"),
-        ({"format": 1}, "no layers or no info"),
+        ("[]", "not a JSON object"),
+        ({}, "no kind"),
+        ({"kind": 1}, "no kind"),
+        ({"kind": "masks"}, "no format version"),
+        ({"kind": "masks", "format": True}, "no format version"),
+        ({"kind": "masks", "format": 1}, "no layers or no info"),
         (own_header([4, 8], layers=[]), "no layers or no info"),
         (own_header([4, 8], info=1), "no layers or no info"),
         (own_header([4, 8], packed=1), "packed is neither"),

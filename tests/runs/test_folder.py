@@ -1,8 +1,7 @@
-import json
-
 import pytest
 
 from prunekit.errors import CheckpointError
+from prunekit.files.headers import read_json
 from prunekit.runs.folder import (
     RunFolder,
     add_environment,
@@ -104,10 +103,11 @@ def test_half_written_files_are_removed(tmp_path):
 
 def test_the_environment_of_a_resumption_is_noted_beside_that_of_the_start(tmp_path):
     folder = RunFolder(tmp_path)
-    write_json(folder.environment, {"seed": 3})
+    write_json(folder.environment, "environment", {"seed": 3})
     add_environment(folder, {"python": "3"})
     add_environment(folder, {"python": "4"})
-    assert json.loads(folder.environment.read_text()) == {"seed": 3, "resumed": [{"python": "3"}, {"python": "4"}]}
+    resumed = [{"python": "3"}, {"python": "4"}]
+    assert read_json(folder.environment, "environment", CheckpointError) == {"seed": 3, "resumed": resumed}
     folder.environment.write_text("{")
     add_environment(folder, {"python": "5"})
-    assert json.loads(folder.environment.read_text()) == {"resumed": [{"python": "5"}]}
+    assert read_json(folder.environment, "environment", CheckpointError) == {"resumed": [{"python": "5"}]}

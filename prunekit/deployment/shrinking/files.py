@@ -1,12 +1,11 @@
 """Files of shrunk networks: the smaller weights, and the sizes of each layer.
 
-A file is safetensors with the state dict and one metadata entry, ``prunekit-shrunk``, a JSON object: ``format``: 1;
-``tool``: the version that wrote it; ``layers``: layer -> ``groups``, ``outputs`` and ``channels`` of one group, and
-``bias``; ``norms``: normalisation or other channel follower -> number of channels. Nothing is unpickled, and a false
-header costs no memory, because no layer becomes larger than it was. This module must not know how networks are shrunk.
+A file is safetensors with the state dict and, after the header (see ``prunekit.files.headers``), ``layers``: layer ->
+``groups``, ``outputs`` and ``channels`` of one group, and ``bias``; and ``norms``: normalisation or other channel
+follower -> number of channels. Nothing is unpickled, and a false header costs no memory, because no layer becomes
+larger than it was. This module must not know how networks are shrunk.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,16 +19,15 @@ from torch import Tensor, nn
 from prunekit.deployment.shrinking.resizing import resized
 from prunekit.errors import CheckpointError
 from prunekit.files.atomic import write_atomically
-from prunekit.files.safetensors_files import check_format, damaged, open_tensors, read_header, some
+from prunekit.files.headers import check_header, damaged, encode_metadata, refuse_other_kinds
+from prunekit.files.safetensors_files import open_tensors, read_header, some
 from prunekit.layers.follower import ChannelFollower
 from prunekit.layers.lookup import parameter_of
 from prunekit.layers.view import LayerView, ViewOf
-from prunekit.masks.files import tool
 from prunekit.masks.reparametrized import copy_of
 from prunekit.plugins.manager import installed_views
 
-FORMAT = 1
-METADATA = "prunekit-shrunk"
+KIND = "shrunk"
 
 
 @attrs.frozen
@@ -68,10 +66,9 @@ def encode_shrunk(network: nn.Module, view_of: ViewOf) -> bytes:
         elif _can_be_resized(view):
             has_bias = module.bias is not None
             layers[name] = attrs.asdict(_Sizes(view.groups, view.outputs, view.fan_shape[0], has_bias))
-    header = {"format": FORMAT, "tool": tool(), "layers": layers, "norms": followers}
     # safetensors refuses tensors that share memory, such as tied weights.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
-    return safetensors.torch.save(tensors, {METADATA: json.dumps(header, sort_keys=True)})
+    return safetensors.torch.save(tensors, encode_metadata(KIND, {"layers": layers, "norms": followers}))
 
 
 def load_shrunk(network: nn.Module, path: str | os.PathLike[str], *, view_of: ViewOf | None = None) -> nn.Module:
@@ -87,11 +84,11 @@ def load_shrunk(network: nn.Module, path: str | os.PathLike[str], *, view_of: Vi
     Raises:
         CheckpointError: the file is damaged or belongs to another network; the message names the layer or weight.
     """
-    path, view_of, small = Path(path), view_of or installed_views(), copy_of(network)
+    path, view_of = Path(path), view_of or installed_views()
+    refuse_other_kinds(path, (KIND,), CheckpointError)
+    small = copy_of(network)
     with open_tensors(path, CheckpointError) as file:
-        header = read_header(file, METADATA, path, CheckpointError)
-        if header is None:
-            raise CheckpointError(f"{path}: holds no shrunk network; write one with prunekit export --to shrunk")
+        header = check_header(read_header(file, path, CheckpointError), (KIND,), path, CheckpointError)
         _resize(small, *_check(header, path), view_of, path)
         wanted = small.state_dict()
         if odd := sorted(wanted.keys() ^ set(file.keys())):
@@ -115,8 +112,7 @@ _NEXT_STEP = "pass the network that was shrunk, in its full size, or write the f
 
 def _check(header: Mapping[str, Any], path: Path) -> tuple[dict[str, _Sizes], dict[str, int]]:
     """Return the sizes of layers and of channel followers in the header, after checking them."""
-    check_format(header, METADATA, "shrunk network", FORMAT, path, CheckpointError)
-    wrong = damaged(path, METADATA)
+    wrong = damaged(path)
     layers, followers = header.get("layers"), header.get("norms")
     if not isinstance(layers, dict) or not isinstance(followers, dict):
         raise CheckpointError(wrong.format("no layers or no norms"))

@@ -4,12 +4,11 @@ A safetensors file. Each masked weight, as a matrix of ``columns`` (the longest 
 bits count, at least its last dimension), has three tensors: ``<name>_crow``, int32 ``[rows + 1]``, where each row
 begins; ``<name>_col``, the columns of the kept values, uint8, uint16 or int32, ascending in each row; and
 ``<name>_values``. A weight that would be larger so, and every other tensor of the state dict, stands in it as it is, a
-tied one once. The metadata entry ``prunekit`` is a JSON object with sorted keys: ``csr`` (1, the version), ``tool``,
-``matrices`` (name -> columns), ``tied`` (name -> name it is stored under), ``forms`` (layer -> number of samples ->
-form). Never pickled; what a header claims costs no memory, since sizes are those of the model.
+tied one once. After the header (see ``prunekit.files.headers``) come ``matrices`` (name -> columns), ``tied`` (name ->
+name it is stored under) and ``forms`` (layer -> number of samples -> form). Nothing is unpickled, and what a header
+claims costs no memory, since sizes are those of the model.
 """
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -24,17 +23,17 @@ from prunekit.deployment.sparse.conversion import LayerReport, make_products, pu
 from prunekit.deployment.sparse.sparse_layer import DENSE
 from prunekit.errors import CheckpointError
 from prunekit.files.atomic import write_atomically
+from prunekit.files.headers import check_header, damaged, encode_metadata, refuse_other_kinds
 from prunekit.files.safetensors_files import open_tensors, read_header, some
 from prunekit.layers.lookup import masked_layers
 from prunekit.layers.samples import Samples
 from prunekit.layers.view import ViewOf
-from prunekit.masks.files import METADATA, tool
 from prunekit.masks.masks import Masks
 from prunekit.masks.matching import match_names
 from prunekit.masks.reparametrized import copy_of
 from prunekit.plugins.manager import installed_views
 
-VERSION = 1
+KIND = "csr"
 _PARTS = ("crow", "col", "values")
 _NARROW = ((2**8, torch.uint8), (2**16, torch.uint16))
 _DTYPE_NAMES = {torch.uint8: "U8", torch.uint16: "U16", torch.int32: "I32"}
@@ -88,14 +87,12 @@ def encode_csr(model: nn.Module, masks: Masks, reports: tuple[LayerReport, ...])
     if len(tensors) != len(state) - len(tied) + 2 * len(matrices):
         raise CheckpointError("cannot write compressed rows: a tensor of the model has the name of a part; rename it")
     forms = {report.layer: {str(size): form for size, form in report.forms.items()} for report in reports}
-    header = {
-        "csr": VERSION,
-        "tool": tool(),
+    content = {
         "matrices": matrices,
         "tied": tied,
         "forms": {layer: found for layer, found in forms.items() if found},
     }
-    return safetensors.torch.save(tensors, {METADATA: json.dumps(header, sort_keys=True)})
+    return safetensors.torch.save(tensors, encode_metadata(KIND, content))
 
 
 def load_csr(
@@ -118,10 +115,11 @@ def load_csr(
         CheckpointError: naming the file, and what is wrong with it or does not fit the model.
     """
     path = Path(path)
+    refuse_other_kinds(path, (KIND,), CheckpointError)
     network = copy_of(model).eval().requires_grad_(requires_grad=False)
     state = network.state_dict()
     with open_tensors(path, CheckpointError) as file:
-        header = _header(read_header(file, METADATA, path, CheckpointError), path)
+        header = _header(read_header(file, path, CheckpointError), path)
         weights = _read(file, header, state, path)
     network.load_state_dict(weights)
     masks = Masks({name: weights[name] != 0 for name in header["matrices"]})
@@ -160,13 +158,7 @@ def _compressed(weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _header(header: dict[str, Any] | None, path: Path) -> dict[str, Any]:
     """Return the header, checked for its types."""
-    if header is None or "csr" not in header:
-        raise CheckpointError(f"{path}: is no file of compressed sparse rows; write one with save_csr")
-    if header["csr"] != VERSION or type(header["csr"]) is not int:
-        raise CheckpointError(
-            f"{path}: version {header['csr']!r}, written by {header.get('tool')!r}, but this version reads {VERSION}; "
-            "update prunekit"
-        )
+    header = check_header(header, (KIND,), path, CheckpointError)
     matrices, tied, forms = (header.get(key) for key in ("matrices", "tied", "forms"))
     good = (
         isinstance(matrices, dict)
@@ -177,7 +169,7 @@ def _header(header: dict[str, Any] | None, path: Path) -> dict[str, Any]:
         and all(map(_is_forms, forms.values()))
     )
     if not good:
-        raise CheckpointError(f"{path}: the metadata entry {METADATA!r} is damaged; write the file again")
+        raise CheckpointError(damaged(path).format("matrices, tied or forms"))
     return header
 
 

@@ -6,7 +6,6 @@ file is loaded. torch itself keeps two of four whatever is there, so the pattern
 This module must not know masks or how networks are exported.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,12 +17,11 @@ from torch import Tensor, nn
 
 from prunekit.distributed.devices import pick_device
 from prunekit.errors import CheckpointError, ConfigError
+from prunekit.files.headers import check_header, encode_metadata, refuse_other_kinds
 from prunekit.files.safetensors_files import open_tensors, read_header, some
-from prunekit.masks.files import METADATA
 from prunekit.masks.weight_files import check_weights
 
 KIND = "semi-structured"
-FORMAT = 1
 ROWS, COLUMNS = 32, 64
 """Outputs and inputs that every kernel of torch takes in half precision are multiples of these (CUTLASS; cuSPARSELt
 takes multiples of 16)."""
@@ -87,8 +85,7 @@ def encode(weights: Mapping[str, Tensor], packed: set[str]) -> bytes:
             tensors[f"{name}_values"], tensors[f"{name}_places"] = pack(plain)
         else:
             tensors[name] = plain
-    header = {"format": FORMAT, "kind": KIND, "packed": sorted(packed)}
-    return safetensors.torch.save(tensors, {METADATA: json.dumps(header, sort_keys=True)})
+    return safetensors.torch.save(tensors, encode_metadata(KIND, {"packed": sorted(packed)}))
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], list[str]]:
@@ -101,10 +98,9 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], list[str]]:
         CheckpointError: naming the file and what is wrong with it.
     """
     path = Path(path)
+    refuse_other_kinds(path, (KIND,), CheckpointError)
     with open_tensors(path, CheckpointError) as file:
-        header = read_header(file, METADATA, path, CheckpointError) or {}
-        if header.get("kind") != KIND or header.get("format") != FORMAT:
-            raise CheckpointError(f"{path}: is no {KIND} file of format {FORMAT}; write one with prunekit export")
+        header = check_header(read_header(file, path, CheckpointError), (KIND,), path, CheckpointError)
         keys, packed = set(file.keys()), header.get("packed")
         if not isinstance(packed, list) or not all(isinstance(name, str) for name in packed):
             raise CheckpointError(f"{path}: does not say which weights are packed; write the file again")

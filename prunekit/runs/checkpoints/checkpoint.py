@@ -18,10 +18,10 @@ from torch import Tensor
 
 from prunekit.errors import CheckpointError, ResumeError
 from prunekit.files.atomic import remove_whole, write_atomically
+from prunekit.files.headers import check_header, encode_metadata, new_header, refuse_other_kinds
 from prunekit.files.safetensors_files import open_tensors, read_header
 
-_HEADER = "prunekit"
-_VERSION = 2
+KIND = "checkpoint"
 # A folder holds a checkpoint that several ranks wrote together, see ``prunekit.runs.checkpoints.sharded``.
 _NAME = re.compile(r"stage-(\d+)-step-(\d+)\.(safetensors|sharded)")
 
@@ -65,11 +65,10 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: when it cannot be written; an existing file is kept.
     """
-    flat, header = flatten(checkpoint)
+    flat, content = flatten(checkpoint)
     tensors = {key: tensor.cpu().contiguous().clone() for key, tensor in flat.items()}
-    header["digest"] = _digest(tensors, header)
-    # One metadata key: safetensors writes several in no stable order.
-    write_atomically(path, save(tensors, metadata={_HEADER: json.dumps(header, sort_keys=True)}))
+    content["digest"] = _digest(tensors, new_header(KIND) | content)
+    write_atomically(path, save(tensors, metadata=encode_metadata(KIND, content)))
 
 
 def flatten(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -88,8 +87,7 @@ def flatten(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
         state, numbers = _split_state(checkpoint.optimizer["state"])
         tensors |= {f"optimizer/{key}": tensor.detach() for key, tensor in state.items()}
         optimizer = {"numbers": numbers, "groups": checkpoint.optimizer["param_groups"]}
-    header = {
-        "version": _VERSION,
+    content = {
         "stage": checkpoint.stage,
         "step": checkpoint.step,
         "groups": sorted(checkpoint.tensors),
@@ -97,7 +95,7 @@ def flatten(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "facts": checkpoint.facts,
     }
     try:
-        return tensors, json.loads(json.dumps(header))
+        return tensors, json.loads(json.dumps(content))
     except (TypeError, ValueError) as error:
         raise CheckpointError(
             f"the optimiser cannot be saved ({error}); its groups may hold numbers, text and lists of them, its state "
@@ -152,14 +150,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: when the file is missing, cut short, damaged or not a checkpoint.
     """
+    refuse_other_kinds(path, (KIND,), CheckpointError)
     try:
         with open_tensors(path, CheckpointError) as file:
-            header = read_header(file, _HEADER, path, CheckpointError)
-            if header is None:
-                raise CheckpointError(f"checkpoint {path} cannot be read: its header has no entry {_HEADER!r}")
+            found = read_header(file, path, CheckpointError)
+            header = check_header(found, (KIND,), path, CheckpointError)
             flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         digest = header.pop("digest", None)
-        if header["version"] == _VERSION and digest != _digest(flat, header):
+        if digest != _digest(flat, header):
             raise CheckpointError(f"checkpoint {path} cannot be read: its content was changed after it was written")
         return restored(header, flat, path)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -175,30 +173,26 @@ def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
     return hashed.hexdigest()
 
 
-def restored(header: Mapping[str, Any], flat: Mapping[str, Tensor], path: Path) -> Checkpoint:
+def restored(content: Mapping[str, Any], flat: Mapping[str, Tensor], path: Path) -> Checkpoint:
     """Return the checkpoint that ``flatten`` split.
 
     Raises:
-        CheckpointError: another version, or a damaged header; other damage raises ``KeyError`` or similar errors.
+        CheckpointError: damaged content; other damage raises ``KeyError`` or similar errors.
     """
-    if header["version"] != _VERSION:
-        raise CheckpointError(
-            f"checkpoint {path} has format version {header['version']}, but this prunekit reads version {_VERSION}"
-        )
-    if type(header["stage"]) is not int or type(header["step"]) is not int or not isinstance(header["facts"], dict):
+    if type(content["stage"]) is not int or type(content["step"]) is not int or not isinstance(content["facts"], dict):
         raise CheckpointError(f"checkpoint {path} cannot be read: stage, step or facts are damaged")
-    tensors: dict[str, dict[str, Tensor]] = {group: {} for group in [*header["groups"], "optimizer"]}
+    tensors: dict[str, dict[str, Tensor]] = {group: {} for group in [*content["groups"], "optimizer"]}
     for key, tensor in flat.items():
         group, _, name = key.partition("/")
         tensors[group][name] = tensor
     state = tensors.pop("optimizer")
     optimizer = None
-    if header["optimizer"] is not None:
+    if content["optimizer"] is not None:
         optimizer = {
-            "state": _join_state(state, header["optimizer"]["numbers"]),
-            "param_groups": header["optimizer"]["groups"],
+            "state": _join_state(state, content["optimizer"]["numbers"]),
+            "param_groups": content["optimizer"]["groups"],
         }
-    return Checkpoint(header["stage"], header["step"], tensors, optimizer, header["facts"])
+    return Checkpoint(content["stage"], content["step"], tensors, optimizer, content["facts"])
 
 
 def newest_path(folder: Path) -> Path | None:

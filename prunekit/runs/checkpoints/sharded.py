@@ -6,7 +6,6 @@ The folder is renamed when it is complete, so it is complete or absent. This mod
 is; positions are two numbers.
 """
 
-import json
 import math
 import shutil
 import warnings
@@ -22,6 +21,7 @@ from prunekit.distributed.dtensor import is_sharded
 from prunekit.distributed.ranks import own_rank, rank_count, text_from_first, wait_for_all
 from prunekit.errors import CheckpointError
 from prunekit.files.atomic import rename_folder, temporary_in, write_atomically
+from prunekit.files.headers import encode_json, read_json, refuse_other_kinds
 from prunekit.runs.checkpoints.checkpoint import (
     Checkpoint,
     checkpoint_path,
@@ -31,7 +31,8 @@ from prunekit.runs.checkpoints.checkpoint import (
     restored,
 )
 
-_HEADER = "checkpoint.json"
+KIND = "sharded-checkpoint"
+_CONTENT = "checkpoint.json"
 
 
 def save_sharded(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> None:
@@ -47,8 +48,8 @@ def save_sharded(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> None:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    tensors, header = flatten(checkpoint)
-    header["tensors"] = {
+    tensors, content = flatten(checkpoint)
+    content["tensors"] = {
         key: [_dtype(tensor), list(tensor.shape), is_sharded(tensor)] for key, tensor in tensors.items()
     }
     path = checkpoint_path(folder, checkpoint.stage, checkpoint.step, "sharded")
@@ -57,7 +58,7 @@ def save_sharded(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> None:
         writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
         save(tensors, storage_writer=writer, planner=DefaultSavePlanner(dedup_save_to_lowest_rank=True))
         if own_rank() == 0:
-            write_atomically(temporary / _HEADER, json.dumps(header, sort_keys=True).encode())
+            write_atomically(temporary / _CONTENT, encode_json(KIND, content))
             rename_folder(temporary, path)
             keep_newest(path, keep)
     except CheckpointException as error:
@@ -82,11 +83,12 @@ def load_any(path: Path, model: nn.Module) -> Checkpoint:
     """
     if not path.is_dir():
         return load_checkpoint(path)
+    refuse_other_kinds(path, (KIND,), CheckpointError)
     try:
-        header = json.loads((path / _HEADER).read_text(encoding="utf-8"))
-        tensors = {key: _empty(entry, model) for key, entry in header["tensors"].items()}
+        content = read_json(path / _CONTENT, KIND, CheckpointError)
+        tensors = {key: _empty(entry, model) for key, entry in content["tensors"].items()}
         _read(path, tensors)
-        return restored(header, tensors, path)
+        return restored(content, tensors, path)
     except (OSError, KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {type(error).__name__}: {error}") from error
 

@@ -19,6 +19,7 @@ import torch
 from prunekit.contracts.seeds import Seeds
 from prunekit.errors import CheckpointError, Interrupted, PrunekitError, TrainingError
 from prunekit.files.atomic import held_alone, make_writable_folder, write_atomically
+from prunekit.files.headers import encode_json, read_json
 from prunekit.layers.lookup import parameter_name
 from prunekit.masks.masks import load_masks
 from prunekit.masks.weight_files import load_weights
@@ -200,7 +201,7 @@ def _run_node(node: Node, work: Work, device: str) -> Outcome:
     if work.kept_correlation and node.layers and source is not None:
         before, after = _correlations(node, prepared, config, folder, source)
         outcome = attrs.evolve(outcome, correlation_before=before, correlation_after=after)
-    write_atomically(folder.path / _RESULT, (json.dumps(cattrs.unstructure(outcome), indent=2) + "\n").encode())
+    write_atomically(folder.path / _RESULT, encode_json("result", cattrs.unstructure(outcome)))
     return outcome
 
 
@@ -238,7 +239,7 @@ def _found(node: Node, work: Work) -> Outcome | None:
     if not path.exists():
         return None
     try:
-        found = cattrs.structure(json.loads(path.read_text(encoding="utf-8")), Outcome)
+        found = cattrs.structure(read_json(path, "result", CheckpointError), Outcome)
     except (OSError, ValueError, cattrs.BaseValidationError) as error:
         raise CheckpointError(
             f"the result {path} cannot be read: {error}; remove its folder, it is made again"

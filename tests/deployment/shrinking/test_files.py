@@ -80,9 +80,9 @@ def changed(path, change):
     data = path.read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + length])
-    entry = json.loads(header["__metadata__"]["prunekit-shrunk"])
+    entry = json.loads(header["__metadata__"]["prunekit"])
     change(entry)
-    header["__metadata__"]["prunekit-shrunk"] = json.dumps(entry)
+    header["__metadata__"]["prunekit"] = json.dumps(entry)
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
 
@@ -124,7 +124,7 @@ def test_a_file_of_another_kind_is_an_error(tmp_path):
     from prunekit.masks.weight_files import save_weights
 
     save_weights(tmp_path / "dense.safetensors", network().state_dict())
-    with pytest.raises(CheckpointError, match="holds no shrunk network"):
+    with pytest.raises(CheckpointError, match="has no prunekit header, so it is not a shrunk network"):
         load_shrunk(network(), tmp_path / "dense.safetensors")
 
 

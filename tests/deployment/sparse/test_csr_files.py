@@ -77,7 +77,7 @@ def test_the_same_model_gives_the_same_bytes_in_the_documented_layout(tmp_path):
     masks.apply(dense)
     with safe_open(tmp_path / "a", framework="np") as file:
         header = json.loads(file.metadata()["prunekit"])
-        assert header["csr"] == 1
+        assert (header["kind"], header["format"]) == ("csr", 1)
         assert header["matrices"] == {"0.weight": 18, "4.weight": 128}
         assert header["forms"] == {"0": {"1": "taps"}, "4": {"1": "vectors", "4": "columns"}}
         crow, col, values = (file.get_tensor(f"4.weight_{part}") for part in ("crow", "col", "values"))
@@ -154,11 +154,11 @@ def test_other_files_are_refused(tmp_path):
     dense, masks = pruned()
     masks.save(tmp_path / "masks")
     safetensors.torch.save_file(dense.state_dict(), tmp_path / "plain")
-    for name in ("masks", "plain"):
-        with pytest.raises(CheckpointError, match=f"{name}: is no file of compressed sparse rows"):
+    for name, message in (("masks", "is a mask file, not"), ("plain", "has no prunekit header, so it is not")):
+        with pytest.raises(CheckpointError, match=f"{name} {message} a csr export"):
             load_csr(tmp_path / name, dense, SAMPLE)
     write(tmp_path / "m")
-    with pytest.raises(CheckpointError, match="holds no weights"):
+    with pytest.raises(CheckpointError, match=r"m is a csr export, not .*; load it with prunekit\.load_csr"):
         load_weights(tmp_path / "m")
     with pytest.raises(MaskError):
         prunekit.load_masks(tmp_path / "m")

@@ -1,5 +1,3 @@
-import json
-
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -127,7 +125,7 @@ def test_only_broken_checkpoints_are_an_error_but_an_empty_folder_is_not(tmp_pat
 
 @pytest.mark.parametrize(
     "header",
-    [{}, {"prunekit": "no json"}, {"prunekit": "[]"}, {"prunekit": json.dumps({"version": 99})}],
+    [{}, {"prunekit": "no json"}, {"prunekit": "[]"}, {"prunekit": '{"kind": "checkpoint", "format": 99}'}],
 )
 def test_a_safetensors_file_that_is_not_a_checkpoint_is_an_error(tmp_path, header):
     save_file({"w": torch.ones(1)}, tmp_path / "x.safetensors", metadata=header)
