@@ -106,6 +106,7 @@ def test_every_member_of_the_contracts_stands_in_the_reference():
         prunekit.Schedule,
         prunekit.Task,
         prunekit.LayerView,
+        prunekit.ChannelFollower,
     ):
         for name, member in vars(contract).items():
             if not name.startswith("_") and inspect.isfunction(member) and name not in {"plan", "shape"}:
