@@ -1,9 +1,9 @@
 """Files of shrunk networks: the smaller weights, and the sizes of each layer.
 
 A file is safetensors with the state dict and, after the header (see ``prunekit.files.headers``), ``layers``: layer ->
-``groups``, ``outputs`` and ``channels`` of one group, and ``bias``; and ``norms``: normalisation or other channel
-follower -> number of channels. Nothing is unpickled, and a false header costs no memory, because no layer becomes
-larger than it was. This module must not know how networks are shrunk.
+``groups``, ``outputs`` and ``channels`` of one group, and ``bias``; and ``followers``: channel follower ->
+number of channels. Nothing is unpickled, and a false header costs no memory, because no layer becomes larger than it
+was. This module must not know how networks are shrunk.
 """
 
 import os
@@ -68,7 +68,7 @@ def encode_shrunk(network: nn.Module, view_of: ViewOf) -> bytes:
             layers[name] = attrs.asdict(_Sizes(view.groups, view.outputs, view.fan_shape[0], has_bias))
     # safetensors refuses tensors that share memory, such as tied weights.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
-    return safetensors.torch.save(tensors, encode_metadata(KIND, {"layers": layers, "norms": followers}))
+    return safetensors.torch.save(tensors, encode_metadata(KIND, {"layers": layers, "followers": followers}))
 
 
 def load_shrunk(network: nn.Module, path: str | os.PathLike[str], *, view_of: ViewOf | None = None) -> nn.Module:
@@ -113,9 +113,9 @@ _NEXT_STEP = "pass the network that was shrunk, in its full size, or write the f
 def _check(header: Mapping[str, Any], path: Path) -> tuple[dict[str, _Sizes], dict[str, int]]:
     """Return the sizes of layers and of channel followers in the header, after checking them."""
     wrong = damaged(path)
-    layers, followers = header.get("layers"), header.get("norms")
+    layers, followers = header.get("layers"), header.get("followers")
     if not isinstance(layers, dict) or not isinstance(followers, dict):
-        raise CheckpointError(wrong.format("no layers or no norms"))
+        raise CheckpointError(wrong.format("no layers or no followers"))
     sizes = {}
     for name, entry in layers.items():
         if not isinstance(entry, dict) or entry.keys() != _FIELDS or type(entry["bias"]) is not bool:
@@ -153,7 +153,8 @@ def _resize(
         follower = view_of(modules[name]) if name in modules else None
         if not isinstance(follower, ChannelFollower) or not _fits(follower, size):
             raise CheckpointError(f"{path}: {size} channels do not fit {name!r} of the network; {_NEXT_STEP}")
-        follower.resize(torch.arange(size))
+        if size < follower.channels:
+            follower.resize(torch.arange(size))
 
 
 def _fits(follower: ChannelFollower, size: int) -> bool:

@@ -88,8 +88,8 @@ def shrink(
             break
         if not (trust_sizes and flow.trusted_sizes):
             raise ConfigError(
-                f"the network cannot be shrunk: {problem}; its forward may depend on a number of channels, compute it "
-                "from the shapes of tensors instead"
+                f"the network cannot be shrunk: {problem}; check its forward for fixed numbers of channels, and for "
+                "decisions that depend on values"
             )
     for name, module in network.named_modules():
         small.get_submodule(name).training = module.training

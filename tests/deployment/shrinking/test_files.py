@@ -92,11 +92,11 @@ def changed(path, change):
     [
         (lambda entry: entry.pop("format"), "no format version"),
         (lambda entry: entry.update(format=2), "this version reads format 1; update prunekit"),
-        (lambda entry: entry.update(layers=[]), "no layers or no norms"),
+        (lambda entry: entry.update(layers=[]), "no layers or no followers"),
         (lambda entry: entry["layers"].update({"0": 3}), "sizes of '0'"),
         (lambda entry: entry["layers"]["0"].update(outputs=0), "sizes of '0'"),
         (lambda entry: entry["layers"]["0"].update(bias=1), "sizes of '0'"),
-        (lambda entry: entry["norms"].update({"1": -1}), "size of '1'"),
+        (lambda entry: entry["followers"].update({"1": -1}), "size of '1'"),
         (
             lambda entry: entry["layers"]["0"].update(outputs=5),
             r"'0' has sizes \(1, 5, 2\), but the network's are \(1, 4, 2\)",
@@ -109,7 +109,7 @@ def changed(path, change):
             lambda entry: entry["layers"].update({"7": entry["layers"]["0"]}),
             "has sizes for '7', but the network has no such layer",
         ),
-        (lambda entry: entry["norms"].update({"1": 9}), "9 channels do not fit '1'"),
+        (lambda entry: entry["followers"].update({"1": 9}), "9 channels do not fit '1'"),
         (lambda entry: entry["layers"]["5"].update(bias=False), "differ in 5.bias"),
     ],
 )
