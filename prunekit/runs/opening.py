@@ -61,7 +61,8 @@ def resume_run(run: ActiveRun) -> Opened:
     Raises:
         ResumeError: when the recipe now gives other stages, or no checkpoint can be read or fits.
     """
-    check_same_stages(run.folder, to_json(run.prepared.plan))
+    requested_then, requested_now = read_stages(run.folder), to_json(run.prepared.plan)
+    check_same_stages(run.folder, requested_then, requested_now)
     remove_leftovers(run.folder)
     wait_for_all()
     checkpoint, notes = restore(run)
@@ -72,23 +73,31 @@ def resume_run(run: ActiveRun) -> Opened:
     return checkpoint, notes
 
 
+def read_stages(folder: RunFolder) -> object:
+    """Return the stages that the run began with, as JSON values; ``None`` if their file is missing or damaged.
+
+    Raises:
+        ResumeError: when a file of another kind has the name of the plan.
+    """
+    try:
+        return read_json(folder.plan, "plan", ResumeError)
+    except (OSError, ValueError):
+        return None  # nothing else depends on the file
+
+
 @on_first_rank
-def check_same_stages(folder: RunFolder, now: object) -> None:
-    """Check that the recipe gives the stages that the run began with.
+def check_same_stages(folder: RunFolder, then: object, now: object) -> None:
+    """Check that the recipe still gives the stages that the run began with.
 
     Args:
-        folder: its plan holds the stages that were requested then.
+        folder: of the run.
+        then: the stages that were requested when the run began; ``None``: unknown.
         now: the stages that are requested now, as ``to_json`` gives them.
 
     Raises:
-        ResumeError: when they differ, because the recipe or a plugin was changed; or a file of another kind has the
-            name of the plan.
+        ResumeError: when they differ, because the recipe or a plugin was changed.
     """
-    try:
-        then = read_json(folder.plan, "plan", ResumeError)
-    except (OSError, ValueError):
-        return  # missing or damaged, and nothing else depends on it
-    if then != json.loads(json.dumps(now, default=str)):
+    if then is not None and then != json.loads(json.dumps(now, default=str)):
         raise ResumeError(
             f"{folder.config} now gives other stages than {folder.plan}, with which the run began; undo the change in "
             "the recipe or in a plugin, or start a new run"
