@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from prunekit.masks.masks import MaskOverlap, Masks
+    from prunekit.masks.masks import Masks
+    from prunekit.masks.overlap import MaskOverlap
 
 _BAR = 20  # characters
 
@@ -177,7 +178,7 @@ def _meeting(comparison: "MaskOverlap") -> tuple[str, ...]:
 
 
 def _sum(comparisons: "list[MaskOverlap]") -> "MaskOverlap":
-    from prunekit.masks.masks import MaskOverlap
+    from prunekit.masks.overlap import MaskOverlap
 
     parts = ("both", "only_first", "only_second", "neither")
     return MaskOverlap(*(sum(getattr(comparison, part) for comparison in comparisons) for part in parts))

@@ -1,4 +1,4 @@
-"""A mask: patterns, the exact choice from scores, applying, holding, and files of masks and of sparse weights.
+"""Masks: patterns, exact selection from scores, applying, holding, files of masks and of sparse weights.
 
 It must not know layers, criteria or runs.
 """

@@ -1,4 +1,4 @@
-"""Masks as safetensors files of ours, bit-packed; what others write is read too.
+"""Write masks as bit-packed safetensors files, and read them and those of other tools.
 
 A file of ours has, for each parameter, one tensor ``<parameter name>_mask``, and after the header (see
 ``prunekit.files.headers``; the kind is "masks", or "sparse" where the weights are in the file too, see

@@ -1,7 +1,6 @@
-"""Masks as others store them: torch.nn.utils.prune, plain tensors of zeros and ones, compressed-tensors.
+"""Read masks that other tools store: torch.nn.utils.prune, plain tensors of zeros and ones, compressed-tensors.
 
-Whatever is read here has names and tensors; where they lie is somebody else's. This module must not know files of
-ours, models or training.
+The tensors come by name, from any kind of file. This module must not know prunekit's own files, models or training.
 """
 
 import math
@@ -16,10 +15,10 @@ from prunekit.errors import MaskError
 from prunekit.files.safetensors_files import some
 from prunekit.masks.matching import match_names, plain_name
 
-# The ways others name the mask of ``<module>.weight``; besides ``<module>.weight_mask`` and ``<module>._weight_mask``.
+# Names of the mask of ``<module>.weight`` in other tools, besides ``weight_mask`` and ``_weight_mask``.
 _WEIGHT_ONLY = {"mask", "_mask", "sparsity_mask"}
-_WHOLE = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
-_READABLE = _WHOLE | {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+_INTEGRAL = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+_READABLE = _INTEGRAL | {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _MOST_DIMENSIONS = 32
 
 
@@ -28,20 +27,20 @@ def read_foreign(keys: Collection[str], tensor: Callable[[str], Tensor], path: P
 
     Accepted are bool, integer and float tensors of zeros and ones, named ``<module>.weight_mask``,
     ``<module>._weight_mask``, ``<module>.mask``, ``<module>._mask`` or ``<module>.sparsity_mask``, and
-    ``<parameter>_mask`` where ``<parameter>_orig`` is there too (torch.nn.utils.prune); and what
-    compressed-tensors calls sparse-bitmask and sparse-24-bitmask: ``<module>.bitmask``, ``.compressed`` and ``.shape``.
-    Prefixes ``module.`` and ``_orig_mod.`` are taken off. Other tensors are left alone.
+    ``<parameter>_mask`` beside ``<parameter>_orig`` (torch.nn.utils.prune); and the formats sparse-bitmask and
+    sparse-24-bitmask of compressed-tensors: ``<module>.bitmask``, ``.compressed`` and ``.shape``. The prefixes
+    ``module.`` and ``_orig_mod.`` are removed. Other tensors are ignored.
 
     Args:
         keys: the names in the file.
-        tensor: returns the tensor of a name.
-        path: for messages.
+        tensor: returns the tensor with a name.
+        path: the file, for messages.
 
     Returns:
         Parameter name -> bool mask.
 
     Raises:
-        MaskError: naming the file, and the key where it is one tensor that is wrong.
+        MaskError: the file has no masks, or one of them is invalid; the message names the file and the key.
     """
     known = set(keys)
     masks: dict[str, Tensor] = {}
@@ -52,22 +51,24 @@ def read_foreign(keys: Collection[str], tensor: Callable[[str], Tensor], path: P
         if name is None:
             continue
         if name in masks:
-            raise MaskError(f"{path}: {source[name]} and {key} are both masks of {name!r}; leave one of them out")
+            raise MaskError(f"{path}: {source[name]} and {key} are both masks of {name!r}; remove one of them")
         masks[name] = _bitmask(key, known, tensor, path) if compressed else zeros_and_ones(tensor(key), key, path)
         source[name] = key
     if not masks:
         raise MaskError(
-            f"{path}: no mask inside ({len(known)} other tensors); expected names like 'fc.weight_mask'; "
-            "if its zeros are the masks, say so: prunekit masks convert --from-zeros"
+            f"{path}: no mask inside ({len(known)} other tensors), expected names like 'fc.weight_mask'; "
+            "if its zeros are the masks, use prunekit masks convert --from-zeros"
         )
     return masks
 
 
 def zeros_and_ones(tensor: Tensor, key: str, path: Path) -> Tensor:
-    """Return a bool copy; bools are looked at as bytes, since a file can hold other bytes than 0 and 1.
+    """Return a bool copy of a tensor of zeros and ones.
+
+    Bool tensors are read as bytes, since a file may hold bytes other than 0 and 1.
 
     Raises:
-        MaskError: for a tensor of another kind of number, or with another value.
+        MaskError: the tensor has another dtype, or other values.
     """
     if tensor.dtype not in _READABLE:
         kinds = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in _READABLE))
@@ -75,22 +76,22 @@ def zeros_and_ones(tensor: Tensor, key: str, path: Path) -> Tensor:
     values = tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
     mask = values == 1
     if not bool((mask | (values == 0)).all()):
-        raise MaskError(f"{path}: {key} has values other than 0 and 1; it is no mask")
+        raise MaskError(f"{path}: {key} has values other than 0 and 1, so it is not a mask")
     return mask
 
 
 def torch_prune_state(masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict as a model has it that was pruned with torch.nn.utils.prune.
+    """Return the state dict of a model pruned with torch.nn.utils.prune.
 
-    For each mask of ``<parameter>`` it has ``<parameter>_orig``, the weights as they are, and ``<parameter>_mask``, of
-    their dtype; all other weights under their own names.
+    For each mask of ``<parameter>`` it has ``<parameter>_orig``, the unchanged weights, and ``<parameter>_mask`` in
+    their dtype. All other tensors keep their names.
 
     Args:
         masks: parameter name -> bool of the parameter's shape.
-        weights: a state dict, also one that has this form already.
+        weights: a state dict, possibly in this form already.
 
     Raises:
-        MaskError: listing every mask that fits no weight.
+        MaskError: masks fit no weight; all of them are listed.
     """
     pruned = {key.removesuffix("_orig") for key in weights if key.endswith("_orig") and f"{key[:-5]}_mask" in weights}
     plain = {
@@ -106,23 +107,23 @@ def torch_prune_state(masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]
 
 
 def _masked_parameter(key: str, keys: set[str]) -> str | None:
-    """Return the name of the parameter that a tensor of someone else's file masks, if it is a mask at all."""
+    """Return the name of the parameter that a tensor of another tool's file masks, or ``None`` if it is not a mask."""
     module, dot, last = key.rpartition(".")
     if last in _WEIGHT_ONLY:
         return plain_name(f"{module}{dot}weight")
     parameter = last.removesuffix("_mask")
     if parameter == last or not ("weight" in parameter or f"{module}{dot}{parameter}_orig" in keys):
-        return None  # such as the attention masks that some networks keep as buffers
+        return None  # for example an attention mask that a network keeps as a buffer
     return plain_name(f"{module}{dot}{parameter.removeprefix('_')}")
 
 
 def _compressed_parameter(key: str, keys: set[str], path: Path) -> str | None:
     module = key.removesuffix("bitmask")
     missing = [f"{module}{part}" for part in ("compressed", "shape") if f"{module}{part}" not in keys]
-    if len(missing) == 2:  # noqa: PLR2004 - both: then it is someone's own buffer
+    if len(missing) == 2:  # noqa: PLR2004 - both, so it is some other buffer
         return None
     if missing:
-        raise MaskError(f"{path}: {key} comes without {some(missing)}; the file is not complete, get it again")
+        raise MaskError(f"{path}: {key} comes without {some(missing)}; the file is incomplete, download it again")
     return plain_name(f"{module}weight")
 
 
@@ -134,7 +135,7 @@ def _bitmask(key: str, keys: set[str], tensor: Callable[[str], Tensor], path: Pa
     if bits.dtype != torch.uint8 or list(bits.shape) != expected:
         raise MaskError(
             f"{path}: {key} is {bits.dtype} {list(bits.shape)}, expected {torch.uint8} {expected} "
-            f"for a weight of {shape}; get the file again"
+            f"for a weight of {shape}; download the file again"
         )
     if math.prod(shape) == 0:
         return torch.zeros(shape, dtype=torch.bool)
@@ -145,21 +146,21 @@ def _bitmask(key: str, keys: set[str], tensor: Callable[[str], Tensor], path: Pa
     if int(counts.sum()) != stored:
         raise MaskError(
             f"{path}: {key} keeps {int(counts.sum())} weights, but {module}compressed has {stored} values; "
-            "the file is damaged, get it again"
+            "the file is damaged, download it again"
         )
     offsets = f"{module}row_offsets"
     if offsets in keys and not _same_integers(tensor(offsets), counts.cumsum(0) - counts):
-        raise MaskError(f"{path}: {offsets} does not count what {key} keeps; the file is damaged, get it again")
+        raise MaskError(f"{path}: {offsets} does not match the counts of {key}; the file is damaged, download it again")
     return mask
 
 
 def _shape(key: str, tensor: Callable[[str], Tensor], path: Path) -> list[int]:
     stored = tensor(key)
-    if stored.dtype not in _WHOLE or not 0 < stored.numel() <= _MOST_DIMENSIONS:
+    if stored.dtype not in _INTEGRAL or not 0 < stored.numel() <= _MOST_DIMENSIONS:
         raise MaskError(f"{path}: {key} is {stored.dtype} {list(stored.shape)}, expected the sizes of a weight")
     shape: list[int] = stored.flatten().tolist()
     if min(shape) < 0:
-        raise MaskError(f"{path}: {key} says {shape}, expected sizes of at least 0")
+        raise MaskError(f"{path}: {key} is {shape}, expected sizes of at least 0")
     return shape
 
 

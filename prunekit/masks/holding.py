@@ -1,4 +1,4 @@
-"""Holding masks on a model while anyone's loop trains it, so that zeros stay exactly zero.
+"""Hold masks on a model in any training loop, so that dropped weights remain exactly zero.
 
 This module knows models and optimisers of PyTorch. It must not know files, criteria, schedules or the engine.
 """
@@ -7,20 +7,20 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Generic, Protocol, Self, TypeVar
 
-import attrs
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from prunekit.distributed.torch_internals import runs_step_hooks
+from prunekit.masks.gates import Gate, Switch, register_gate
 from prunekit.masks.matching import match
 from prunekit.masks.second_moments import lift, second_moments
 from prunekit.masks.zeroing import MaskApplier
 
-# These leave a weight alone whose value, gradient and state are zero, in their for-loop, foreach and fused forms,
-# with momentum, weight decay and every other option; subclasses may not, so the exact class is asked for.
-_LEAVES_ZEROS_ALONE = frozenset(
+# These do not change a weight whose value, gradient and state are zero, in their for-loop, foreach and fused forms,
+# with momentum, weight decay and every other option. Subclasses may, so the exact class is compared.
+_KEEP_ZEROS = frozenset(
     {
         torch.optim.SGD,
         torch.optim.Adam,
@@ -36,7 +36,7 @@ _LEAVES_ZEROS_ALONE = frozenset(
 
 
 class MaskSet(Protocol):
-    """What ``Held`` needs to know of ``Masks``."""
+    """The part of ``Masks`` that ``Held`` uses: ``Masks.hold`` returns a ``Held``, so this module cannot import it."""
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -47,45 +47,53 @@ AnyMasks = TypeVar("AnyMasks", bound=MaskSet)
 
 
 class Held(Generic[AnyMasks]):
-    """Masks held on a model while any loop trains it: dropped weights are exactly 0.0 after every step.
+    """Masks held on a model in any training loop: dropped weights are exactly 0.0 after every step.
 
-    Parameters are not replaced and no key of a ``state_dict`` changes its name. From ``attach`` to ``detach``:
+        with masks.hold(model, optimizer) as held:
+            for inputs, targets in loader:
+                loss(model(inputs), targets).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            held.update(other_masks)  # from now on
+            ...
+
+    Parameters are not replaced, and all keys of a ``state_dict`` remain the same. From ``attach`` to ``detach``:
 
     - dropped weights and their optimiser state are zero;
-    - gradients are masked as soon as ``backward`` has accumulated them, so clipping, momentum and weight decay
-      are those of the sparse model, and kept weights move as if the forward pass multiplied by the mask;
-    - after the step of an optimiser that could move such a weight, the weights are masked once more;
-    - second moments of dropped weights, which play no part, are not left at 0, where that makes steps slow.
+    - gradients are masked as soon as ``backward`` has accumulated them, so that clipping, momentum and weight decay
+      see the sparse model, and kept weights move as if the forward pass multiplied by the mask;
+    - after the step of an optimiser that could change a dropped weight, the weights are masked again;
+    - second moments of dropped weights, which affect nothing, are kept away from 0 on CPUs, where 0 slows steps down.
 
-    When the optimiser loads a state, as trainers do after they have loaded the weights, both are zeroed again.
-    Whoever loads weights alone meanwhile calls ``update(held.masks)`` afterwards.
+    When the optimiser loads a state, as trainers do after loading weights, weights and state are zeroed again. After
+    loading weights alone, call ``update(held.masks)``.
 
     Args:
-        masks: what to hold.
+        masks: the masks to hold.
         model: the model; its parameters are found by name at each attach and update.
-        optimizer: the optimiser that steps them, or a wrapper around it that takes no hooks (Accelerate's).
+        optimizer: the optimiser that steps them, or a wrapper around it that accepts no hooks (Accelerate's).
 
     Attributes:
-        masks: the masks held now.
+        masks: the masks currently held.
 
     Raises:
-        MaskError: when the masks do not fit the model.
+        MaskError: the masks do not fit the model.
     """
 
     def __init__(self, masks: AnyMasks, model: nn.Module, optimizer: Optimizer) -> None:
         match(masks.tensors, model)
         self.masks = masks
         self._model = model
-        self._optimizer = _that_steps(optimizer)
-        self._switch = _Switch()
+        self._optimizer = _hookable(optimizer)
+        self._switch = Switch()
         self._least_eps = 0.0
-        self._gates: list[tuple[nn.Parameter, _Gate]] = []
+        self._gates: list[tuple[nn.Parameter, Gate]] = []
         self._steps, self._next_lift = 0, 0
         self._gate_handles: list[RemovableHandle] = []
         self._step_handles: list[RemovableHandle] = []
 
     def attach(self) -> Self:
-        """Zero what is dropped and begin to hold it; again when attached already, to no other effect."""
+        """Zero the dropped weights and begin to hold the masks; if already attached, only zero them again."""
         if not self._step_handles:
             self._step_handles = [
                 self._optimizer.register_step_pre_hook(self._before_step),
@@ -96,7 +104,7 @@ class Held(Generic[AnyMasks]):
         return self
 
     def detach(self) -> None:
-        """Stop holding: nothing of this object is left on the model or the optimiser."""
+        """Stop holding the masks, and remove all hooks from the model and the optimiser."""
         for handle in [*self._gate_handles, *self._step_handles]:
             handle.remove()
         for parameter, gate in self._gates:
@@ -108,11 +116,11 @@ class Held(Generic[AnyMasks]):
     def update(self, masks: AnyMasks) -> None:
         """Hold other masks from now on.
 
-        Weights dropped now become zero with their optimiser state; weights dropped until now and kept from
-        now on start from zero with zero state.
+        Newly dropped weights and their optimiser state become zero; weights that were dropped and are kept from now on
+        start from zero with zero state.
 
         Raises:
-            MaskError: when the masks do not fit the model; then the old ones stay.
+            MaskError: the masks do not fit the model; the old ones are still held.
         """
         if self._step_handles:
             self._hold(masks)
@@ -120,7 +128,7 @@ class Held(Generic[AnyMasks]):
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave gradients whole, for a schedule that regrows by them; on leaving they are masked."""
+        """Return a context that leaves gradients unmasked, for schedules that regrow by them; then mask them."""
         self._switch.on = False
         try:
             yield
@@ -146,29 +154,22 @@ class Held(Generic[AnyMasks]):
             if not bool(stayed.all()):
                 keep = MaskApplier(stayed)
                 keep(parameter)
-                self._zero_state(parameter, keep)
+                _zero_state(self._optimizer, parameter, keep)
             if not bool(mask.all()):
-                gate = _Gate(mask, self._switch)
+                gate = Gate(mask, self._switch)
                 self._gates.append((parameter, gate))
-                self._gate_handles.append(_watch(parameter, gate))
-        # Zero by zero is not zero: dividing by sqrt(0) + eps needs an eps that the weight's dtype can tell from 0.
+                self._gate_handles.append(register_gate(parameter, gate))
+        # 0 / 0 is not 0: dividing by sqrt(0) + eps needs an eps that the weight's dtype can tell from 0.
         self._least_eps = max((torch.finfo(parameter.dtype).tiny for parameter, _ in self._gates), default=0.0)
         if self._switch.on:
             self._mask_gradients()
-
-    def _zero_state(self, parameter: nn.Parameter, keep: MaskApplier) -> None:
-        if parameter.dim() == 0:  # then a step count has its shape
-            return
-        for value in self._optimizer.state.get(parameter, {}).values():
-            if isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point():
-                keep(value)
 
     def _mask_gradients(self) -> None:
         for parameter, gate in self._gates:
             gate.mask_gradient(parameter)
 
     def _before_step(self, *_: object) -> None:
-        # Gradients that no backward brought: set by hand, or of a weight that was frozen when we attached.
+        # Gradients that no backward pass accumulated: set by hand, or of a weight that was frozen at attach.
         for parameter, gate in self._gates:
             if not gate.passed:
                 gate.mask_gradient(parameter)
@@ -176,10 +177,10 @@ class Held(Generic[AnyMasks]):
     def _after_step(self, *_: object) -> None:
         if not self._gates:
             return
-        leaves_alone = self._leaves_zeros_alone()
+        keeps_zeros = _keeps_zeros(self._optimizer, self._least_eps)
         for parameter, gate in self._gates:
             gate.passed = False
-            if not leaves_alone:
+            if not keeps_zeros:
                 gate.keep(parameter)
         self._steps += 1
         if self._steps >= self._next_lift:
@@ -195,53 +196,24 @@ class Held(Generic[AnyMasks]):
     def _after_load(self, _: Optimizer) -> None:
         self._hold(self.masks)
 
-    def _leaves_zeros_alone(self) -> bool:
-        if type(self._optimizer) not in _LEAVES_ZEROS_ALONE:
-            return False
-        return all(group.get("eps", 1.0) >= self._least_eps for group in self._optimizer.param_groups)
+
+def _zero_state(optimizer: Optimizer, parameter: nn.Parameter, keep: MaskApplier) -> None:
+    if parameter.dim() == 0:  # its step count has the same shape
+        return
+    for value in optimizer.state.get(parameter, {}).values():
+        if isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point():
+            keep(value)
 
 
-def _that_steps(optimizer: Optimizer) -> Optimizer:
-    # Accelerate's wrapper is an Optimizer that was never initialised as one; the one inside runs the hooks.
+def _keeps_zeros(optimizer: Optimizer, least_eps: float) -> bool:
+    """Return whether an optimiser's step leaves weights of zero, with zero gradient and state, at zero."""
+    if type(optimizer) not in _KEEP_ZEROS:
+        return False
+    return all(group.get("eps", 1.0) >= least_eps for group in optimizer.param_groups)
+
+
+def _hookable(optimizer: Optimizer) -> Optimizer:
+    # Accelerate's wrapper is an Optimizer that was never initialised; the optimiser inside it runs the hooks.
     while not runs_step_hooks(optimizer):
         optimizer = optimizer.optimizer  # type: ignore[attr-defined]
     return optimizer
-
-
-@attrs.define
-class _Switch:
-    on: bool = True
-
-
-class _Gate:
-    """What a held parameter calls when its gradient has been accumulated. It must not know the parameter.
-
-    (A hook that refers to its tensor would keep both alive for ever.)
-    """
-
-    def __init__(self, mask: Tensor, switch: _Switch) -> None:
-        self.keep = MaskApplier(mask)
-        self.passed = False
-        self.next_lift = 0
-        self._switch = switch
-
-    def __call__(self, parameter: Tensor) -> None:
-        self.passed = False
-        if self._switch.on:
-            self.mask_gradient(parameter)
-
-    def mask_gradient(self, parameter: Tensor) -> None:
-        if parameter.grad is not None:
-            self.keep(parameter.grad)
-            self.passed = True
-
-
-def _watch(parameter: nn.Parameter, gate: _Gate) -> RemovableHandle:
-    """Register the gate, on a frozen parameter too: it may be thawed later."""
-    frozen = not parameter.requires_grad
-    if frozen:
-        parameter.requires_grad_(True)
-    handle: RemovableHandle = parameter.register_post_accumulate_grad_hook(gate)  # type: ignore[no-untyped-call]
-    if frozen:
-        parameter.requires_grad_(False)
-    return handle

@@ -1,6 +1,6 @@
-"""What one can see in a mask: N:M and block patterns, rows and columns of which nothing is left.
+"""Find the pattern of a mask (N:M, blocks, rows, columns), and count its empty rows and columns.
 
-A mask is looked at as a matrix, its first axis by all others. This module knows tensors alone.
+A mask is read as a matrix, its first axis by all others. This module must not know names or files.
 """
 
 from collections.abc import Callable
@@ -12,14 +12,17 @@ _LARGEST_BLOCK = 64
 
 
 def find_pattern(mask: Tensor) -> str | None:
-    """Name the pattern of a mask; ``None`` where it has none, or keeps all or nothing.
+    """Return the name of a mask's pattern, or ``None`` if it has none or keeps all or nothing.
 
-    Looked for are, in this order: "rows" and "columns" (each kept or dropped whole), "N:M" (exactly N kept of each M
+    >>> find_pattern(torch.tensor([[True, False, True, False], [False, True, True, False]]))
+    '1:2'
+
+    Patterns are tried in this order: "rows" and "columns" (each kept or dropped whole), "N:M" (exactly N kept of each M
     consecutive input channels, the smallest such M), "blocks RxC" (each kept or dropped whole, the largest powers of
-    two). A mask of biases or of normalisation has none.
+    two). A mask of biases or of normalisation has no pattern.
 
     Args:
-        mask: bool, any shape.
+        mask: bool of any shape.
     """
     matrix = _matrix(mask)
     if mask.dim() < 2:  # noqa: PLR2004 - outputs, inputs
@@ -30,7 +33,7 @@ def find_pattern(mask: Tensor) -> str | None:
         return "rows"
     if bool((matrix == matrix[:1]).all()) and len(matrix) > 1:
         return "columns"
-    # Of a kernel the input channels at each tap are neighbours.
+    # In a kernel, the input channels at each tap are neighbours.
     channels = mask.movedim(1, -1).flatten(0, -2) if mask.dim() > 2 else matrix  # noqa: PLR2004 - outputs, inputs
     for size in _GROUPS:
         kept = _kept_of_each(channels, size)
@@ -42,7 +45,7 @@ def find_pattern(mask: Tensor) -> str | None:
 
 
 def empty_lines(mask: Tensor) -> tuple[int, int]:
-    """Count the rows and the columns of which nothing is kept: dead outputs and unused inputs of a linear layer."""
+    """Return the number of empty rows and columns: dead outputs and unused inputs of a linear layer."""
     matrix = _matrix(mask)
     return int((~matrix.any(1)).sum()), int((~matrix.any(0)).sum())
 
@@ -54,7 +57,7 @@ def _matrix(mask: Tensor) -> Tensor:
 
 
 def _kept_of_each(matrix: Tensor, size: int) -> int | None:
-    """Return the count that every group of ``size`` columns keeps, if it is one and the same."""
+    """Return how many of ``size`` columns every group keeps, or ``None`` if groups differ."""
     if matrix.shape[1] % size:
         return None
     counts = matrix.reshape(len(matrix), -1, size).sum(-1)

@@ -1,7 +1,6 @@
-"""Masks: which weights of a network stay, and everything one can do with that.
+"""The masks of a network: apply, hold, combine, compare, save and load them.
 
-Apply them, hold them in anyone's training loop, combine, compare, save and load them. This module knows
-models and optimisers of PyTorch; it must not know criteria, schedules, tasks or the engine.
+This module knows models and optimisers of PyTorch; it must not know criteria, schedules, tasks or the engine.
 """
 
 import os
@@ -21,46 +20,19 @@ from prunekit.files.atomic import write_atomically
 from prunekit.masks import files as mask_files
 from prunekit.masks.holding import Held
 from prunekit.masks.matching import match, match_names, same_mask
+from prunekit.masks.overlap import MaskOverlap, overlap, pair_masks
 from prunekit.masks.reparametrized import carriers
 from prunekit.masks.zeroing import MaskApplier
 
 
-@attrs.frozen
-class MaskOverlap:
-    """How two masks of one weight (or of a whole network) meet: counts of weights.
-
-    Attributes:
-        both: kept by both.
-        only_first: kept by the first alone.
-        only_second: kept by the second alone.
-        neither: kept by none.
-    """
-
-    both: int
-    only_first: int
-    only_second: int
-    neither: int
-
-    @property
-    def overlap(self) -> float:
-        """Kept by both / kept by either, in [0, 1]; 1 where nothing is kept (the Jaccard index)."""
-        either = self.both + self.only_first + self.only_second
-        return self.both / either if either else 1.0
-
-    @property
-    def hamming(self) -> int:
-        """Weights on which the two differ."""
-        return self.only_first + self.only_second
-
-
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters by name; of those that a weight is computed from, the one that carries its zeros."""
+    """Return the parameters of a model by name; for a computed weight, the parameter that carries its zeros."""
     reshard(model)
     parameters = dict(model.named_parameters())
-    whole: dict[str, Tensor] = {
+    plain: dict[str, Tensor] = {
         name: parameter for name, parameter in parameters.items() if "parametrizations." not in name
     }
-    return whole | {name: parameters[key] for name, key in carriers(model)}
+    return plain | {name: parameters[key] for name, key in carriers(model)}
 
 
 def _copy(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -69,16 +41,27 @@ def _copy(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
 
 @attrs.frozen(eq=False, repr=False)
 class Masks:
-    """The masks of a network. Never changed in place: what changes masks returns new ones.
+    """The masks of a network: which weights are kept.
 
-    Two are equal when their names, shapes and bits are; ``info`` does not count.
+    >>> model = nn.Linear(2, 2)
+    >>> masks = Masks({"weight": torch.tensor([[True, False], [True, True]])})
+    >>> masks.density()
+    0.75
+    >>> masks.apply(model)  # sets the dropped weight to 0.0
+    >>> with masks.hold(model, torch.optim.SGD(model.parameters(), lr=0.1)):
+    ...     pass  # train as usual: after every step, the dropped weight is exactly 0.0
+    >>> ~masks & masks
+    <Masks of 1 weights, density 0>
+
+    Masks are immutable: operations return new ones. Two are equal if their names, shapes and bits are; ``info`` is not
+    compared.
 
     Attributes:
         tensors: parameter name -> bool of the parameter's shape, True = keep.
-        info: what is known of them, JSON only: criterion, schedule, seed, density asked for per layer.
+        info: facts about the masks, as JSON values: criterion, schedule, seed, requested density of each layer.
 
     Raises:
-        MaskError: when a tensor is no dense bool tensor.
+        MaskError: a tensor is not a dense bool tensor, or is sharded.
     """
 
     tensors: Mapping[str, Tensor] = attrs.field(converter=_copy)
@@ -90,18 +73,21 @@ class Masks:
                 found = f"{mask.dtype} {mask.layout}" if isinstance(mask, Tensor) else type(mask).__name__
                 raise MaskError(f"mask of {name!r} is {found}, expected a dense torch.bool tensor; try mask != 0")
             if is_sharded(mask):
-                raise MaskError(f"mask of {name!r} is spread over processes; give the whole, mask.full_tensor()")
+                raise MaskError(f"mask of {name!r} is sharded over processes; pass mask.full_tensor() instead")
 
     @classmethod
     def from_zeros(cls, model: nn.Module | Mapping[str, Tensor]) -> Self:
-        """Read the masks off a model, or its state dict: what is exactly zero is dropped.
+        """Return the masks of a pruned model, or its state dict, in which weights of exactly zero are dropped.
 
-        Every floating-point parameter with at least two dimensions gets a mask; biases and norms, where zeros mean
-        nothing, get none. Tied weights get one in a model, one each in a state dict. In a model, what a weight is
-        computed from (weight norm) gets none, but the weight does.
+        Every floating-point parameter with at least two dimensions gets a mask; biases and normalisation, where zeros
+        are ordinary values, do not. Tied weights get one mask in a model, and one for each name in a state dict. In a
+        model, a computed weight (weight norm) gets a mask, and the parameters it is computed from do not.
+
+        Args:
+            model: a module, or a state dict.
 
         Raises:
-            MaskError: naming a parameter that has no values yet.
+            MaskError: a parameter has no values yet (lazy, or on "meta").
         """
         weights = model if isinstance(model, Mapping) else _weights(model)
         for name, weight in weights.items():
@@ -115,68 +101,81 @@ class Masks:
     def apply(self, model: nn.Module | Mapping[str, Tensor]) -> None:
         """Set the dropped weights of a model, or of a state dict, to 0.0, in place.
 
+        Args:
+            model: a module, wrapped, compiled or plain, or a state dict.
+
         Raises:
-            MaskError: listing every name and shape that does not fit; then nothing is changed.
+            MaskError: names or shapes do not fit; all of them are listed, and nothing is changed.
         """
         matched = match(self.tensors, model) if isinstance(model, nn.Module) else match_names(self.tensors, model)
         for weight, mask in matched.values():
             MaskApplier(mask)(weight)
 
     def hold(self, model: nn.Module, optimizer: Optimizer) -> "Held[Masks]":
-        """Hold the masks through training, ``with masks.hold(model, optimizer): ...``; see ``Held``."""
+        """Return a context in which any training loop keeps the dropped weights at exactly 0.0; see ``Held``.
+
+            with masks.hold(model, optimizer):
+                train(model, optimizer)
+
+        Args:
+            model: the model to train.
+            optimizer: the optimiser that steps its parameters.
+
+        Raises:
+            MaskError: the masks do not fit the model.
+        """
         return Held(self, model, optimizer)
 
     def save(self, path: str | os.PathLike[str], *, packed: bool = True) -> None:
-        """Write a mask file (see ``prunekit.masks.files``), whole or not at all; equal masks give equal bytes.
+        """Write a mask file atomically; equal masks and info give equal bytes. ``load_masks`` reads it.
+
+            masks.save("masks.safetensors")
 
         Args:
-            path: where to; by custom it ends in ``.safetensors``.
-            packed: eight weights to a byte; else plain bool.
+            path: the file to write, ending in ``.safetensors`` by convention.
+            packed: store eight weights per byte instead of plain bools; see ``prunekit.masks.files``.
 
         Raises:
-            CheckpointError: when the file cannot be written.
-            MaskError: when there is no mask, or ``info`` is not JSON.
+            CheckpointError: the file cannot be written.
+            MaskError: there are no masks, or ``info`` cannot be written as JSON.
         """
         write_atomically(path, mask_files.encode(self.tensors, self.info, packed=packed))
 
     def density(self) -> float:
-        """Return kept / total over all masked weights, 1.0 where there are none."""
+        """Return kept / total over all masked weights; 1.0 if there are none."""
         return _density(
             sum(int(mask.count_nonzero()) for mask in self.tensors.values()),
             sum(mask.numel() for mask in self.tensors.values()),
         )
 
     def densities(self) -> dict[str, float]:
-        """Return kept / total of each mask."""
+        """Return kept / total of each mask, by parameter name."""
         return {name: _density(int(mask.count_nonzero()), mask.numel()) for name, mask in self.tensors.items()}
 
     def compare(self, other: "Masks") -> dict[str, MaskOverlap]:
-        """Compare with other masks of the same weights, weight by weight.
+        """Return the overlap with other masks of the same weights, by parameter name.
+
+            masks.compare(other)["fc.weight"].overlap  # the Jaccard index, in [0, 1]
 
         Raises:
-            MaskError: listing the names and shapes in which they differ.
+            MaskError: names or shapes differ; all of them are listed.
         """
-        result = {}
-        for name, (first, second) in self._pairs(other).items():
-            both, kept, other_kept = (int(mask.count_nonzero()) for mask in (first & second, first, second))
-            neither = first.numel() - kept - other_kept + both
-            result[name] = MaskOverlap(both, kept - both, other_kept - both, neither)
-        return result
+        return {name: overlap(*pair) for name, pair in pair_masks(self.tensors, other.tensors).items()}
 
     def __and__(self, other: "Masks") -> "Masks":
-        """Keep what both keep."""
-        return self._combine(other, torch.logical_and)
+        """Keep the weights that both keep."""
+        return _combine(self, other, torch.logical_and)
 
     def __or__(self, other: "Masks") -> "Masks":
-        """Keep what either keeps."""
-        return self._combine(other, torch.logical_or)
+        """Keep the weights that either keeps."""
+        return _combine(self, other, torch.logical_or)
 
     def __sub__(self, other: "Masks") -> "Masks":
-        """Keep what these keep and the others drop."""
-        return self._combine(other, torch.gt)
+        """Keep the weights that these keep and the others drop."""
+        return _combine(self, other, torch.gt)
 
     def __invert__(self) -> "Masks":
-        """Keep what these drop."""
+        """Keep the weights that these drop."""
         return Masks({name: ~mask for name, mask in self.tensors.items()})
 
     def __eq__(self, other: object) -> bool:
@@ -192,32 +191,23 @@ class Masks:
     def __repr__(self) -> str:
         return f"<Masks of {len(self.tensors)} weights, density {self.density():.4g}>"
 
-    def _combine(self, other: "Masks", operation: Callable[[Tensor, Tensor], Tensor]) -> "Masks":
-        return Masks({name: operation(first, second) for name, (first, second) in self._pairs(other).items()})
 
-    def _pairs(self, other: "Masks") -> dict[str, tuple[Tensor, Tensor]]:
-        names = sorted(self.tensors.keys() ^ other.tensors.keys())
-        problems = [f"{name!r} is only in one of them" for name in names]
-        pairs = {
-            name: (mask, other.tensors[name].to(mask.device))
-            for name, mask in self.tensors.items()
-            if name in other.tensors
-        }
-        problems += [
-            f"{name!r} is {list(first.shape)} and {list(second.shape)}"
-            for name, (first, second) in pairs.items()
-            if first.shape != second.shape
-        ]
-        if problems:
-            raise MaskError(f"masks of different networks cannot be combined: {'; '.join(problems)}")
-        return pairs
+def _combine(first: Masks, second: Masks, operation: Callable[[Tensor, Tensor], Tensor]) -> Masks:
+    pairs = pair_masks(first.tensors, second.tensors)
+    return Masks({name: operation(mask, other) for name, (mask, other) in pairs.items()})
 
 
 def load_masks(path: str | os.PathLike[str]) -> Masks:
-    """Read a mask file of ours, or a safetensors file with masks under the names that others use.
+    """Read masks from a file: one of prunekit's, or one in which other tools store masks.
+
+        masks = load_masks("masks.safetensors")
+        masks.apply(model)
+
+    Args:
+        path: a safetensors file or a state dict of ``torch.save``; for accepted names see ``prunekit.masks.foreign``.
 
     Raises:
-        MaskError: naming the file and what is wrong with it.
+        MaskError: the file is not a valid mask file; the message names the file and the problem.
     """
     return Masks(*mask_files.read(Path(path)))
 

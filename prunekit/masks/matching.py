@@ -1,4 +1,4 @@
-"""The two things done with one mask: finding the parameter it belongs to, and making dropped weights zero.
+"""Find the parameter that each mask belongs to.
 
 This module knows tensors, names and models. It must not know files, optimisers, criteria or training.
 """
@@ -19,7 +19,7 @@ _Weight = TypeVar("_Weight", bound=Tensor)
 
 
 def plain_name(name: str) -> str:
-    """Return a parameter's name without what wrappers put around it: ``module.`` and ``_orig_mod.``.
+    """Return a parameter's name without the prefixes of wrappers, ``module.`` and ``_orig_mod.``.
 
     >>> plain_name("module._orig_mod.features._orig_mod.0.weight")
     'features.0.weight'
@@ -31,20 +31,22 @@ def plain_name(name: str) -> str:
 
 
 def match(masks: Mapping[str, Tensor], model: nn.Module) -> dict[str, tuple[nn.Parameter, Tensor]]:
-    """Find the parameter of each mask. Tied weights are one weight, whichever of its names is used.
+    """Find the parameter of each mask; tied weights are one parameter under any of their names.
 
-    The mask of a weight that is computed (weight norm) belongs to the parameter that carries its zeros.
+        for name, (parameter, mask) in match(masks.tensors, model).items(): ...
+
+    The mask of a computed weight (weight norm) belongs to the parameter that carries its zeros.
 
     Args:
         masks: parameter name -> bool of the parameter's shape. Names match with or without ``module.`` and
-            ``_orig_mod.`` on either side; an exact match comes first.
+            ``_orig_mod.`` on either side; an exact match takes precedence.
         model: any module, wrapped, compiled or plain.
 
     Returns:
         The parameter's name in the model -> (parameter, mask), in the order of the masks.
 
     Raises:
-        MaskError: naming every mask that fits no parameter, has another shape, or contradicts another one.
+        MaskError: masks fit no parameter, have another shape or contradict each other; all of them are listed.
     """
     reshard(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -53,14 +55,14 @@ def match(masks: Mapping[str, Tensor], model: nn.Module) -> dict[str, tuple[nn.P
     for name in computed.keys() & matched.keys():
         if not is_finite_under(model, name, computed[name], matched[name][1]):
             raise MaskError(
-                f"under its mask {name!r} is computed as 0 / 0, since an output unit keeps no connection; "
-                "keep one of each, for example with scope='unit'"
+                f"{name!r} would be computed as 0 / 0, because its mask keeps no connection of an output unit; keep at "
+                "least one connection of each unit, for example with scope='unit'"
             )
     return matched
 
 
 def match_names(masks: Mapping[str, Tensor], parameters: Mapping[str, _Weight]) -> dict[str, tuple[_Weight, Tensor]]:
-    """Find the weight of each mask in a state dict; as ``match`` does in a model."""
+    """Find the weight of each mask in a state dict, like ``match`` in a model."""
     by_plain_name: dict[str, dict[int, str]] = {}
     for name, parameter in parameters.items():
         by_plain_name.setdefault(plain_name(name), {}).setdefault(id(parameter), name)
@@ -94,12 +96,12 @@ def _not_found(name: str, candidates: list[str], parameters: Iterable[str]) -> s
     module, dot, last = name.rpartition(".")
     if any(known.startswith(f"{module}{dot}parametrizations.{last}.") for known in parameters):
         return (
-            f"{name!r} is computed from other parameters, whose zeros are not its own; call "
+            f"{name!r} is parametrized, and no parameter has the same zeros; call "
             "torch.nn.utils.parametrize.remove_parametrizations"
         )
     return f"no parameter {name!r}"
 
 
 def same_mask(first: Tensor, second: Tensor) -> bool:
-    """Say whether two masks are equal, wherever they are."""
+    """Return whether two masks are equal, on any devices."""
     return first is second or (first.shape == second.shape and torch.equal(first, second.to(first.device)))

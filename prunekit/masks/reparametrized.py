@@ -1,8 +1,8 @@
-"""Weights that a module computes from other parameters: which of those carries the zeros.
+"""Find the parameter that carries the zeros of a weight computed from other parameters.
 
-With weight norm the weight is ``g v / |v|``, with spectral norm ``W / sigma(W)``: it is 0 where ``v`` or ``W`` is, and
-nowhere else. So a mask of the computed weight is held on that parameter, and its zeros are exact in both. This
-module knows ``torch.nn.utils.parametrize``; it must not know files, criteria or training.
+With weight norm the weight is ``g v / |v|``, with spectral norm ``W / sigma(W)``: it is 0 exactly where ``v`` or ``W``
+is 0. A mask of the computed weight is therefore held on that parameter, and its zeros are exact in both. This module
+knows ``torch.nn.utils.parametrize``; it must not know files, criteria or training.
 """
 
 import copy
@@ -16,17 +16,20 @@ from prunekit.distributed.dtensor import full_tensor
 
 
 def carrier(module: nn.Module, name: str) -> str | None:
-    """Return the name, in the module, of the parameter whose zeros are those of a computed tensor.
+    """Return the name, within a module, of the parameter that carries the zeros of a computed tensor.
 
-    It is found by trying: half of the entries of a copy, with other numbers, are set to 0.
+    >>> carrier(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), "weight")
+    'parametrizations.weight.original1'
+
+    It is found by trial: half of the entries of a copy with random values are set to 0.
 
     Args:
         module: any module.
-        name: of its tensor, for example "weight".
+        name: name of its tensor, for example "weight".
 
     Returns:
-        For example "parametrizations.weight.original1"; ``None`` where the tensor is not computed by a
-        parametrisation, or zeros of no parameter are all and only its zeros (an orthogonal weight, for example).
+        The name; ``None`` if the tensor is not parametrized, or if no parameter has exactly its zeros (an orthogonal
+        weight, for example).
     """
     if not parametrize.is_parametrized(module, name):
         return None
@@ -38,7 +41,7 @@ def carrier(module: nn.Module, name: str) -> str | None:
 
 
 def _carries(parametrization: nn.Module, key: str, parameter: nn.Parameter) -> bool:
-    # A copy, since looking changes some (spectral norm); on the CPU, since a model on "meta" has no values.
+    # A copy, because computing changes some (spectral norm); on the CPU, because a model on "meta" has no values.
     trial = _copy(parametrization).to_empty(device="cpu").eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -52,13 +55,13 @@ def _carries(parametrization: nn.Module, key: str, parameter: nn.Parameter) -> b
 
 
 def is_finite_under(model: nn.Module, name: str, key: str, mask: Tensor) -> bool:
-    """Say whether a computed tensor has only numbers under a mask: of a unit without connections the norm is 0.
+    """Return whether a computed tensor is finite under a mask: the norm of a unit without connections is 0.
 
     Args:
         model: the model.
-        name: of the tensor in it.
-        key: of the parameter that carries its zeros.
-        mask: True = keep.
+        name: name of the tensor in it.
+        key: name of the parameter that carries its zeros.
+        mask: bool of the tensor's shape, True = keep.
     """
     path, _, tensor = name.rpartition(".")
     parametrization = _copy(model.get_submodule(f"{path}.parametrizations.{tensor}".lstrip("."))).eval()
@@ -69,16 +72,16 @@ def is_finite_under(model: nn.Module, name: str, key: str, mask: Tensor) -> bool
 
 
 def _copy(module: nn.Module) -> nn.Module:
-    """Return a copy whose parameters are ordinary tensors, wherever those of the original lie."""
+    """Return a copy whose parameters are ordinary tensors, even if those of the original are sharded."""
     known = {id(parameter): nn.Parameter(full_tensor(parameter).clone()) for parameter in module.parameters()}
     return copy.deepcopy(module, known)
 
 
 def copy_of(network: nn.Module) -> nn.Module:
-    """Return a deep copy of a network, also of one whose weights were computed by hooks with a gradient.
+    """Return a deep copy of a network, including one whose weights hooks compute with a gradient.
 
-    ``torch.nn.utils.prune`` and the old weight norm leave such a tensor in the module, which torch does not copy; they
-    compute it again at the next call.
+    ``torch.nn.utils.prune`` and the old weight norm store such a tensor in the module, which torch refuses to copy. The
+    copy computes it again at its next call.
     """
     tensors = [value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     known = {id(tensor): tensor.detach().clone() for tensor in tensors if not tensor.is_leaf}

@@ -1,7 +1,7 @@
-"""Second moments of dropped weights: kept from being exactly 0, where the root of 0 makes an optimiser slow.
+"""Keep second moments of dropped weights away from exact zero, because sqrt(0) is slow on CPUs.
 
-On a CPU the vector library that torch takes square roots with needs six times as long for 0 as for other numbers, and
-under a mask most second moments are 0: a step of AdamW takes 40 % longer. What they are plays no part, since gradient
+The vector library that computes torch's square roots on CPUs takes six times as long for 0 as for other numbers, and
+under a mask most second moments are 0: a step of AdamW takes 40 % longer. Their values do not matter, because gradient
 and first moment of a dropped weight are 0. This module knows optimisers of PyTorch; it must not know models.
 """
 
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from prunekit.distributed.dtensor import local_shard
 
-# Exact classes -> the state whose root they take. Those that are not here take no root of a plain second moment.
+# Exact class -> the state whose square root it takes. Other classes take no square root of a plain second moment.
 _STATES: dict[type[Optimizer], str] = {
     torch.optim.Adam: "exp_avg_sq",
     torch.optim.AdamW: "exp_avg_sq",
@@ -22,21 +22,21 @@ _STATES: dict[type[Optimizer], str] = {
     torch.optim.RMSprop: "square_avg",
     torch.optim.Adagrad: "sum",
 }
-# Below this a number that goes on to shrink would become subnormal, which is slow as well.
+# Below this, a number that decays further would become subnormal, which is slow as well.
 _LEAST = 1e-30
 _NEVER = 2**62  # steps
 
 
 def lift(optimizer: Optimizer, parameter: nn.Parameter, mask: Tensor) -> int:
-    """Set the second moments of dropped entries to 1, which changes no weight to the last bit.
+    """Set the second moments of dropped weights to 1, which does not change a bit of any weight.
 
     Args:
-        optimizer: after a step.
-        parameter: one that it steps.
-        mask: True = keep; what belongs to the part of the parameter on this process.
+        optimizer: the optimiser, after a step.
+        parameter: one of its parameters.
+        mask: bool of the shape of the parameter's local shard, True = keep.
 
     Returns:
-        After how many steps to do it again, since second moments decay; 0 where there is no state yet.
+        The number of steps after which to call this again, since second moments decay; 0 if there is no state yet.
     """
     moments = second_moments(optimizer, parameter)
     if moments is None:
@@ -47,7 +47,7 @@ def lift(optimizer: Optimizer, parameter: nn.Parameter, mask: Tensor) -> int:
 
 
 def second_moments(optimizer: Optimizer, parameter: nn.Parameter) -> Tensor | None:
-    """Return the second moments that ``lift`` works on, or ``None`` where it has nothing to do with them."""
+    """Return the second moments that ``lift`` sets, or ``None`` if there are none for it to set."""
     name = _STATES.get(type(optimizer), "")
     moments = optimizer.state.get(parameter, {}).get(name)
     if not isinstance(moments, Tensor) or moments.shape != parameter.shape:
@@ -58,7 +58,7 @@ def second_moments(optimizer: Optimizer, parameter: nn.Parameter) -> Tensor | No
 
 
 def _decay(group: dict[str, object]) -> float:
-    """Return the factor on old second moments at a step."""
+    """Return the factor by which a step multiplies old second moments."""
     betas = group.get("betas")
     if isinstance(betas, tuple | list):
         return float(betas[1])

@@ -1,9 +1,8 @@
-"""Exactly-k selection: which scores win, with the count exact and ties broken the same way every time.
+"""Exact top-k selection from scores, with deterministic ties.
 
-Scores are ``[G, out, fan]``, higher = keep. The number kept is always ``round(density * weights)`` (of
-blocks: ``round(density * blocks)``); per unit it differs by at most one between units. Among equal
-scores the earlier connection wins.
-This module knows scores and counts only.
+Scores are ``[G, out, fan]``, higher = keep. The number kept is always ``round(density * weights)``, or
+``round(density * blocks)`` with blocks; per unit it differs by at most one between units. Of equal scores, the earlier
+connection wins. This module must not know layers, criteria or names.
 """
 
 import math
@@ -18,7 +17,7 @@ from prunekit.errors import MaskError
 from prunekit.masks.patterns import Blocks, Channels, NofM, Pattern, Units, kept_count, pattern_problem, requested_count
 from prunekit.masks.top_k import as_array, first_best, kth_largest, mark_best
 
-# Whoever selects needs patterns as well, and finds them here.
+# Patterns and counts are exported here too, since selecting needs them.
 __all__ = [
     "Blocks",
     "Channels",
@@ -42,18 +41,18 @@ Scope = Literal["unit", "layer", "global"]
 
 
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
-_STEP, _GPU_STEP = 1 << 20, 1 << 24  # scores to work on at once, so that what is made on the way stays small
-_FEW = 16  # neighbours that are compared each with each; of more, each group is partitioned
+_STEP, _GPU_STEP = 1 << 20, 1 << 24  # scores to process at once, so that intermediate tensors remain small
+_FEW = 16  # up to here neighbours are compared pairwise; larger groups are partitioned
 
 
 @attrs.frozen
 class Quota:
-    """How many connections of one layer to keep, and what competes with what.
+    """How many connections of one layer to keep, and which connections compete.
 
     Attributes:
         density: kept / total, in (0, 1].
         fan_shape: the shape of one unit's connections, input channels first.
-        scope: "unit" gives every output unit its share; "layer" lets all connections compete.
+        scope: "unit": every output unit keeps the same share; "layer": all connections compete.
         pattern: N:M, blocks or whole units; ``None``: unstructured.
         candidates: bool ``[G, out, fan]``, the connections that may be kept; ``None``: all.
     """
@@ -68,15 +67,14 @@ class Quota:
 def unit_counts(density: float, units: int, fan: int) -> Tensor:
     """Return how many connections each of ``units`` keeps: int64 ``[units]``.
 
-    They add up to ``kept_count(density, units * fan)`` and differ by at most one; the larger shares
-    are spread evenly over the units. At a higher density no unit has less, so that a layer can be
-    pruned step by step.
+    The counts add up to ``kept_count(density, units * fan)`` and differ by at most one; the larger ones are distributed
+    evenly over the units. A higher density gives no unit less, so that a layer can be pruned gradually.
 
     >>> unit_counts(0.5, 3, 3).tolist()
     [2, 1, 2]
     """
     share, extra = divmod(kept_count(density, units * fan), units)
-    # Multiples of the golden ratio spread evenly, and so do the first few of them in the order of their size.
+    # Multiples of the golden ratio are evenly distributed, and so are the first few of them in order of size.
     place = (torch.arange(units, dtype=torch.float64) * _GOLDEN_RATIO).frac().argsort().argsort()
     return share + (place < extra).to(torch.int64)
 
@@ -84,10 +82,10 @@ def unit_counts(density: float, units: int, fan: int) -> Tensor:
 def unit_shares(quota: Quota, units: int, fan: int) -> Tensor:
     """Return how many connections each unit keeps under a quota: int64 ``[units]``.
 
-    As ``unit_counts``, but no unit is asked for more than it has left; others give the rest.
+    Like ``unit_counts``, but no unit keeps more than its candidates; other units keep the rest.
 
     Raises:
-        MaskError: when all units together have fewer left than are to be kept.
+        MaskError: there are fewer candidates than connections to keep.
     """
     counts = unit_counts(quota.density, units, fan)
     if quota.candidates is None:
@@ -95,7 +93,8 @@ def unit_shares(quota: Quota, units: int, fan: int) -> Tensor:
     room = quota.candidates.reshape(units, fan).sum(1).cpu()
     if int(counts.sum()) > int(room.sum()):
         raise MaskError(
-            f"density {quota.density:g} asks for {int(counts.sum())} connections, but only {int(room.sum())} are left"
+            f"density {quota.density:g} needs {int(counts.sum())} connections, "
+            f"but only {int(room.sum())} are candidates; lower the density"
         )
     missing = int((counts - room).clamp(min=0).sum())
     counts = counts.minimum(room)
@@ -107,7 +106,7 @@ def unit_shares(quota: Quota, units: int, fan: int) -> Tensor:
 
 
 def top_counts(scores: Tensor, counts: Tensor) -> Tensor:
-    """Mark the ``counts[u]`` largest entries of each row, the earlier one where scores are equal.
+    """Mark the ``counts[u]`` largest entries of each row u; of equal scores, the earlier one.
 
     Args:
         scores: ``[units, fan]``; ``-inf`` is a score like any other.
@@ -129,20 +128,30 @@ def top_counts(scores: Tensor, counts: Tensor) -> Tensor:
 
 
 def _at_once(scores: Tensor, size: int) -> int:
-    """Return how many rows of ``size`` scores to work on at once."""
+    """Return how many rows of ``size`` scores to process at once."""
     return max(1, (_STEP if scores.device.type == "cpu" else _GPU_STEP) // max(1, size))
 
 
 def keep_best(scores: Tensor, quota: Quota) -> Tensor:
-    """Return the mask of the best-scored connections of one layer, bool ``[G, out, fan]``.
+    """Return the mask of the connections of one layer with the highest scores.
+
+    >>> keep_best(torch.tensor([[[1.0, 4.0], [3.0, 2.0]]]), Quota(density=0.5, fan_shape=(2,)))
+    tensor([[[False,  True],
+             [ True, False]]])
+
+    Args:
+        scores: floating-point ``[G, out, fan]``, higher = keep; without NaN.
+        quota: how many connections to keep, and which of them compete.
+
+    Returns:
+        bool ``[G, out, fan]``, True = keep.
 
     Raises:
-        MaskError: when the pattern does not fit the layer or the density, or when fewer connections
-            are left than are to be kept.
+        MaskError: the pattern does not fit the layer or the density, or there are too few candidates.
     """
     problem = pattern_problem(quota.pattern, quota.density, scores.shape[1], quota.fan_shape)
     if isinstance(quota.pattern, Channels):
-        problem = "channels run through several layers, so that one layer alone cannot choose them"
+        problem = "channels belong to several layers, so a single layer cannot select them; use prunekit.select"
     if problem:
         raise MaskError(problem)
     scores = among(scores, quota.candidates)
@@ -154,14 +163,14 @@ def keep_best(scores: Tensor, quota: Quota) -> Tensor:
         mask = _keep_rows(scores, quota)
     if quota.candidates is not None and bool((mask & ~quota.candidates).any()):
         raise MaskError(
-            f"density {quota.density:g} asks for {int(mask.sum())} connections, "
-            f"but only {int((mask & quota.candidates).sum())} of the right places are still there"
+            f"density {quota.density:g} needs {int(mask.sum())} connections in this pattern, "
+            f"but only {int((mask & quota.candidates).sum())} of them are candidates; lower the density"
         )
     return mask
 
 
 def among(scores: Tensor, candidates: Tensor | None) -> Tensor:
-    """Rank what is no candidate below everything else, also below candidates that score ``-inf``."""
+    """Return scores that rank connections that are not candidates below all others, even those that score ``-inf``."""
     if candidates is None:
         return scores
     return scores.clamp(min=torch.finfo(scores.dtype).min).masked_fill(~candidates, -math.inf)
@@ -173,14 +182,14 @@ def _keep_rows(scores: Tensor, quota: Quota) -> Tensor:
 
 
 def _keep_n_of_m(scores: Tensor, pattern: NofM, quota: Quota) -> Tensor:
-    # Neighbours along the input channels: [units, groups, m, kernel taps].
+    # Consecutive input channels: [units, groups, m, kernel taps].
     n, m = pattern.n, pattern.m
     by_group = scores.reshape(-1, quota.fan_shape[0] // m, m, scores.shape[2] // quota.fan_shape[0])
     mask = torch.empty_like(by_group, dtype=torch.bool)
     rows = _at_once(scores, by_group[0].numel())
     for part, marks in zip(torch.split(by_group, rows), torch.split(mask, rows), strict=True):
         if m <= _FEW:
-            # In memory of their own the scores of one place lie side by side.
+            # A contiguous copy has the scores of one place side by side.
             marks.copy_((_rank_of_few(part.movedim(2, 0).contiguous()) < n).movedim(0, 2))
         else:
             groups = part.transpose(2, 3)
@@ -190,7 +199,7 @@ def _keep_n_of_m(scores: Tensor, pattern: NofM, quota: Quota) -> Tensor:
 
 
 def _rank_of_few(scores: Tensor) -> Tensor:
-    """Count by how many others each score is beaten along the first axis, by earlier equals too: uint8."""
+    """Return how many others beat each score along the first axis, earlier equal ones included: uint8."""
     beaten = torch.zeros_like(scores, dtype=torch.uint8)
     values, counts = as_array(scores), as_array(beaten)
     for later in range(1, len(values)):
@@ -218,7 +227,7 @@ def _cut(scores: Tensor, pattern: Blocks) -> tuple[int, ...]:
 
 
 def _block_sums(tiles: Tensor) -> Tensor:
-    """Sum ``[G, R, rows, C, columns]`` over rows and columns: float64, where a sum of the lowest scores is finite."""
+    """Sum ``[G, R, rows, C, columns]`` over rows and columns, in float64: sums of the lowest scores are finite."""
     sums = torch.empty((*tiles.shape[:2], tiles.shape[3]), dtype=torch.float64, device=tiles.device)
     step = _at_once(tiles, tiles[0, 0].numel())
     for group, of_group in zip(tiles, sums, strict=True):
@@ -228,12 +237,15 @@ def _block_sums(tiles: Tensor) -> Tensor:
 
 
 def keep_best_global(scores: Mapping[str, Tensor], count: int, pattern: Blocks | None = None) -> dict[str, Tensor]:
-    """Let the connections of several layers compete: the ``count`` best of all, as one mask per layer.
+    """Return the masks of the ``count`` best connections of several layers, which compete with each other.
 
     Args:
-        scores: ``[G, out, fan]`` of each layer.
-        count: connections to keep; of blocks, a multiple of their size.
-        pattern: blocks that compete by the sums of their scores; all have one size.
+        scores: layer name -> ``[G, out, fan]``, higher = keep.
+        count: connections to keep; with blocks, a multiple of their size.
+        pattern: blocks of one size that compete by the sums of their scores; ``None``: single connections.
+
+    Returns:
+        Layer name -> bool ``[G, out, fan]``, True = keep.
     """
     if pattern is None:
         return dict(zip(scores, mark_best(list(scores.values()), count), strict=True))

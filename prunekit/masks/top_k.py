@@ -1,10 +1,9 @@
-"""The k largest of many values, exactly and without sorting: one pass over the values where a sample foretells well.
+"""Find the k largest of many values, exactly and without sorting, usually in one pass.
 
-A sample gives a bracket around the k-th largest value. One pass, block by block, marks what lies above the bracket and
-collects what lies inside it; a partition of these few settles the rest. Where the sample misled, the bracket is
-bisected. So whatever the values and their order, the marks are those that a stable sort would give: of equal
-values the earlier one wins.
-This module knows numbers alone; it must not know layers or densities.
+A sample gives a bracket around the k-th largest value. One pass, block by block, marks the values above the bracket and
+collects those inside it; a partition of these few finds the rest. If the sample is misleading, the bracket is bisected.
+For any values in any order, the marks equal those of a stable sort: of equal values the earlier one wins. This module
+must not know layers or densities.
 """
 
 import math
@@ -18,29 +17,32 @@ import torch
 from torch import Tensor
 
 SAMPLE = 1 << 16  # the bracket then holds about 1.5 % of the values, and finding it costs under a millisecond
-BLOCK = 1 << 19  # values, and the marks of a block, stay in the cache between the steps of a pass
-GPU_BLOCK = 1 << 24  # each block is waited for once
-_DEVIATIONS = 3  # of the rank in the sample: one in 400 random samples misleads, and costs some passes more
-_COLLECTED = 32  # at most one value of so many is collected: 12 bytes each, twice, beside 32 values of 4
+BLOCK = 1 << 19  # values and marks of a block remain in the cache between the steps of a pass
+GPU_BLOCK = 1 << 24  # each block is synchronised once
+_DEVIATIONS = 3  # of the rank in the sample: one in 400 random samples is misleading, and costs a few more passes
+_COLLECTED = 32  # at most one value in this many is collected: 12 bytes each, twice, beside 32 values of 4
 _TORCH: dict[np.ufunc, Callable[..., Tensor]] = {np.greater: torch.gt, np.greater_equal: torch.ge, np.equal: torch.eq}
 _FAST = {torch.float32, torch.float64, torch.bool}
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
 def mark_best(tensors: Sequence[Tensor], count: int, *, sample: int = SAMPLE, block: int | None = None) -> list[Tensor]:
-    """Mark the ``count`` largest values of all tensors together, the earlier one of equals.
+    """Mark the ``count`` largest values of all tensors together; of equal values, the earlier one.
 
-    Memory beyond the marks is about a tenth of float32 values that are contiguous; others are copied, one tensor
+    >>> mark_best([torch.tensor([1.0, 5.0]), torch.tensor([3.0])], 2)
+    [tensor([False,  True]), tensor([True])]
+
+    For contiguous float32 values, memory beyond the marks is about a tenth of the values; other tensors are copied, one
     at a time.
 
     Args:
-        tensors: floating point, any shapes, all on one device; no NaN. Infinite values are values like any other.
-        count: 0 <= count <= values in all.
-        sample: how many values to foretell from; fewer values than that are all looked at.
-        block: how many values to look at in one step; ``None``: as the device likes it.
+        tensors: floating point, any shapes, all on one device; without NaN. Infinite values are ordinary values.
+        count: 0 <= count <= total number of values.
+        sample: number of values to sample; fewer values are all used.
+        block: number of values to process in one step; ``None``: a size that suits the device.
 
     Returns:
-        bool tensors of the same shapes, exactly ``count`` True in all.
+        bool tensors of the same shapes, with exactly ``count`` True in all.
     """
     if not tensors:
         return []
@@ -66,10 +68,10 @@ def kth_largest(rows: Tensor, count: int) -> Tensor:
 
 
 def as_array(tensor: Tensor) -> Any:
-    """Return a tensor in the CPU's memory as NumPy's array, any other as it is.
+    """Return a CPU tensor as a NumPy array, and any other tensor unchanged.
 
-    On the CPU NumPy compares and counts several times faster than torch, and waits for no other thread. It shares the
-    memory, but for half precision, which is widened, exactly.
+    On the CPU, NumPy compares and counts several times faster than torch, and waits for no other thread. The array
+    shares the tensor's memory, except for half precision, which is converted to float32, exactly.
     """
     if tensor.device.type != "cpu":
         return tensor
@@ -79,14 +81,14 @@ def as_array(tensor: Tensor) -> Any:
 
 @attrs.define
 class _Middle:
-    """What one pass found: how many reach the upper bound, and those strictly between the bounds.
+    """The result of one pass: how many values reach the upper bound, and the values strictly between the bounds.
 
     Attributes:
-        above: values that reach the upper bound; they are marked.
-        inside: values between the bounds.
+        above: number of values that reach the upper bound; they are marked.
+        inside: number of values between the bounds.
         marks: the marks of each block.
-        places: in each block, the values between the bounds; empty when they are too many to collect.
-        values: the same values.
+        places: for each block, the indices of the values between the bounds; empty if there are too many to collect.
+        values: the values at these indices.
     """
 
     above: int = 0
@@ -115,9 +117,9 @@ class _Ranking:
         self.most = max(self.total // _COLLECTED, self.sample)
 
     def run(self) -> None:
-        """Write the marks. The value sought is always within [lowest, highest]."""
+        """Write the marks; the value searched for is always within [lowest, highest]."""
         lowest, highest = -math.inf, math.inf
-        low, high = self._foretell()
+        low, high = self._bracket()
         while True:
             found = self._look(low, high)
             if self.count <= found.above:
@@ -141,8 +143,8 @@ class _Ranking:
             for values, marks in zip(torch.split(tensor, self.block), torch.split(mark, self.block), strict=True):
                 yield values.to(self.dtype), marks
 
-    def _foretell(self) -> tuple[float, float]:
-        """Return two values of a sample that most likely have the sought one between them."""
+    def _bracket(self) -> tuple[float, float]:
+        """Return two values of a sample, most likely below and above the value searched for."""
         if self.total <= self.sample:
             return -math.inf, math.inf
         values = self._sampled()
@@ -155,7 +157,7 @@ class _Ranking:
         return low, high
 
     def _sampled(self) -> Tensor:
-        """Take one value of each stretch, at changing places, so that no period of the values is the sample's."""
+        """Return one value from each stretch, at varying places, so that the sample is not periodic."""
         number = np.arange(self.sample)
         spread = (number + (number * _GOLDEN_RATIO) % 1) * (self.total / self.sample)
         places = torch.from_numpy(spread.astype(np.int64).clip(max=self.total - 1))
@@ -168,7 +170,7 @@ class _Ranking:
         return torch.cat(parts)
 
     def _look(self, low: float, high: float) -> _Middle:
-        """Mark what reaches ``high``, and collect what lies strictly between, unless it is too much."""
+        """Mark the values that reach ``high``, and collect those strictly between the bounds if they are few."""
         found = _Middle()
         inside = torch.empty(self.block, dtype=torch.bool, device=self.marks[0].device)
         for values, marks in self._blocks():
@@ -176,7 +178,7 @@ class _Ranking:
             found.above += _count(marks)
             between = inside[: values.numel()]
             _compare(np.greater, values, low, between)
-            _compare(np.greater, between, marks, between)  # of truths: inside and not above
+            _compare(np.greater, between, marks, between)  # of bools: inside and not above
             if found.inside > self.most:
                 found.inside += _count(between)
                 continue
@@ -194,7 +196,7 @@ class _Ranking:
         return sum(_count(holds(values)) for values, _ in self._blocks())
 
     def _fill(self, level: float, left: int) -> None:
-        """Mark what is above ``level``, and the first ``left`` values that are equal to it."""
+        """Mark the values above ``level``, and the first ``left`` values equal to it."""
         for values, marks in self._blocks():
             if left:
                 _compare(np.equal, values, level, marks)
@@ -207,7 +209,7 @@ class _Ranking:
 
 
 def _settle(found: _Middle, left: int) -> None:
-    """Mark the ``left`` largest of what was collected."""
+    """Mark the ``left`` largest of the collected values."""
     values = torch.cat(found.values)
     level = kth_largest(values, left)
     chosen = values > level
@@ -218,7 +220,7 @@ def _settle(found: _Middle, left: int) -> None:
 
 
 def first_best(rows: Tensor, threshold: Tensor, count: int) -> Tensor:
-    """Mark ``count`` values of each row: those above the threshold, then the first of those that are equal to it.
+    """Mark ``count`` values of each row: those above the threshold, then the first of those equal to it.
 
     Args:
         rows: ``[rows, values]``.
@@ -228,20 +230,20 @@ def first_best(rows: Tensor, threshold: Tensor, count: int) -> Tensor:
     above = rows > threshold
     level = rows == threshold
     room = count - above.sum(1, keepdim=True)
-    # Most rows have no more equals than room; running sums are for the others.
+    # Most rows have room for all equal values; only the others need running sums.
     crowded = (level.sum(1, keepdim=True) > room).squeeze(1).nonzero().squeeze(1)
     level[crowded] &= level[crowded].cumsum(1) <= room[crowded]
     return above.logical_or_(level)
 
 
 def _between(low: float, high: float, dtype: torch.dtype) -> float:
-    """Return the value in the middle between two, counted in values that the type has; ``low`` if there is none."""
-    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    """Return the middle value between two, counted in values of the dtype; ``low`` if there is none."""
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
     sign = 1 << (8 * dtype.itemsize - 1)
-    bits = torch.tensor([low, high], dtype=dtype).view(whole).tolist()
-    # As whole numbers the bits of positive floats have the floats' order; those of negative ones have it reversed.
+    bits = torch.tensor([low, high], dtype=dtype).view(integer).tolist()
+    # Read as integers, the bits of positive floats have the order of the floats; those of negative ones are reversed.
     place = sum(bit if bit >= 0 else -(bit + sign) for bit in bits) // 2
-    return float(torch.tensor(place if place >= 0 else -place - sign, dtype=whole).view(dtype))
+    return float(torch.tensor(place if place >= 0 else -place - sign, dtype=integer).view(dtype))
 
 
 def _count(marks: Tensor) -> int:

@@ -313,7 +313,7 @@ def test_parameters_are_sharded_again_after_a_forward_pass(two_ranks):
 
 def refuse_spread_masks():
     model = sharded()
-    with pytest.raises(prunekit.MaskError, match=r"'conv.weight' is spread over processes; give the whole"):
+    with pytest.raises(prunekit.MaskError, match=r"'conv.weight' is sharded over processes; pass mask.full_tensor"):
         Masks({"conv.weight": model.conv.weight.detach() != 0})
 
 

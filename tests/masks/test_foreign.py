@@ -119,14 +119,14 @@ def test_bitmasks_of_pairs_are_read(tmp_path: Path) -> None:
         ({"fc.compressed": None}, "fc.bitmask comes without fc.compressed"),
         ({"fc.shape": torch.tensor([4, 9])}, "fc.bitmask is torch.uint8 [4, 1], expected torch.uint8 [4, 2]"),
         ({"fc.shape": torch.tensor([10**6, 10**6])}, "expected torch.uint8 [1000000, 125000]"),
-        ({"fc.shape": torch.tensor([-4, 8])}, "fc.shape says [-4, 8]"),
+        ({"fc.shape": torch.tensor([-4, 8])}, "fc.shape is [-4, 8]"),
         ({"fc.shape": torch.tensor([4.0, 8.0])}, "fc.shape is torch.float32 [2], expected the sizes"),
         ({"fc.shape": torch.zeros(0, dtype=torch.int64)}, "fc.shape is torch.int64 [0], expected the sizes"),
         ({"fc.shape": torch.ones(99, dtype=torch.int64)}, "fc.shape is torch.int64 [99]"),
         ({"fc.bitmask": torch.ones(4, 1)}, "fc.bitmask is torch.float32"),
         ({"fc.bitmask": torch.full((4, 1), 255, dtype=torch.uint8)}, "fc.bitmask keeps 32 weights, but fc.compressed"),
-        ({"fc.row_offsets": torch.tensor([0, 1, 2, 3])}, "fc.row_offsets does not count what fc.bitmask keeps"),
-        ({"fc.row_offsets": torch.zeros(4)}, "fc.row_offsets does not count"),
+        ({"fc.row_offsets": torch.tensor([0, 1, 2, 3])}, "fc.row_offsets does not match the counts of fc.bitmask"),
+        ({"fc.row_offsets": torch.zeros(4)}, "fc.row_offsets does not match"),
         ({"module.fc.weight_mask": torch.ones(4, 8)}, "fc.bitmask and module.fc.weight_mask are both masks"),
     ],
 )
@@ -198,7 +198,7 @@ def test_no_pickle_is_run(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
-def test_what_a_torch_file_claims_costs_nothing(tmp_path: Path) -> None:
+def test_sizes_that_a_torch_file_claims_take_no_memory(tmp_path: Path) -> None:
     good, path = tmp_path / "good.pt", tmp_path / "m.pt"
     torch.save({"fc.weight_mask": torch.ones(2, 3)}, good)
     torch.save({"fc.weight_mask": torch.ones(1).expand(10**6, 10**6)}, path)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunekit.errors import MaskError
-from prunekit.masks.holding import _LEAVES_ZEROS_ALONE, Held
+from prunekit.masks.holding import _KEEP_ZEROS, Held, _keeps_zeros
 from prunekit.masks.masks import Masks
 
 OPTIMIZERS: list[tuple[type[Optimizer], dict[str, Any]]] = [
@@ -120,7 +120,7 @@ def dropped(model: nn.Module, masks: Masks) -> Tensor:
 @pytest.mark.parametrize(("kind", "options"), FORMS, ids=spelled)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("zero", [0.0, -0.0])
-def test_optimisers_on_the_list_leave_a_zero_weight_alone_by_themselves(
+def test_optimisers_on_the_list_keep_a_zero_weight_at_zero_by_themselves(
     kind: type[Optimizer], options: dict[str, Any], dtype: torch.dtype, zero: float
 ) -> None:
     weight = nn.Parameter(torch.zeros(40, dtype=dtype))
@@ -131,15 +131,16 @@ def test_optimisers_on_the_list_leave_a_zero_weight_alone_by_themselves(
         assert is_positive_zero(weight.detach())
 
 
-@pytest.mark.parametrize("kind", sorted(_LEAVES_ZEROS_ALONE, key=lambda kind: kind.__name__))
-def test_a_step_masks_no_weight_where_the_optimiser_leaves_zeros_alone(kind: type[Optimizer]) -> None:
+@pytest.mark.parametrize("kind", sorted(_KEEP_ZEROS, key=lambda kind: kind.__name__))
+def test_a_step_masks_no_weight_if_the_optimiser_keeps_zeros(kind: type[Optimizer]) -> None:
     model = Net()
     masks = random_masks(model)
-    with masks.hold(model, kind(model.parameters())) as held:
-        assert held._leaves_zeros_alone()
+    optimizer = kind(model.parameters())
+    with masks.hold(model, optimizer) as held:
+        assert _keeps_zeros(optimizer, held._least_eps)
 
 
-def test_an_optimiser_that_divides_zero_by_zero_is_not_left_alone() -> None:
+def test_weights_are_masked_after_an_optimiser_that_divides_zero_by_zero() -> None:
     model = Net()
     optimizer = torch.optim.Adam(model.parameters(), eps=0.0)
     masks = random_masks(model, density=0.9)
@@ -159,7 +160,7 @@ class Noisy(torch.optim.SGD):
                 parameter.add_(0.01)
 
 
-def test_an_unknown_optimiser_cannot_move_a_dropped_weight() -> None:
+def test_an_unknown_optimiser_cannot_change_a_dropped_weight() -> None:
     model = Net()
     optimizer = Noisy(model.parameters(), lr=0.1)
     masks = random_masks(model)
@@ -184,7 +185,7 @@ def test_clipping_sees_masked_gradients() -> None:
         assert bool((gradient[mask] != 0).any())
 
 
-def test_gradients_set_by_hand_and_thawed_weights_are_masked_too() -> None:
+def test_gradients_set_by_hand_and_of_unfrozen_weights_are_masked_too() -> None:
     model = Net()
     masks = random_masks(model)
     model.first.weight.requires_grad_(False)
@@ -249,7 +250,7 @@ def test_an_update_that_does_not_fit_changes_nothing() -> None:
         Held(Masks({"x": torch.ones(2, dtype=torch.bool)}), model, optimizer)
 
 
-def test_a_paused_hold_shows_whole_gradients_and_masks_them_afterwards() -> None:
+def test_a_paused_hold_leaves_gradients_unmasked_and_masks_them_afterwards() -> None:
     model, dense = Net(), Net()
     masks = random_masks(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -270,7 +271,7 @@ def test_a_paused_hold_shows_whole_gradients_and_masks_them_afterwards() -> None
         assert is_positive_zero(dropped(model, masks))
 
 
-def test_a_state_that_the_optimiser_loads_is_masked_with_the_weights_loaded_before() -> None:
+def test_loading_an_optimiser_state_masks_it_and_the_weights_loaded_before() -> None:
     dense, model = Net(), Net()
     other, optimizer = torch.optim.Adam(dense.parameters()), torch.optim.Adam(model.parameters())
     train(dense, other)
@@ -294,7 +295,7 @@ def test_masks_that_keep_everything_leave_no_trace() -> None:
         assert all(not parameter._post_accumulate_grad_hooks for parameter in model.parameters())
 
 
-def test_nothing_is_left_after_detach_and_attach_may_be_called_again() -> None:
+def test_detach_removes_all_hooks_and_attach_may_be_called_again() -> None:
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     masks = random_masks(model)
@@ -336,7 +337,7 @@ def test_a_held_model_is_copied_and_saved_as_before(action: Callable[[Any], Any]
         assert copied_optimizer.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
 
 
-def test_a_held_model_that_is_forgotten_is_freed() -> None:
+def test_a_held_model_without_references_is_freed() -> None:
     model = Net()
     optimizer = torch.optim.SGD(model.parameters())
     held = random_masks(model).hold(model, optimizer).attach()
@@ -361,14 +362,14 @@ def test_tied_weights_are_held_once() -> None:
         assert is_positive_zero(model[0].weight.detach()[~masks.tensors["1.weight"]])
 
 
-def test_sparse_gradients_are_refused_with_a_way_out() -> None:
+def test_sparse_gradients_are_refused_with_the_next_step() -> None:
     model = nn.Embedding(7, 3, sparse=True)
     masks = Masks({"weight": torch.zeros(7, 3, dtype=torch.bool)})
     with masks.hold(model, torch.optim.SGD(model.parameters())), pytest.raises(MaskError, match="sparse=False"):
         model(torch.arange(3)).sum().backward()
 
 
-def test_gradients_in_another_memory_layout_than_the_weight_are_masked_right() -> None:
+def test_gradients_in_another_memory_layout_than_the_weight_are_masked_correctly() -> None:
     model = nn.Conv2d(3, 4, 3)
     masks = Masks({"weight": torch.rand(4, 3, 3, 3) < 0.5})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -13,12 +13,12 @@ def chosen(pattern: NofM | Blocks, density: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("pattern", [NofM(2, 4), NofM(1, 4), NofM(1, 2), NofM(4, 8), NofM(3, 16)])
-def test_what_is_selected_by_groups_is_found(pattern: NofM) -> None:
+def test_n_of_m_selections_are_found(pattern: NofM) -> None:
     assert find_pattern(chosen(pattern, pattern.n / pattern.m)) == f"{pattern.n}:{pattern.m}"
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(4, 4), (1, 8), (16, 1), (2, 32)])
-def test_what_is_selected_by_blocks_is_found(rows: int, columns: int) -> None:
+def test_block_selections_are_found(rows: int, columns: int) -> None:
     assert find_pattern(chosen(Blocks(rows, columns), 0.25)) == f"blocks {rows}x{columns}"
 
 
@@ -45,7 +45,7 @@ def test_any_mask_has_a_pattern_or_none_and_its_empty_lines_are_those_of_a_loop(
 
 
 @pytest.mark.parametrize("value", [True, False])
-def test_all_or_nothing_is_no_pattern(value: bool) -> None:
+def test_a_mask_that_keeps_all_or_nothing_has_no_pattern(value: bool) -> None:
     assert find_pattern(torch.full((8, 8), value)) is None
 
 

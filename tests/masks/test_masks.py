@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from prunekit.errors import MaskError
-from prunekit.masks.masks import MaskOverlap, Masks, load_masks
+from prunekit.masks.masks import Masks, load_masks
 from prunekit.masks.matching import match, plain_name
+from prunekit.masks.overlap import MaskOverlap
 from prunekit.masks.zeroing import BLOCK, MaskApplier
 
 bits = st.lists(st.booleans(), min_size=12, max_size=12).map(lambda kept: torch.tensor(kept).reshape(3, 4))
@@ -30,12 +31,12 @@ def is_positive_zero(tensor: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("mask", [torch.ones(3), torch.tensor([1, 0]), torch.tensor([float("nan")]), [True], None])
-def test_what_is_no_bool_tensor_is_refused_by_name(mask: Any) -> None:
+def test_a_mask_that_is_not_a_bool_tensor_is_refused_by_name(mask: Any) -> None:
     with pytest.raises(MaskError, match=r"mask of 'fc.weight' is .*, expected a dense torch.bool tensor"):
         Masks({"fc.weight": mask})
 
 
-def test_a_record_does_not_follow_the_dictionary_it_was_made_from() -> None:
+def test_masks_do_not_change_with_the_dictionary_they_were_made_from() -> None:
     source = {"a": torch.ones(2, dtype=torch.bool)}
     masks = Masks(source, {"seed": 1})
     source.clear()
@@ -56,7 +57,7 @@ def test_the_algebra_is_that_of_sets(pair: tuple[Masks, Masks]) -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(pairs_of_masks)
-def test_a_comparison_counts_what_plain_loops_count(pair: tuple[Masks, Masks]) -> None:
+def test_a_comparison_counts_like_plain_loops(pair: tuple[Masks, Masks]) -> None:
     first, second = pair
     for name, comparison in first.compare(second).items():
         zipped = list(zip(first.tensors[name].flatten().tolist(), second.tensors[name].flatten().tolist(), strict=True))
@@ -76,7 +77,7 @@ def test_masks_of_different_networks_are_not_combined() -> None:
     assert first != "masks"
 
 
-def test_density_is_kept_by_total_whole_and_per_weight() -> None:
+def test_density_is_kept_by_total_overall_and_per_weight() -> None:
     masks = Masks({"a": torch.tensor([True, False, False, False]), "b": torch.ones(2, dtype=torch.bool)})
     assert masks.density() == 0.5
     assert masks.densities() == {"a": 0.25, "b": 1.0}
@@ -104,7 +105,7 @@ def test_masks_are_read_off_zeros_and_applied_to_another_model(tmp_path: Path) -
         lambda tensor: tensor.repeat_interleave(2, 1)[:, ::2],
     ],
 )
-def test_kept_bits_stay_and_dropped_ones_become_zero_whatever_they_were(
+def test_kept_bits_are_unchanged_and_dropped_values_become_zero(
     dtype: torch.dtype, layout: Callable[[Tensor], Tensor]
 ) -> None:
     values = torch.randn(4, 3, 5, 7)
@@ -122,7 +123,7 @@ def test_kept_bits_stay_and_dropped_ones_become_zero_whatever_they_were(
         assert torch.equal(changed[mask].view(integers), tensor[mask].view(integers))
 
 
-def test_one_keeper_masks_tensors_of_every_kind_in_turns() -> None:
+def test_one_applier_masks_tensors_of_every_kind_in_turn() -> None:
     mask = torch.rand(5, 7) < 0.5
     keep = MaskApplier(mask)
     kinds: list[Callable[[Tensor], Tensor]] = [

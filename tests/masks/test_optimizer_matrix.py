@@ -215,7 +215,7 @@ def is_positive_zero(tensor: Tensor) -> bool:
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # compiling a step, torch itself uses it
 @pytest.mark.parametrize(("kind", "options", "form", "setting"), MATRIX)
-def test_zeros_stay_and_kept_weights_move_as_if_the_forward_pass_multiplied_by_the_mask(
+def test_zeros_remain_and_kept_weights_move_as_if_the_forward_pass_multiplied_by_the_mask(
     kind: type[Optimizer], options: dict[str, Any], form: str, setting: Setting
 ) -> None:
     masks = random_masks()

@@ -5,7 +5,7 @@ from prunekit.masks.patterns import Blocks, Channels, NofM, Units, parse_pattern
 
 
 @pytest.mark.parametrize("pattern", [NofM(2, 4), NofM(1, 1), Blocks(4, 1), Blocks(1, 16), Units(), Channels()])
-def test_a_pattern_is_read_as_it_is_written(pattern):
+def test_a_pattern_is_parsed_from_its_text(pattern):
     assert parse_pattern(str(pattern)) == pattern
     assert parse_pattern(f" {pattern} ") == pattern
 
@@ -21,12 +21,12 @@ def test_a_pattern_is_read_as_it_is_written(pattern):
         ("4x0", "has a size of 0"),
     ],
 )
-def test_what_is_no_pattern_is_an_error(text, message):
+def test_an_unknown_pattern_is_an_error(text, message):
     with pytest.raises(ConfigError, match=message):
         parse_pattern(text)
 
 
-def test_whole_units_and_blocks_are_counted_whole():
+def test_counts_are_multiples_of_units_and_blocks():
     assert requested_count(0.3, 10 * 7, Units(), 7) == requested_count(0.3, 10 * 7, Channels(), 7) == 21
     assert requested_count(0.24, 100, Blocks(2, 5), 20) == 20
     assert requested_count(0.24, 100, NofM(1, 4), 20) == requested_count(0.24, 100) == 24

@@ -32,7 +32,7 @@ def trained(kind, options, steps=120):
 
 
 @pytest.mark.parametrize(("kind", "options"), OPTIMIZERS)
-def test_dropped_second_moments_are_never_left_small_and_no_weight_is_moved_by_it(kind, options, monkeypatch):
+def test_dropped_second_moments_are_never_small_and_no_weight_changes(kind, options, monkeypatch):
     layer, optimizer, _ = trained(kind, options)
     assert (second_moments(optimizer, layer.weight)[~MASK] > 1e-31).all()
     monkeypatch.setattr(holding, "lift", lambda *_: 2**62)
@@ -46,7 +46,7 @@ def test_dropped_second_moments_are_never_left_small_and_no_weight_is_moved_by_i
 
 
 @pytest.mark.parametrize(("kind", "options"), OPTIMIZERS)
-def test_what_is_let_go_or_grows_again_starts_from_zero_state(kind, options):
+def test_released_and_regrown_weights_start_from_zero_state(kind, options):
     layer, optimizer, held = trained(kind, options, steps=3)
     held.update(Masks({"weight": torch.ones_like(MASK)}))
     assert not second_moments(optimizer, layer.weight)[~MASK].any()
@@ -70,7 +70,7 @@ def test_the_time_to_the_next_lift_follows_the_decay():
 
 
 @pytest.mark.parametrize(("kind", "calls"), [(torch.optim.SGD, 1), (torch.optim.Adam, 1), (torch.optim.RMSprop, 2)])
-def test_moments_are_looked_for_when_they_are_due_and_not_at_every_step(kind, calls, monkeypatch):
+def test_moments_are_lifted_when_due_and_not_at_every_step(kind, calls, monkeypatch):
     asked = []
 
     def counted(*given):
@@ -82,7 +82,7 @@ def test_moments_are_looked_for_when_they_are_due_and_not_at_every_step(kind, ca
     assert len(asked) == calls
 
 
-def test_moments_that_are_not_there_yet_are_looked_for_again():
+def test_moments_that_do_not_exist_yet_are_looked_up_again():
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     optimizer = torch.optim.Adam(model.parameters())
     with Masks({"0.weight": MASK, "1.weight": MASK}).hold(model, optimizer):
@@ -93,7 +93,7 @@ def test_moments_that_are_not_there_yet_are_looked_for_again():
         assert (second_moments(optimizer, model[1].weight)[~MASK] == 1).all()
 
 
-def test_other_optimisers_and_numbers_are_left_alone():
+def test_other_optimisers_and_dtypes_are_ignored():
     class Own(torch.optim.Adam):
         """Who knows what it does with its state."""
 

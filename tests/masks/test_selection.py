@@ -40,7 +40,7 @@ def tied_scores(draw):
 
 @settings(deadline=None)
 @given(tied_scores())
-def test_the_largest_stay_and_the_earlier_one_of_equals(case):
+def test_the_largest_scores_win_and_the_earlier_one_of_equals(case):
     scores, counts = case
     assert torch.equal(top_counts(scores, torch.tensor(counts)), stable_sort_reference(scores, counts))
 
@@ -49,13 +49,13 @@ def test_the_largest_stay_and_the_earlier_one_of_equals(case):
     ("density", "total", "count"),
     [(0.5, 5, 3), (0.5, 3, 2), (1 / 3, 3, 1), (1 / 256, 786_432, 3072), (1.0, 7, 7), (1e-9, 10, 0), (0.1, 5, 1)],
 )
-def test_the_count_is_rounded_once_and_halves_go_up(density, total, count):
+def test_the_count_is_rounded_once_and_halves_up(density, total, count):
     assert kept_count(density, total) == count
 
 
 @settings(deadline=None)
 @given(count=st.integers(0, 10**12), extra=st.integers(0, 10**12))
-def test_a_density_made_of_a_count_gives_that_count(count, extra):
+def test_a_density_computed_from_a_count_gives_that_count(count, extra):
     total = count + extra + 1
     assert kept_count(count / total, total) == count
 
@@ -78,7 +78,7 @@ def test_a_lower_density_gives_no_unit_more(one, other, units, fan):
 
 @settings(deadline=None, max_examples=60)
 @given(density=densities, scope=st.sampled_from(["unit", "layer"]), levels=st.integers(1, 50), seed=st.integers(0, 99))
-def test_step_by_step_pruning_keeps_exact_counts_of_what_is_left(density, scope, levels, seed):
+def test_gradual_pruning_keeps_exact_counts_of_the_candidates(density, scope, levels, seed):
     generator = torch.Generator().manual_seed(seed)
     mask = None
     for step in (1.0, 0.7, 0.35):
@@ -96,13 +96,13 @@ def test_too_few_candidates_are_an_error():
     assert keep_best(torch.ones(1, 2, 4), Quota(0.5, (4,), "layer", candidates=candidates)).sum() == 4
     # A unit that has too few left hands its share on.
     assert keep_best(torch.ones(1, 2, 4), Quota(0.5, (4,), "unit", candidates=candidates))[0].sum(1).tolist() == [4, 0]
-    with pytest.raises(MaskError, match="asks for 6 connections, but only 4 are left"):
+    with pytest.raises(MaskError, match="needs 6 connections, but only 4 are candidates"):
         keep_best(torch.ones(1, 2, 4), Quota(0.75, (4,), "unit", candidates=candidates))
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.sampled_from([(1, 2), (2, 4), (1, 4), (4, 4)]), st.integers(0, 99))
-def test_n_of_every_m_input_channels_stay_at_every_kernel_tap(pattern, seed):
+def test_n_of_every_m_input_channels_are_kept_at_every_kernel_tap(pattern, seed):
     n, m = pattern
     scores = torch.randn(2, 3, 8 * 6, generator=torch.Generator().manual_seed(seed))
     mask = keep_best(scores, Quota(n / m, (8, 2, 3), pattern=NofM(n, m)))
@@ -136,17 +136,17 @@ def test_n_of_every_m_are_those_of_a_stable_sort_of_each_group(pattern, kernel, 
 def test_a_pattern_that_does_not_fit_is_an_error():
     with pytest.raises(MaskError, match="does not divide 6 input channels"):
         keep_best(torch.ones(1, 2, 6), Quota(0.5, (6,), pattern=NofM(2, 4)))
-    with pytest.raises(MaskError, match=r"is density 0\.5, asked was 0\.25"):
+    with pytest.raises(MaskError, match=r"pattern 2:4 needs density 0\.5, but got 0\.25"):
         keep_best(torch.ones(1, 2, 8), Quota(0.25, (8,), pattern=NofM(2, 4)))
     with pytest.raises(MaskError, match="blocks of 2 x 4 do not divide a layer of 3 x 8"):
         keep_best(torch.ones(1, 3, 8), Quota(0.25, (8,), pattern=Blocks(2, 4)))
-    with pytest.raises(MaskError, match="one layer alone cannot choose them"):
+    with pytest.raises(MaskError, match="a single layer cannot select them"):
         keep_best(torch.rand(1, 4, 8), Quota(0.5, (8,), pattern=Channels()))
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 12), (2, 3), (4, 1), (2, 12)])
 @pytest.mark.parametrize("scope", ["unit", "layer"])
-def test_blocks_stay_or_go_as_wholes_by_their_sum(rows, columns, scope):
+def test_blocks_are_kept_or_dropped_whole_by_their_sum(rows, columns, scope):
     scores = torch.rand(2, 4, 12, generator=torch.Generator().manual_seed(0))
     mask = keep_best(scores, Quota(0.5, (12,), scope, Blocks(rows, columns)))
     tiles = mask.reshape(2, 4 // rows, rows, 12 // columns, columns).transpose(2, 3).flatten(3)

@@ -53,7 +53,7 @@ def values(draw):
     st.sampled_from([1, 3, 7, 100]),
     st.data(),
 )
-def test_whatever_the_values_and_the_sample_the_marks_are_those_of_a_stable_sort(lists, dtype, sample, block, data):
+def test_the_marks_equal_those_of_a_stable_sort(lists, dtype, sample, block, data):
     tensors = [torch.tensor(numbers, dtype=torch.float64).to(dtype) for numbers in lists]
     count = data.draw(st.integers(0, sum(tensor.numel() for tensor in tensors)))
     check(tensors, count, sample=sample, block=block)
@@ -62,7 +62,7 @@ def test_whatever_the_values_and_the_sample_the_marks_are_those_of_a_stable_sort
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("share", [0.0, 1e-5, 0.1, 0.5, 0.999, 1.0])
 @pytest.mark.parametrize("order", ["random", "rising", "falling", "periodic", "equal", "half dropped"])
-def test_large_tensors_too(order, share, dtype):
+def test_the_marks_of_large_tensors_equal_those_of_a_stable_sort(order, share, dtype):
     size = 300_000
     generator = torch.Generator().manual_seed(0)
     rising = torch.arange(size, dtype=torch.float64) / size
@@ -77,17 +77,17 @@ def test_large_tensors_too(order, share, dtype):
     check(list(tensor.split([1, 99_999, 0, 200_000])), round(share * size))
 
 
-def test_a_sample_that_misleads_costs_passes_but_nothing_else(monkeypatch):
+def test_a_misleading_sample_costs_passes_only(monkeypatch):
     passes = []
     look = ranking._Ranking._look
     monkeypatch.setattr(ranking._Ranking, "_look", lambda *bounds: passes.append(bounds[1:]) or look(*bounds))
     tensor = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(ranking._Ranking, "_foretell", lambda _: (2.0, 2.5))
+    monkeypatch.setattr(ranking._Ranking, "_bracket", lambda _: (2.0, 2.5))
     check([tensor], 5_000, sample=100)
     assert 1 < len(passes) < 40
 
 
-def test_tensors_that_are_not_contiguous_or_of_two_types_are_ranked_as_they_are():
+def test_noncontiguous_tensors_and_mixed_dtypes_are_ranked():
     generator = torch.Generator().manual_seed(0)
     whole = torch.randn(40, 30, generator=generator)
     check([whole.T[::2], whole[:7].bfloat16(), whole[3].double()], 300, sample=20, block=64)
@@ -95,7 +95,7 @@ def test_tensors_that_are_not_contiguous_or_of_two_types_are_ranked_as_they_are(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_kth_largest_of_each_row_is_that_of_a_sort(dtype):
+def test_the_kth_largest_of_each_row_equals_that_of_a_sort(dtype):
     rows = torch.randn(7, 50, generator=torch.Generator().manual_seed(0)).to(dtype)
     for count in (1, 25, 50):
         assert torch.equal(kth_largest(rows, count), rows.sort(dim=1, descending=True).values[:, count - 1])

@@ -331,11 +331,11 @@ def test_a_pattern_is_ranked_within_layers_where_only_the_criterion_would_rank_g
     [
         (MaskUpdate(0.0, {"0": 0.5}, "unit", Units()), "layer '0': whole units compete with each other"),
         (MaskUpdate(0.0, {"0": 0.5}, "global", Units()), "units of different layers have different sizes"),
-        (MaskUpdate(0.0, {"0": 0.5}, "global", NofM(2, 4)), "keeps as many in every group"),
+        (MaskUpdate(0.0, {"0": 0.5}, "global", NofM(2, 4)), "keeps the same number in every group"),
         (MaskUpdate(0.0, {"0": 0.04}, pattern=Units()), "keeps none of its 120 weights"),
         (MaskUpdate(0.0, {"0": 1e-9}), "layer '0': density 1e-09 keeps none of its 120 weights"),
         (MaskUpdate(0.0, {"0": 0.5}, pattern=NofM(2, 5)), "layer '0': pattern 2:5 does not divide 12 input channels"),
-        (MaskUpdate(0.0, {"0": 0.3}, pattern=NofM(2, 4)), "layer '0': pattern 2:4 is density 0.5, asked was 0.3"),
+        (MaskUpdate(0.0, {"0": 0.3}, pattern=NofM(2, 4)), "layer '0': pattern 2:4 needs density 0.5, but got 0.3"),
         (MaskUpdate(0.0, {"0": 0.3}, pattern=Blocks(4, 4)), "layer '0': blocks of 4 x 4 do not divide"),
     ],
 )

@@ -176,7 +176,7 @@ def test_the_plan_names_joined_layers_and_layers_that_keep_all_channels(toy_run)
     [
         ({"schedule": {"name": "dense-sparse-dense"}}, "all connections come back, but the normalisation of"),
         ({"schedule": {"name": "rigl"}}, "growth works on single layers without a pattern"),
-        ({"scope": "unit"}, "channels compete with those of the same layers, so not with scope 'unit'"),
+        ({"scope": "unit"}, "channels compete only within the layers that share them, not with scope 'unit'"),
         ({"density": None, "structure": "stem=0.5 inner=0.5"}, "but got stem=0.5 outer=1"),
         ({"density": None, "structure": "classifier=0.5"}, "no channel of the layers asked for can go"),
         ({"keep_dense": ["stem"]}, "but got stem=1 outer="),
