@@ -21,8 +21,8 @@ from prunekit_images.resnet import ResNet
 from torch import Tensor, nn
 
 from prunekit import Masks
+from prunekit.contracts.export_format import PrunedNetwork
 from prunekit.deployment.export.onnx import FORMAT as ONNX
-from prunekit.deployment.pruned_network import PrunedNetwork
 from prunekit.deployment.shrinking import coupled_masks, shrink
 from prunekit.layers.samples import Samples
 

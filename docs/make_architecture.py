@@ -50,6 +50,11 @@ STYLE = """
 }
 """
 
+HEAD = (
+    '<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
+    '<path class="head" d="M0 0 L8 4 L0 8 Z"/></marker>'
+)
+
 
 def imports() -> dict[str, set[str]]:
     """Return room -> the rooms that its modules import; ``errors``, which every room imports, is left out."""
@@ -101,8 +106,7 @@ def draw() -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-labelledby="title">',
         '<title id="title">The rooms of prunekit: each imports only rooms below it</title>',
         f"<style>{STYLE}</style>",
-        '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
-        '<path class="head" d="M0 0 L8 4 L0 8 Z"/></marker></defs>',
+        f"<defs>{HEAD}</defs>",
     ]
     for room, other in without_implied(rooms):
         (x, y), (to_x, to_y) = places[room], places[other]

@@ -1,4 +1,4 @@
-"""Writes docs/reference/criteria and docs/reference/schedules: a page for each built-in, from its docstring and its options.
+"""Write docs/reference/criteria and docs/reference/schedules: a page for each built-in, from docstring and options.
 
     python docs/make_reference.py
 
@@ -37,7 +37,7 @@ def page_of(kind: str, name: str, entry: Registered[Any]) -> str:
         summary,
         rest.strip(),
         f"```bash\nprunekit run --{flag} {name}\n```",
-        f"Source: [{source}](../../../{source}). [All of them, and which one when](../../guide/criteria_and_schedules.md).",
+        f"Source: [{source}](../../../{source}). See [all {kind}](../../guide/criteria_and_schedules.md).",
         options_table(flag, entry),
     ]
     return "\n\n".join(filter(None, (part.replace("``", "`") for part in parts))) + "\n"

@@ -1,6 +1,6 @@
 """Draw docs/start/run.svg: the output of the main job, as a terminal of 80 columns shows it.
 
-    python docs/make_run_picture.py     # takes as long as the run: one to two minutes
+python docs/make_run_picture.py     # takes as long as the run: one to two minutes
 """
 
 import os

@@ -15,11 +15,11 @@ def test_it_keeps_its_contract() -> None:
     check_criterion(ActivationWeighted, power=1.0)
 
 
-def test_a_score_is_the_weight_times_the_mean_input() -> None:
-    """Two samples, two inputs: the means of |input| are 2 and 1."""
+def test_a_score_is_the_weight_times_the_size_of_its_inputs() -> None:
+    """Two samples, two inputs: the sums of |input| are 4 and 2."""
     layer = nn.Linear(2, 1, bias=False)
     inputs = torch.tensor([[1.0, -1.0], [3.0, 1.0]])
     criterion = ActivationWeighted(power=1.0)
     criterion.observe(Observation(LinearView(layer), inputs, layer(inputs), layer(inputs)))
     scores = criterion.score(torch.tensor([[[0.5, -4.0]]]), torch.Generator())
-    torch.testing.assert_close(scores, torch.tensor([[[1.0, 4.0]]]))
+    torch.testing.assert_close(scores, torch.tensor([[[2.0, 8.0]]]))

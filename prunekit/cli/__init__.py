@@ -24,8 +24,8 @@ PRECEDENCE = 3
 # name -> module and function, and the line that help shows; a command's module loads when it is called.
 COMMANDS = {
     "bench": ("bench", "bench", "Measure a pruned network: size, time, dense and sparse."),
-    "export": ("export", "export", "Write a pruned network for whoever runs it; proved first."),
-    "list": ("list_plugins", "list_plugins", "List criteria, schedules and tasks."),
+    "export": ("export", "export", "Write a pruned network as one file; proved first."),
+    "list": ("list_plugins", "list_plugins", "List all plugins and what they bring."),
     "masks": ("masks", "masks", "Show, compare, combine and apply mask files."),
     "plan": ("plan", "plan", "Print layers and stages of a run; train nothing."),
     "run": ("run", "run", "Train, prune, re-train; save masks and weights."),
@@ -42,7 +42,7 @@ class _Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
-            return None
+            return _plugin_command(cmd_name)
         if cmd_name != "run" and launched_rank():
             raise click.UsageError(f"'prunekit {cmd_name}' works in one process; start it without torchrun", ctx)
         module, function, _ = COMMANDS[cmd_name]
@@ -52,6 +52,16 @@ class _Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+        formatter.write_paragraph()
+        formatter.write_text("Plugins may add commands; 'prunekit list' shows them.")
+
+
+def _plugin_command(name: str) -> click.Command | None:
+    from prunekit.plugins.contributions import commands
+    from prunekit.plugins.manager import make_manager
+
+    found = commands(make_manager(), COMMANDS).get(name)
+    return found.value if found else None
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

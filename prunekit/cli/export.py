@@ -1,4 +1,4 @@
-"""``prunekit export``: a pruned network as a file for whoever runs it."""
+"""``prunekit export``: write a pruned network as one file."""
 
 from typing import Any
 
@@ -10,24 +10,29 @@ from prunekit.deployment.export import MODULES
 
 @click.command()
 @pruned_options
-@click.option("--to", required=True, type=click.Choice(list(MODULES)), help="The format.")
+@click.option("--to", required=True, metavar="FORMAT", help=f"The format: {', '.join(MODULES)}, or one of a plugin.")
 @click.option("-o", "--out", required=True, type=click.Path(), help="The file to write.")
-@click.option("--force", is_flag=True, help="Write over a file that is there.")
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
 def export(to: str, out: str, force: bool, **flags: Any) -> None:
     """Write a pruned network as one file, checked against the masked network on sample inputs.
 
-    RUN_OR_MODEL is a run folder, or file.py:function or module:Class, which called without arguments gives the network.
+    RUN_OR_MODEL is a run folder, or file.py:function or module:Class, which is called without arguments and returns
+    the network.
     """
-    from prunekit.deployment.export.writing import check_free
+    from prunekit.deployment.export.writing import check_free, find_format
     from prunekit.deployment.export.writing import export as write
+    from prunekit.plugins.contributions import export_formats
+    from prunekit.plugins.manager import make_manager
 
     check_free(out, force=force)
+    formats = export_formats(make_manager(flags["no_plugins"]))
+    find_format(to, formats)
     pruned = read_pruned(**flags)
     click.echo(str(pruned))
-    exported = write(pruned, to, out, force=force)
+    exported = write(pruned, to, out, force=force, formats=formats)
     share = exported.size / exported.dense_size
     click.echo(f"{exported.path}: {exported.size:,} bytes, {share:.4g} of the dense file's {exported.dense_size:,}")
-    click.echo(f"greatest difference of an output from the masked network's: {exported.error:.3g}")
+    click.echo(f"largest output difference from the masked network: {exported.error:.3g}")
     for note in exported.notes:
         click.echo(note)
     click.echo(f"load it with: {exported.load}")

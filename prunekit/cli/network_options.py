@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from prunekit.deployment.pruned_network import PrunedNetwork
+    from prunekit.contracts.export_format import PrunedNetwork
 
 _OPTIONS = (
     click.argument("name", metavar="RUN_OR_MODEL"),

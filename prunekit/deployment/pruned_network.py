@@ -11,18 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import attrs
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from prunekit.contracts.export_format import PrunedNetwork
 from prunekit.contracts.seeds import Seeds
 from prunekit.distributed.torch_internals import uncompiled
 from prunekit.errors import CheckpointError, ConfigError, MaskError
-from prunekit.layers.lookup import find_layers, parameter_name
+from prunekit.layers.lookup import find_layers
 from prunekit.layers.samples import MOST, Samples
-from prunekit.layers.torch_views import core_view
-from prunekit.layers.view import LayerView, ViewOf
 from prunekit.masks.masks import Masks, load_masks
 from prunekit.masks.matching import match
 from prunekit.masks.weight_files import check_weights, load_weights
@@ -32,50 +30,6 @@ from prunekit.runs.folder import RunFolder
 from prunekit.runs.preparing.network import build_model
 from prunekit.runs.preparing.task_samples import task_samples
 from prunekit.runs.recipes import build_config, read_recipe
-
-
-@attrs.frozen(eq=False)
-class PrunedNetwork:
-    """A pruned network and what to run it on.
-
-    Attributes:
-        network: the deployed network, in evaluation mode, on the CPU, without gradients; dropped weights are exactly 0.
-        masks: parameter name in the network -> bool; what has none is dense.
-        views: its prunable layers by name, from input to output.
-        samples: what to call it with.
-        name: what the user called it.
-        view_of: what the views came from.
-    """
-
-    network: nn.Module
-    masks: Masks
-    views: dict[str, LayerView]
-    samples: Samples
-    name: str
-    view_of: ViewOf = core_view
-
-    def outputs(self, samples: Samples | None = None) -> tuple[Tensor, ...]:
-        """Run the network and return its output tensors; without ``samples`` on its own."""
-        return (samples or self.samples).through(self.network)
-
-    def layer_masks(self) -> dict[str, Tensor]:
-        """Return layer -> mask of the weight's shape, of the prunable layers that have one."""
-        matched = match(self.masks.tensors, self.network)
-        by_weight = {id(parameter): mask for parameter, mask in matched.values()}
-        found = {}
-        for name, view in self.views.items():
-            # By name too: a computed weight is another tensor at each look.
-            mask = self.masks.tensors.get(parameter_name(name, view), by_weight.get(id(view.weight)))
-            if mask is not None:
-                found[name] = mask
-        return found
-
-    def __str__(self) -> str:
-        kept = {name: int(mask.sum()) for name, mask in self.layer_masks().items()}
-        weights = {name: view.weight.numel() for name, view in self.views.items()}
-        total, left = sum(weights.values()), sum((weights | kept).values())
-        density = f" (density {left / total:.4g})" if total else ""
-        return f"{self.name}: {type(self.network).__name__}, {left:,} of {total:,} prunable weights left{density}"
 
 
 def open_pruned(

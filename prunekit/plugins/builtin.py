@@ -23,6 +23,7 @@ PLUGINS = (
     "prunekit.schedules.dynamic_sparse",
     "prunekit.schedules.ac_dc",
     "prunekit.schedules.dense_sparse_dense",
+    "prunekit.deployment.export",
     "prunekit.reporting.progress:make_plugin",
     "prunekit.reporting.metric_log:MetricLog",
 )

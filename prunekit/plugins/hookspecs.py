@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 
+import click
 from torch import nn
 
 from prunekit.contracts import events
 from prunekit.contracts.criterion import Criterion
+from prunekit.contracts.export_format import ExportFormat
 from prunekit.contracts.markers import hookspec
 from prunekit.contracts.schedule import Schedule
 from prunekit.contracts.task import Task
@@ -34,6 +36,18 @@ def prunekit_tasks() -> Iterable[type[Task]]:
 @hookspec(firstresult=True)
 def prunekit_layer_views(module: nn.Module) -> LayerView | Sequence[LayerView] | ChannelFollower | None:
     """Return the view of a module type (one view for each weight), its channel follower, or ``None``."""
+
+
+@hookspec
+def prunekit_export_formats() -> Iterable[ExportFormat]:
+    """Return export formats; ``prunekit export --to`` takes their names."""
+    raise NotImplementedError
+
+
+@hookspec
+def prunekit_commands() -> Iterable[click.Command]:
+    """Return commands; ``prunekit NAME`` runs them."""
+    raise NotImplementedError
 
 
 @hookspec

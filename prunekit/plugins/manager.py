@@ -8,14 +8,16 @@ It must not know what the plugins bring; ``registry`` collects that.
 import inspect
 import os
 import pkgutil
-from collections.abc import Iterable
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import attrs
 import pluggy
 
-from prunekit.errors import PluginError, nearest
+from prunekit.errors import PluginError, PrunekitError, nearest
 from prunekit.layers.view import ViewOf
 from prunekit.plugins import builtin, hookspecs
 
@@ -47,6 +49,9 @@ class PluginManager(pluggy.PluginManager):
         super().__init__("prunekit")
         self.add_hookspecs(hookspecs)
         self.known_hooks = frozenset(name for name in vars(hookspecs) if name.startswith("prunekit_"))
+        self.notifications = frozenset(
+            name for name in self.known_hooks if [*inspect.signature(getattr(hookspecs, name)).parameters] == ["event"]
+        )
         self._sources: dict[str, Source] = {}
 
     def source(self, plugin: str) -> Source:
@@ -72,6 +77,32 @@ class PluginManager(pluggy.PluginManager):
             raise source.error(f"does not fit its hook: {str(error).splitlines()[-1]}") from error
         except ValueError as error:
             raise source.error("is registered already, under another name") from error
+        for hook in hooks & self.notifications:
+            for implementation in getattr(self.hook, hook).get_hookimpls():
+                if implementation.plugin is plugin:
+                    implementation.function = _named(implementation.function, hook, source)
+
+    def results(self, hook: str) -> Iterator[tuple[Any, Source]]:
+        """Yield everything that plugins return from a hook without arguments, each with its plugin.
+
+        Raises:
+            PluginError: the hook of a plugin fails.
+        """
+        for implementation in getattr(self.hook, hook).get_hookimpls():
+            source = self.source(implementation.plugin_name)
+            try:
+                found = list(implementation.function())
+            except Exception as error:
+                raise source.error(f"failed in {hook}: {type(error).__name__}: {error}") from error
+            yield from ((each, source) for each in found)
+
+    def hooks_of(self, plugin: str) -> frozenset[str]:
+        """Return the hooks that a plugin implements, by its name."""
+        return frozenset(
+            hook
+            for hook in self.known_hooks
+            if any(each.plugin_name == plugin for each in getattr(self.hook, hook).get_hookimpls())
+        )
 
     def _hooks_of(self, plugin: object, source: Source) -> set[str]:
         hooks = set()
@@ -82,6 +113,22 @@ class PluginManager(pluggy.PluginManager):
             elif name.startswith("prunekit_") and inspect.isroutine(getattr(plugin, name, None)):
                 raise source.error(f"defines {name} without @prunekit.hookimpl")
         return hooks
+
+
+def _named(listener: Callable[..., Any], hook: str, source: Source) -> Callable[..., Any]:
+    """Return a listener whose errors name the plugin; those that a user can mend pass as they are."""
+
+    def call(*arguments: Any) -> Any:
+        try:
+            return listener(*arguments)
+        except PrunekitError:
+            raise
+        except Exception as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{Path(frame.filename).name}:{frame.lineno}"
+            raise source.error(f"failed in {hook} ({place}): {type(error).__name__}: {error}") from error
+
+    return call
 
 
 def make_manager(blocked: Iterable[str] = (), *, third_party: bool = True) -> PluginManager:

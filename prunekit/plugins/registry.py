@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, get_args
 
@@ -129,7 +129,7 @@ def collect(manager: PluginManager) -> Registry:
 
 def _collect(manager: PluginManager, kind: Kind) -> dict[str, Registered[Any]]:
     entries: dict[str, Registered[Any]] = {}
-    for cls, source in _classes(manager, _HOOKS[kind]):
+    for cls, source in manager.results(_HOOKS[kind]):
         problem = contract_problem(cls, kind)
         if problem:
             raise source.error(f"brings {_label(cls)} as a {kind}, but {problem}")
@@ -140,17 +140,6 @@ def _collect(manager: PluginManager, kind: Kind) -> dict[str, Registered[Any]]:
                 f"disable one with --no-plugin {other.source.plugin} or --no-plugin {source.plugin}"
             )
     return dict(sorted(entries.items()))
-
-
-def _classes(manager: PluginManager, hook: str) -> Iterator[tuple[Any, Source]]:
-    """Call the hook of each plugin by itself, so that every class has a known source."""
-    for implementation in getattr(manager.hook, hook).get_hookimpls():
-        source = manager.source(implementation.plugin_name)
-        try:
-            classes = list(implementation.function())
-        except Exception as error:
-            raise source.error(f"failed in {hook}: {type(error).__name__}: {error}") from error
-        yield from ((cls, source) for cls in classes)
 
 
 def _label(cls: Any) -> str:

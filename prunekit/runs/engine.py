@@ -184,7 +184,7 @@ def _notify_stopped(run: ActiveRun, error: BaseException) -> None:
     try:
         run.hook.prunekit_run_stopped(event=event)
     except Exception as failure:  # noqa: BLE001 - a plugin's error must not hide what ended the run
-        error.add_note(f"a plugin failed when notified of this error: {type(failure).__name__}: {failure}")
+        error.add_note(f"a plugin failed when notified of this error: {failure}")
 
 
 def _silent_hook() -> pluggy.HookRelay:

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from prunekit.contracts.export_format import PrunedNetwork
 from prunekit.contracts.markers import hookimpl
 from prunekit.contracts.seeds import Seeds
 from prunekit.deployment.export.writing import export
-from prunekit.deployment.pruned_network import PrunedNetwork
 from prunekit.deployment.shrinking import shrink
 from prunekit.errors import ConfigError, MaskError
 from prunekit.masks.masks import Masks, load_masks

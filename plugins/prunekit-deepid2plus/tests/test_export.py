@@ -13,8 +13,9 @@ from prunekit_deepid2plus.plugin import prunekit_layer_views
 
 import prunekit
 from prunekit.cli import main
+from prunekit.contracts.export_format import PrunedNetwork
 from prunekit.deployment.export.writing import export
-from prunekit.deployment.pruned_network import PrunedNetwork, open_pruned, random_samples
+from prunekit.deployment.pruned_network import open_pruned, random_samples
 from prunekit.layers.lookup import find_layers
 from prunekit.layers.torch_views import core_view
 from prunekit.masks.masks import Masks

@@ -14,9 +14,9 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from prunekit.contracts.export_format import PrunedNetwork
 from prunekit.deployment.bench.records import DENSE, LayerResult
 from prunekit.deployment.export.writing import find_format
-from prunekit.deployment.pruned_network import PrunedNetwork
 from prunekit.deployment.shrinking.files import encode_shrunk
 from prunekit.deployment.shrinking.shrink import shrink
 from prunekit.deployment.sparse.conversion import LayerReport, run_sparse

@@ -11,12 +11,12 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from prunekit.contracts.export_format import PrunedNetwork
 from prunekit.deployment.bench.accounting import account
 from prunekit.deployment.bench.advice import advise, doubts
 from prunekit.deployment.bench.crossover import layer_crossover
 from prunekit.deployment.bench.forms import HALF, Forms, cpu_forms, cuda_forms
 from prunekit.deployment.bench.records import DENSE, Bench, DeviceResult, FormResult
-from prunekit.deployment.pruned_network import PrunedNetwork
 from prunekit.deployment.timing import Latency, interleaved, warm_up
 from prunekit.errors import ConfigError, MaskError
 from prunekit.layers.lookup import display_name

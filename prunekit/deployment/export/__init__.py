@@ -1,9 +1,13 @@
-"""Exports: a pruned network as one file, in the form that whoever runs it wants.
+"""The built-in export formats, one module each with a ``FORMAT``; ``writing`` writes and proves files of any format.
 
-Each format is one module here with a ``FORMAT``; ``writing`` writes and checks them all. This module
-has the names only, so that
- a command line that lists them does not wait for torch.
+This package is the plugin ``export``. It imports no format before somebody asks, so that a command line that lists
+the names does not wait for torch. It must not know how networks are pruned.
 """
+
+from importlib import import_module
+from typing import Any
+
+from prunekit.contracts.markers import hookimpl
 
 MODULES = {
     "dense": "dense",
@@ -14,4 +18,10 @@ MODULES = {
     "torch-export": "torch_export",
     "onnx": "onnx",
 }
-"""Name of a format -> its module in this package."""
+"""Name of a built-in format -> its module in this package."""
+
+
+@hookimpl
+def prunekit_export_formats() -> list[Any]:
+    """Return the built-in formats."""
+    return [import_module(f"{__name__}.{module}").FORMAT for module in MODULES.values()]

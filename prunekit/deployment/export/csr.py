@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from prunekit.deployment.export.formats import SINGLE_PRECISION, Encoded, Format, Run
-from prunekit.deployment.pruned_network import PrunedNetwork
+from prunekit.contracts.export_format import Encoded, ExportFormat, PrunedNetwork, Run
+from prunekit.deployment.export.formats import SINGLE_PRECISION
 from prunekit.deployment.sparse.conversion import LayerReport, run_sparse
 from prunekit.deployment.sparse.csr_files import encode_csr, load_csr
 from prunekit.errors import ExportError
@@ -29,7 +29,9 @@ def _reopen(path: Path, pruned: PrunedNetwork) -> Run:
     return lambda samples: samples.through(network)
 
 
-FORMAT = Format(
+FORMAT = ExportFormat(
+    "csr",
+    "Layers that run sparse on a CPU, where that is faster.",
     _encode,
     _reopen,
     SINGLE_PRECISION,

@@ -2,8 +2,8 @@
 
 from safetensors.torch import load_file
 
-from prunekit.deployment.export.formats import SAME_WEIGHTS, Encoded, Format, reopen_weights
-from prunekit.deployment.pruned_network import PrunedNetwork
+from prunekit.contracts.export_format import Encoded, ExportFormat, PrunedNetwork
+from prunekit.deployment.export.formats import SAME_WEIGHTS, reopen_weights
 from prunekit.masks.weight_files import encode_weights
 
 
@@ -11,7 +11,9 @@ def _encode(pruned: PrunedNetwork) -> Encoded:
     return Encoded(encode_weights(pruned.network.state_dict()))
 
 
-FORMAT = Format(
+FORMAT = ExportFormat(
+    "dense",
+    "Plain safetensors with the zeros in it.",
     _encode,
     reopen_weights(load_file),
     SAME_WEIGHTS,

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunekit.deployment.export.formats import SINGLE_PRECISION, Encoded, Format, Run
+from prunekit.contracts.export_format import Encoded, ExportFormat, PrunedNetwork, Run
+from prunekit.deployment.export.formats import SINGLE_PRECISION
 from prunekit.deployment.export.torch_export import quiet, reason, traced
-from prunekit.deployment.pruned_network import PrunedNetwork
 from prunekit.distributed.torch_internals import tree_leaves
 from prunekit.errors import ConfigError, ExportError
 from prunekit.layers.samples import Samples
@@ -77,4 +77,11 @@ def _needed(package: str) -> Any:
         ) from error
 
 
-FORMAT = Format(_encode, _reopen, SINGLE_PRECISION, load="session = onnxruntime.InferenceSession({path})")
+FORMAT = ExportFormat(
+    "onnx",
+    "One file for onnxruntime and others.",
+    _encode,
+    _reopen,
+    SINGLE_PRECISION,
+    load="session = onnxruntime.InferenceSession({path})",
+)

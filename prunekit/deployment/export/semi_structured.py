@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prunekit.deployment.export.formats import SAME_WEIGHTS, Encoded, Format, Run
+from prunekit.contracts.export_format import Encoded, ExportFormat, PrunedNetwork, Run
+from prunekit.deployment.export.formats import SAME_WEIGHTS
 from prunekit.deployment.output_check import compare
-from prunekit.deployment.pruned_network import PrunedNetwork
 from prunekit.deployment.sparse.semi_structured import encode, load_semi_structured, read, weight_problem
 from prunekit.errors import ExportError
 from prunekit.files.safetensors_files import some
@@ -60,7 +60,9 @@ def _check_kernels(path: Path, network: nn.Module, samples: Samples) -> None:
         raise ExportError(f"with the 2:4 kernels of this GPU, {problem}; nothing was written")
 
 
-FORMAT = Format(
+FORMAT = ExportFormat(
+    "semi-structured",
+    "2:4 linear layers for sparse tensor cores.",
     _encode,
     _reopen,
     SAME_WEIGHTS,

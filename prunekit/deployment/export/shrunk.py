@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from prunekit.deployment.export.formats import Encoded, Format, Run
-from prunekit.deployment.pruned_network import PrunedNetwork
+from prunekit.contracts.export_format import Encoded, ExportFormat, PrunedNetwork, Run
 from prunekit.deployment.shrinking.files import encode_shrunk, load_shrunk
 from prunekit.deployment.shrinking.shrink import shrink
 
@@ -21,7 +20,9 @@ def _reopen(path: Path, pruned: PrunedNetwork) -> Run:
     return lambda samples: samples.through(network)
 
 
-FORMAT = Format(
+FORMAT = ExportFormat(
+    "shrunk",
+    "The network without its removed units: smaller and dense.",
     _encode,
     _reopen,
     tolerance=1e-5,  # constants are added in another order, and nothing else

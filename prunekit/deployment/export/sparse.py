@@ -1,7 +1,7 @@
 """Format ``sparse``: a sparse checkpoint, the kept values and packed masks. It is small on disk, dense once loaded."""
 
-from prunekit.deployment.export.formats import SAME_WEIGHTS, Encoded, Format, reopen_weights
-from prunekit.deployment.pruned_network import PrunedNetwork
+from prunekit.contracts.export_format import Encoded, ExportFormat, PrunedNetwork
+from prunekit.deployment.export.formats import SAME_WEIGHTS, reopen_weights
 from prunekit.errors import ExportError
 from prunekit.masks.weight_files import encode_sparse, load_weights
 
@@ -12,7 +12,9 @@ def _encode(pruned: PrunedNetwork) -> Encoded:
     return Encoded(encode_sparse(pruned.network.state_dict(), pruned.masks))
 
 
-FORMAT = Format(
+FORMAT = ExportFormat(
+    "sparse",
+    "Kept values and packed masks: small on disk, dense in memory.",
     _encode,
     reopen_weights(load_weights),
     SAME_WEIGHTS,

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from prunekit.deployment.export.formats import SINGLE_PRECISION, Encoded, Format, Run
-from prunekit.deployment.pruned_network import PrunedNetwork
+from prunekit.contracts.export_format import Encoded, ExportFormat, PrunedNetwork, Run
+from prunekit.deployment.export.formats import SINGLE_PRECISION
 from prunekit.distributed.torch_internals import tree_map
 from prunekit.errors import ExportError
 from prunekit.layers.samples import Samples
@@ -98,4 +98,11 @@ def _reopen(path: Path, pruned: PrunedNetwork) -> Run:
     return lambda samples: samples.through(module)
 
 
-FORMAT = Format(_encode, _reopen, SINGLE_PRECISION, load="program = torch.export.load({path}).module()")
+FORMAT = ExportFormat(
+    "torch-export",
+    "A program of torch.export, which runs without the code.",
+    _encode,
+    _reopen,
+    SINGLE_PRECISION,
+    load="program = torch.export.load({path}).module()",
+)

@@ -5,18 +5,17 @@ A file that gives other outputs never takes its place. This module must not know
 
 import json
 import os
-from importlib import import_module
+from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
 
-from prunekit.deployment.export import MODULES
-from prunekit.deployment.export.formats import Format, Run
+from prunekit.contracts.export_format import ExportFormat, PrunedNetwork, Run
 from prunekit.deployment.output_check import compare
-from prunekit.deployment.pruned_network import PrunedNetwork
 from prunekit.errors import CheckpointError, ConfigError, ExportError, nearest
 from prunekit.files.atomic import write_atomically
 from prunekit.masks.weight_files import encode_weights
+from prunekit.plugins.contributions import Contribution, export_formats
 
 
 @attrs.frozen
@@ -40,23 +39,31 @@ class Exported:
     notes: tuple[str, ...]
 
 
-def export(pruned: PrunedNetwork, to: str, path: str | os.PathLike[str], *, force: bool = False) -> Exported:
+def export(
+    pruned: PrunedNetwork,
+    to: str,
+    path: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    formats: Mapping[str, Contribution[ExportFormat]] | None = None,
+) -> Exported:
     """Write a pruned network in some format, whole and proved, or not at all.
 
     The outputs are compared on all samples of the network and on one sample alone.
 
     Args:
         pruned: the network.
-        to: name of the format; a key of ``prunekit.deployment.export.MODULES``.
+        to: name of the format, such as "onnx".
         path: where to; its folder must exist.
-        force: write over a file that is there.
+        force: overwrite an existing file.
+        formats: the formats by name; ``None``: those of the core and of all installed plugins.
 
     Raises:
         ConfigError: an unknown format, or packages that it needs are not installed.
         CheckpointError: a file is there already, or the file system refuses.
         ExportError: the network cannot be written so, or what was written gives other outputs.
     """
-    format_ = find_format(to)
+    format_ = find_format(to, formats)
     path = Path(path)
     check_free(path, force=force)
     encoded = format_.encode(pruned)
@@ -82,16 +89,20 @@ def check_free(path: str | os.PathLike[str], *, force: bool) -> None:
         raise CheckpointError(f"{os.fspath(path)} is there already; write over it (--force) or choose another --out")
 
 
-def find_format(name: str) -> Format:
+def find_format(name: str, formats: Mapping[str, Contribution[ExportFormat]] | None = None) -> ExportFormat:
     """Return a format by its name.
 
+    Args:
+        name: such as "onnx".
+        formats: the formats by name; ``None``: those of the core and of all installed plugins.
+
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: no format has that name.
     """
-    if name not in MODULES:
-        raise ConfigError(f"there is no format {name!r}{nearest(name, MODULES)}")
-    found: Format = import_module(f"prunekit.deployment.export.{MODULES[name]}").FORMAT
-    return found
+    known = export_formats() if formats is None else formats
+    if name not in known:
+        raise ConfigError(f"no export format is called {name!r}{nearest(name, known)}")
+    return known[name].value
 
 
 def _quoted(path: Path) -> str:

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.testing._internal.two_tensor import TwoTensor
 
+from prunekit.contracts.export_format import PrunedNetwork
 from prunekit.deployment import timing
 from prunekit.deployment.bench import running
 from prunekit.deployment.bench.accounting import Account, LayerCount
@@ -16,7 +17,6 @@ from prunekit.deployment.bench.forms import Form, cpu_forms
 from prunekit.deployment.bench.records import DeviceResult, FormResult, LayerResult
 from prunekit.deployment.bench.running import bench
 from prunekit.deployment.export.writing import export
-from prunekit.deployment.pruned_network import PrunedNetwork
 from prunekit.deployment.timing import Latency
 from prunekit.errors import ConfigError, MaskError
 from prunekit.layers.lookup import find_layers

@@ -17,10 +17,10 @@ from torch import nn
 
 import prunekit
 from prunekit.cli import main
+from prunekit.contracts.export_format import Encoded, PrunedNetwork
 from prunekit.deployment.export import MODULES
-from prunekit.deployment.export.formats import Encoded, Format
 from prunekit.deployment.export.writing import export, find_format
-from prunekit.deployment.pruned_network import PrunedNetwork, open_pruned, random_samples
+from prunekit.deployment.pruned_network import open_pruned, random_samples
 from prunekit.errors import CheckpointError, ConfigError, ExportError, PrunekitError
 from prunekit.layers.samples import Samples
 from prunekit.masks.masks import Masks
@@ -301,7 +301,7 @@ def broken(change):
         change(state["classifier.bias"])
         return Encoded(prunekit.masks.weight_files.encode_weights(state))
 
-    return Format(encode, dense.reopen, 1e-4, "")
+    return attrs.evolve(dense, encode=encode, tolerance=1e-4, load="")
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,9 @@ def test_outputs_of_another_shape_are_refused(pruned, monkeypatch):
     def reopen(path, pruned):
         return lambda samples: tuple(output[:, :2] for output in dense.reopen(path, pruned)(samples))
 
-    monkeypatch.setattr("prunekit.deployment.export.dense.FORMAT", Format(dense.encode, reopen, 1e-4, ""))
+    monkeypatch.setattr(
+        "prunekit.deployment.export.dense.FORMAT", attrs.evolve(dense, reopen=reopen, tolerance=1e-4, load="")
+    )
     with pytest.raises(ExportError, match=r"as dense, its outputs have the shapes \[32, 2\] instead of \[32, 4\]"):
         export(pruned, "dense", "out")
 
@@ -392,7 +394,7 @@ def test_a_network_in_bfloat16_is_exported_but_not_to_onnx(code):
 
 
 def test_an_unknown_format_names_the_nearest(pruned):
-    with pytest.raises(ConfigError, match="there is no format 'onxx' \\(did you mean 'onnx'\\?\\)"):
+    with pytest.raises(ConfigError, match="no export format is called 'onxx' \\(did you mean 'onnx'\\?\\)"):
         export(pruned, "onxx", "out")
 
 
@@ -422,7 +424,7 @@ def test_a_run_is_exported_from_the_command_line_with_its_figures(code, capsys):
     size, dense = Path("out.safetensors").stat().st_size, Path("run/model.safetensors").stat().st_size
     assert "run: ToyNetwork, 712 of 1,576 prunable weights left (density 0.4518)" in printed
     assert f"out.safetensors: {size:,} bytes, {size / dense:.4g} of the dense file's {dense:,}" in printed
-    assert "greatest difference of an output from the masked network's: 0\n" in printed
+    assert "largest output difference from the masked network: 0\n" in printed
     assert 'load it with: network.load_state_dict(prunekit.load_weights("out.safetensors"))' in printed
 
 
@@ -436,7 +438,8 @@ def error(capsys, *arguments):
 
 def test_what_a_user_may_get_wrong_is_one_line_and_exit_code_2(pruned, code, capsys):
     model = [code + "network", "--input", "1x6x6"]
-    assert "'--to': 'onxx' is not one of 'dense'" in error(capsys, *model, "--to", "onxx", "-o", "out")
+    unknown = error(capsys, *model, "--to", "onxx", "-o", "out")
+    assert "no export format is called 'onxx' (did you mean 'onnx'?)" in unknown
     assert "Missing option '--to'" in error(capsys, *model, "-o", "out")
     assert "Missing option '-o'" in error(capsys, *model, "--to", "dense")
     assert "no run folder 'nothing'" in error(capsys, "nothing", "--to", "dense", "-o", "out")
