@@ -1,10 +1,10 @@
 """Write masks as bit-packed safetensors files, and read them and those of other tools.
 
-A file of ours has, for each parameter, one tensor ``<parameter name>_mask``, and after the header (see
-``prunekit.files.headers``; the kind is "masks", or "sparse" where the weights are in the file too, see
+A mask file of prunekit has one tensor ``<parameter name>_mask`` for each parameter, and after the header (see
+``prunekit.files.headers``; the kind is "masks", or "sparse" for a file that also holds weights, see
 ``prunekit.masks.weight_files``):
 
-- ``info``: criterion, schedule, seed and whatever else the masks carry;
+- ``info``: criterion, schedule, seed and other facts about the masks;
 - ``layers``: parameter name -> ``shape``, ``kept`` (a count, checked on reading) and ``density``;
 - ``fingerprint``: SHA-256 of the names and shapes; ``packed``: whether the masks are bits or bools.
 
@@ -12,8 +12,8 @@ A packed mask is the weight as a matrix, first axis x all others, with the bits 
 ``numpy.packbits(axis=-1, bitorder="little")``: ``uint8 [rows, ceil(columns / 8)]``. (Packing the last axis of a
 convolution's weight itself would waste most bits of each byte.)
 
-This module must not know models, optimisers or training. It never unpickles, and it takes no memory for
-what a header merely claims.
+This module must not know models, optimisers or training. It never unpickles, and allocates no memory for sizes that
+a header merely claims.
 """
 
 import hashlib
@@ -43,11 +43,11 @@ def encode(masks: Mapping[str, Tensor], info: Mapping[str, Any], *, packed: bool
 
     Args:
         masks: parameter name -> bool of the parameter's shape, True = keep.
-        info: what is known of the masks, JSON only.
-        packed: eight weights to a byte; else plain bool of the parameter's shape, for readers that know no packing.
+        info: facts about the masks, as JSON values.
+        packed: store eight weights per byte; else plain bools of the parameter's shape, for readers of other tools.
 
     Raises:
-        MaskError: when there is no mask, or ``info`` cannot be written as JSON.
+        MaskError: there are no masks, or ``info`` cannot be written as JSON.
     """
     return safetensors.numpy.save(*layout(masks, info, packed=packed))
 
@@ -59,15 +59,15 @@ def layout(
 
     Args:
         masks: parameter name -> bool of the parameter's shape.
-        info: what is known of the masks, JSON only.
-        packed: eight weights to a byte.
+        info: facts about the masks, as JSON values.
+        packed: store eight weights per byte.
         kind: one of ``KINDS``.
 
     Raises:
-        MaskError: when there is no mask, or ``info`` cannot be written as JSON.
+        MaskError: there are no masks, or ``info`` cannot be written as JSON.
     """
     if not masks:
-        raise MaskError("there is no mask to write; select weights first")
+        raise MaskError("no masks to write; select weights first")
     arrays, layers = {}, {}
     for name, mask in masks.items():
         array = mask.cpu().contiguous().numpy()
@@ -84,19 +84,21 @@ def layout(
         json.dumps(content["info"], allow_nan=False)
         return arrays, encode_metadata(kind, content)
     except (TypeError, ValueError, RecursionError) as error:
-        raise MaskError(f"info of masks cannot be written as JSON: {error}; use numbers, texts and lists") from error
+        raise MaskError(
+            f"info of masks cannot be written as JSON: {error}; use numbers, strings, lists and dicts"
+        ) from error
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the masks of a file: ours, or what others write (see ``prunekit.masks.foreign``).
+    """Read the masks in a file of prunekit or of another tool (see ``prunekit.masks.foreign``).
 
-    The others' may be safetensors or a state dict of ``torch.save``.
+    Files of other tools may be safetensors or state dicts of ``torch.save``.
 
     Returns:
-        Parameter name -> bool mask, and the info of a file of ours (of others: nothing).
+        Parameter name -> bool mask, and the info of the masks, which is empty in files of other tools.
 
     Raises:
-        MaskError: naming the file, and the key where it is one tensor that is wrong.
+        MaskError: the file is not a valid mask file; the message names the file, and the key of an invalid tensor.
     """
     refuse_other_kinds(path, KINDS, MaskError)
     if is_torch_file(path):
@@ -110,7 +112,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def fingerprint(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Return the SHA-256 of parameter names and shapes, whatever their order: the network that masks are for."""
+    """Return the SHA-256 of parameter names and shapes, in any order; it identifies the network of the masks."""
     text = json.dumps({name: list(shape) for name, shape in shapes.items()}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -135,12 +137,12 @@ def _unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _check_header(header: dict[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes in the header, checked."""
+    """Return the shapes in a header, after checking it."""
     check_header(header, KINDS, path, MaskError)
     wrong = damaged(path)
     layers = header.get("layers")
     if not isinstance(layers, dict) or not isinstance(header.get("info"), dict):
-        raise MaskError(wrong.format("no layers or no info"))
+        raise MaskError(wrong.format("layers or info is missing or invalid"))
     if not isinstance(header.get("packed"), bool):
         raise MaskError(wrong.format("packed is neither true nor false"))
     shapes = {}
@@ -152,22 +154,22 @@ def _check_header(header: dict[str, Any], path: Path) -> dict[str, tuple[int, ..
             raise MaskError(wrong.format(f"shape or count of {name!r}"))
         shapes[name] = tuple(shape)
     if header.get("fingerprint") != fingerprint(shapes):
-        raise MaskError(wrong.format("the fingerprint is not that of its shapes"))
+        raise MaskError(wrong.format("the fingerprint does not match its shapes"))
     return shapes
 
 
 def read_own(file: Any, header: dict[str, Any], path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the masks and the info of an open file of ours.
+    """Return the masks and the info of an open mask file of prunekit.
 
     Raises:
-        MaskError: when header and tensors are not what ``encode`` writes.
+        MaskError: header and tensors do not match what ``encode`` writes.
     """
     shapes = _check_header(header, path)
     expected = {f"{name}_mask": name for name in shapes}
     keys = set(file.keys())
     odd = sorted(expected.keys() - keys if header["kind"] == "sparse" else expected.keys() ^ keys)
     if odd or not expected:
-        raise MaskError(f"{path}: the header and the tensors differ in {some(odd) or 'nothing: no mask is there'}")
+        raise MaskError(f"{path}: the header and the tensors do not match: {some(odd) or 'there are no masks'}")
     masks = {}
     for key, name in sorted(expected.items()):
         entry, shape = file.get_slice(key), shapes[name]
@@ -186,7 +188,7 @@ def read_own(file: Any, header: dict[str, Any], path: Path) -> tuple[dict[str, T
         kept = int(np.count_nonzero(mask.numpy()))
         if kept != header["layers"][name]["kept"]:
             raise MaskError(
-                f"{path}: {key} keeps {kept} weights, its header says {header['layers'][name]['kept']}; "
+                f"{path}: {key} keeps {kept} weights, but the header has {header['layers'][name]['kept']}; "
                 "the file is damaged, write it again"
             )
         masks[name] = mask

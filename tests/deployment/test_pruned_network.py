@@ -228,7 +228,7 @@ def test_a_model_that_cannot_be_opened_says_why(code, name, inputs, words):
 
 def test_masks_and_weights_that_do_not_fit_name_their_file(code, tmp_path):
     save_file({"0.weight": torch.zeros(8, 5)}, tmp_path / "w.safetensors")
-    with pytest.raises(CheckpointError, match=r"w\.safetensors: its weights are not those.*0\.bias is missing"):
+    with pytest.raises(CheckpointError, match=r"w\.safetensors: its weights do not fit.*0\.bias is missing"):
         open_pruned(code + "small", weights=tmp_path / "w.safetensors", inputs=["6"])
     Masks({"0.weight": torch.ones(8, 5, dtype=torch.bool)}).save(tmp_path / "m.safetensors")
     with pytest.raises(MaskError, match=r"m\.safetensors: masks do not fit the model"):

@@ -208,9 +208,9 @@ def own_header(shape: Any, **changes: Any) -> dict[str, Any]:
         ({"kind": 1}, "no kind"),
         ({"kind": "masks"}, "no format version"),
         ({"kind": "masks", "format": True}, "no format version"),
-        ({"kind": "masks", "format": 1}, "no layers or no info"),
-        (own_header([4, 8], layers=[]), "no layers or no info"),
-        (own_header([4, 8], info=1), "no layers or no info"),
+        ({"kind": "masks", "format": 1}, "layers or info is missing"),
+        (own_header([4, 8], layers=[]), "layers or info is missing"),
+        (own_header([4, 8], info=1), "layers or info is missing"),
         (own_header([4, 8], packed=1), "packed is neither"),
         (own_header("4x8"), "shape of 'f.weight'"),
         (own_header([4, -8]), "shape of 'f.weight'"),
@@ -224,8 +224,8 @@ def own_header(shape: Any, **changes: Any) -> dict[str, Any]:
         (own_header([10**6, 10**6]), r"f.weight_mask is U8 \[4, 1\], expected U8 \[1000000, 125000\]"),
         (own_header([2**63, 2**63]), r"f.weight_mask is U8 \[4, 1\], expected"),
         (own_header([4, 8], packed=False), r"f.weight_mask is U8 \[4, 1\], expected BOOL \[4, 8\]"),
-        (own_header([4, 8]), "keeps 32 weights, its header says 0"),
-        (own_header([4, 8], layers={}, fingerprint=mask_files.fingerprint({})), "differ in f.weight_mask"),
+        (own_header([4, 8]), "keeps 32 weights, but the header has 0"),
+        (own_header([4, 8], layers={}, fingerprint=mask_files.fingerprint({})), "do not match: f.weight_mask"),
     ],
 )
 def test_a_damaged_header_is_refused_before_memory_is_taken(header: Any, message: str, tmp_path: Path) -> None:
@@ -294,5 +294,5 @@ def test_info_that_is_not_json_is_refused_and_nothing_is_written(info: dict[str,
 
 
 def test_no_masks_are_no_file(tmp_path: Path) -> None:
-    with pytest.raises(MaskError, match="no mask to write"):
+    with pytest.raises(MaskError, match="no masks to write"):
         Masks({}).save(tmp_path / "m")

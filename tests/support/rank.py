@@ -1,6 +1,6 @@
-"""One of several processes that wait for work; see the fixture ``two_ranks``. Usage: rank.py RANK COUNT MEETING LINE.
+"""A process that waits for work as one of several ranks; see the fixture ``two_ranks``.
 
-They meet at the file MEETING; LINE is the number of the open pipe over which work comes.
+Usage: rank.py RANK COUNT RENDEZVOUS PIPE, with the file of the rendezvous and the number of an open pipe for work.
 """
 
 import importlib.util
@@ -41,21 +41,21 @@ def load(path):
     return module
 
 
-def serve(rank, count, meeting, number):
+def serve(rank, count, rendezvous, number):
     torch.set_num_threads(1)
     warnings.simplefilter("error")
-    # torch's word of caution about changing in place what a sharded module returns; nothing here does.
+    # torch warns against writing to the outputs of a sharded module in place; nothing here does.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=count)
-    with Connection(number) as line:
+    distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=count)
+    with Connection(number) as pipe:
         while True:
-            path, name, arguments = unpack(line.recv_bytes())
+            path, name, arguments = unpack(pipe.recv_bytes())
             try:
                 answer = True, getattr(load(path), name)(*arguments)
-            except BaseException:  # noqa: BLE001 - it is told to the test
+            except BaseException:  # noqa: BLE001 - it is reported to the test
                 answer = False, traceback.format_exc()
-            # Not line.send, which would hand tensors over as files that are open here.
-            line.send_bytes(pack(answer))
+            # Not pipe.send, which would pass tensors as files that are open in this process.
+            pipe.send_bytes(pack(answer))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The runs that test_ddp compares, by one process or, with torchrun, by several: ``rank_runs.py all=OUT NAME=FOLDER``.
+"""The runs that test_ddp compares, in one process or, with torchrun, in several: ``rank_runs.py all=OUT NAME=FOLDER``.
 
-``all`` leaves run folders ``OUT/<name>``; the name of a recipe goes on with a run that was begun.
+``all`` writes run folders ``OUT/<name>``; the name of a recipe resumes an unfinished run.
 """
 
 import shutil
@@ -81,7 +81,7 @@ DRAWING = {"dropout": toy("magnitude", task="dropout", checkpoint_every=2)}
 
 @attrs.frozen
 class Odd(ToyTask):
-    """Batches that two ranks cannot share evenly, of different sizes."""
+    """Batches of different, odd sizes."""
 
     name = "odd"
 
@@ -92,7 +92,7 @@ class Odd(ToyTask):
 
 @attrs.frozen
 class Pairs(Odd):
-    """A loss of pairs of samples."""
+    """A loss over pairs of samples."""
 
     name = "pairs"
 
@@ -133,7 +133,7 @@ class DropoutNetwork(ToyNetwork):
 
 @attrs.frozen
 class Dropout(ToyTask):
-    """Every rank draws from a generator of its own."""
+    """Each rank draws from its own generator."""
 
     name = "dropout"
 
@@ -189,7 +189,7 @@ class OwnOpinion(Criterion):
 
 
 class Additions:
-    """Brings what the recipes name beyond the built-ins."""
+    """Registers the plugins that the recipes name besides the built-ins."""
 
     @hookimpl
     def prunekit_tasks(self):
@@ -201,7 +201,7 @@ class Additions:
 
 
 def carry_out(recipe, folder, *, resume=False):
-    """Carry out a run, as the command line does."""
+    """Run a recipe, as the command line does."""
     config = build_config({**recipe, "device": "cpu"})
     manager = make_manager()
     manager.add(Additions(), Source("additions", "tests"))
@@ -210,7 +210,7 @@ def carry_out(recipe, folder, *, resume=False):
 
 
 def carry_out_all(out):
-    """Carry out all runs, and note the error that every rank meets in a bad one."""
+    """Run all recipes, and record the error that every rank raises in an invalid one."""
     for name, recipe in {**RECIPES, **DRAWING}.items():
         carry_out(recipe, out / name)
     try:
@@ -220,7 +220,7 @@ def carry_out_all(out):
 
 
 def go_on(out):
-    """Go on with the run that draws, from the middle of its last stage, in a copy."""
+    """Resume a copy of the run that draws, from the middle of its last stage."""
     run, copy = out / "dropout", out / "dropout again"
     if own_rank() == 0:
         shutil.copytree(run, copy)
@@ -230,7 +230,7 @@ def go_on(out):
 
 
 def train_in_own_loop(out):
-    """Choose masks and hold them in a loop of our own, each rank with its half of the data."""
+    """Select masks and hold them in a user's own loop, each rank with its half of the data."""
     for criterion in ("taylor", "wanda"):
         for views in (False, True):
             torch.manual_seed(0)

@@ -37,7 +37,7 @@ class NormNetwork(DropoutNetwork):
 
 
 class CountingNetwork(DropoutNetwork):
-    """Has a buffer that a new one takes the place of whenever it trains."""
+    """Has a buffer that is replaced by a new one in every training step."""
 
     def __init__(self, classes=4):
         super().__init__(classes)
@@ -99,7 +99,7 @@ def happen(where):
     path = Path("-".join(["trouble", *filter(None, [os.environ.get("RANK")])]))
     try:
         place, left, what = path.read_text().split()
-    except FileNotFoundError:  # it has happened, perhaps this very moment in another process
+    except FileNotFoundError:  # it has already happened, perhaps just now in another process
         return None
     if place != where:
         return None
@@ -118,7 +118,7 @@ def _make_read_only():
 def _send(*signals):
     for number in signals:
         os.kill(os.getpid(), number)
-        time.sleep(0.6)  # the second one is no echo of the first
+        time.sleep(0.6)  # two signals, not one that is delivered twice
 
 
 def _raise(error):
@@ -135,7 +135,7 @@ def _fill():
 
 
 def _end_all():
-    """Send SIGTERM to the run and to its data workers, in whichever of them this is."""
+    """Send SIGTERM to the run and to its data workers; this may be any of them."""
     run = os.getppid() if multiprocessing.parent_process() else os.getpid()
     children = Path(f"/proc/{run}/task/{run}/children").read_text().split()
     for number in [run, *map(int, children)]:
@@ -144,11 +144,11 @@ def _end_all():
 
 
 def _end_launcher():
-    """Send SIGTERM to the process that started this one, and wait until it has passed it on."""
-    told, handler = [], signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, lambda *arguments: (told.append(True), handler(*arguments)))
+    """Send SIGTERM to the parent process, and wait until it has passed the signal on."""
+    passed_on, handler = [], signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda *arguments: (passed_on.append(True), handler(*arguments)))
     os.kill(os.getppid(), signal.SIGTERM)
-    while not told:
+    while not passed_on:
         time.sleep(0.01)
 
 
@@ -158,7 +158,7 @@ _ACTS = {
     "twice": lambda: _send(signal.SIGINT, signal.SIGINT),
     "all": _end_all,
     "launcher": _end_launcher,
-    "SIGKILL": lambda: (time.sleep(1), _send(signal.SIGKILL)),  # whoever reads ahead lets the others catch up
+    "SIGKILL": lambda: (time.sleep(1), _send(signal.SIGKILL)),  # lets ranks that lag behind catch up
     "memory": lambda: _raise(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")),
     "bug": lambda: _raise(ZeroDivisionError("a bug")),
     "nan": lambda: float("nan"),
