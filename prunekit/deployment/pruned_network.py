@@ -19,6 +19,7 @@ from prunekit.contracts.export_format import PrunedNetwork
 from prunekit.contracts.seeds import Seeds
 from prunekit.distributed.torch_internals import uncompiled
 from prunekit.errors import CheckpointError, ConfigError, MaskError
+from prunekit.files.headers import refuse_other_kinds
 from prunekit.layers.lookup import find_layers
 from prunekit.layers.samples import MOST, Samples
 from prunekit.masks.masks import Masks, load_masks
@@ -56,6 +57,7 @@ def open_pruned(
         MaskError: masks that cannot be read or do not fit.
         DataError: the data of a run's task is not there.
     """
+    refuse_other_kinds(Path(name), ("run",), ConfigError)
     if name and Path(name).is_dir():
         if masks is not None or weights is not None or inputs:
             raise ConfigError(f"{name} is a run folder, which has masks, weights and inputs; leave out those options")

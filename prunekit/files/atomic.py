@@ -1,7 +1,7 @@
-"""Writing files so that a reader, or a crash, never meets half of one.
+"""Atomic file writes: neither a reader nor a crash ever sees half a file.
 
-Whatever is written goes to a temporary file in the same folder, is synced, and is then renamed. This
-module must not know what the bytes mean.
+The data goes to a temporary file in the same folder, which is synced and then renamed. This module must not know what
+the bytes mean.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from prunekit.errors import CheckpointError
 
 try:
     import fcntl
-except ImportError:  # Windows has none
+except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
 _NEXT_STEP = {
@@ -29,8 +29,8 @@ _NEXT_STEP = {
     errno.EDQUOT: "free some of your quota or choose another folder",
     errno.ENOENT: "create its folder first",
     errno.ENOTDIR: "choose a path whose parents are all folders",
-    errno.EEXIST: "choose a path where no file stands in the way",
-    errno.EISDIR: "choose a path that is no folder",
+    errno.EEXIST: "choose a path that no file blocks",
+    errno.EISDIR: "choose a path that is not a folder",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f) or choose another file system",
 }
@@ -38,7 +38,7 @@ _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 
 
 def refusal(path: Path, error: OSError) -> CheckpointError:
-    """Return the error of a path that the file system does not let us write, with the next step."""
+    """Return the error for a path that the file system refuses to write, with the next step."""
     next_step = _NEXT_STEP.get(error.errno or 0, "choose another folder")
     return CheckpointError(f"cannot write {path}: {error.strerror or error}; {next_step}")
 
@@ -48,16 +48,18 @@ def write_atomically(
     data: bytes | Callable[[BinaryIO], object],
     check: Callable[[Path], object] | None = None,
 ) -> None:
-    """Write a file whole or not at all; what stood there before stays until the new file is complete.
+    """Write a file whole or not at all; an existing file is kept until the new one is complete.
+
+        write_atomically(folder / "plan.json", text.encode())
 
     Args:
         path: the file to write; its folder must exist.
-        data: the bytes, or a function that writes them into the open file it is given.
-        check: is given the complete file, under another name, before it takes its place; raises where it is no good.
+        data: the bytes, or a function that writes them to the open file that it is passed.
+        check: called with the path of the complete temporary file before the rename; raises to reject the file.
 
     Raises:
-        CheckpointError: when the file system refuses: no permission, no space, no such folder; or a device or pipe is
-            there, which a file would replace.
+        CheckpointError: the file system refuses (no permission, no space, no such folder), or the path is a device or
+            a pipe, which the rename would replace.
     """
     path = Path(path)
     if path.exists() and not (path.is_file() or path.is_dir()):
@@ -85,10 +87,10 @@ def write_atomically(
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what a process that was killed while it wrote left behind; nobody else may be writing in the folder.
+    """Remove the temporary files of killed processes; no other process may be writing in the folder.
 
     Raises:
-        CheckpointError: when one cannot be removed.
+        CheckpointError: when a temporary file cannot be removed.
     """
     try:
         for path in folder.iterdir():
@@ -99,10 +101,10 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Make what was appended to a file survive a power cut.
+    """Sync a file to disk, so that appended data survives a power cut.
 
     Raises:
-        CheckpointError: when the file system cannot take it.
+        CheckpointError: when the file system refuses.
     """
     try:
         with path.open("rb") as file:
@@ -112,12 +114,12 @@ def sync_file(path: Path) -> None:
 
 
 def temporary_in(folder: Path) -> Path:
-    """Return a new name in a folder for what is being written, or removed."""
+    """Return a new temporary path in a folder, for an entry that is being written or removed."""
     return folder / f".{secrets.token_hex(8)}.tmp"
 
 
 def rename_folder(temporary: Path, path: Path) -> None:
-    """Give a folder that is complete its name, in the same folder; what stood there before goes.
+    """Rename a complete temporary folder to its final name in the same parent, replacing an existing entry.
 
     Raises:
         CheckpointError: when the file system refuses.
@@ -132,7 +134,7 @@ def rename_folder(temporary: Path, path: Path) -> None:
 
 
 def remove_whole(path: Path) -> None:
-    """Remove a file, or a folder in such a way that nobody meets half of it; what is not there is no error."""
+    """Remove a file or folder, if it exists; a folder is renamed first, so that no reader sees half of it."""
     if not path.is_dir():
         path.unlink(missing_ok=True)
         return
@@ -142,7 +144,7 @@ def remove_whole(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut, where the system can open folders."""
+    """Sync a folder, so that a rename in it survives a power cut; a no-op where folders cannot be opened."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -153,7 +155,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def make_writable_folder(path: str | os.PathLike[str]) -> Path:
-    """Create a folder, with its parents, and prove that a file can be written there, before hours are spent.
+    """Create a folder and its parents, and check that it is writable before a long computation begins.
 
     Returns:
         The folder.
@@ -176,10 +178,12 @@ def make_writable_folder(path: str | os.PathLike[str]) -> Path:
 
 @contextlib.contextmanager
 def held_alone(folder: Path) -> Iterator[None]:
-    """Keep other processes that ask for the same folder out of it; the system lets go when this one ends, however.
+    """Lock a folder against other processes.
+
+    The operating system releases the lock when this process exits, for whatever reason.
 
     Raises:
-        CheckpointError: when another process holds it.
+        CheckpointError: when another process holds the lock.
     """
     if fcntl is None:
         yield
@@ -191,14 +195,14 @@ def held_alone(folder: Path) -> Iterator[None]:
         raise refusal(path, error) from error
     with file:
         try:
-            # Not flock: a data worker that outlives its killed run by seconds would hold on to it.
+            # Not flock: a data worker that outlives its killed run by seconds would keep the lock.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in {errno.EACCES, errno.EAGAIN}:
                 raise CheckpointError(
-                    f"another process works in {folder}; wait for it, or name another folder"
+                    f"another process is working in {folder}; wait for it, or choose another folder"
                 ) from error
-            # Some network file systems have no locks; then there is nothing to wait for.
+            # Some network file systems do not support locks; continue without one.
             if error.errno not in {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}:
                 raise refusal(path, error) from error
         yield

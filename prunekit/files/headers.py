@@ -8,9 +8,9 @@ Every file begins with it, so 256 bytes are enough to recognise a file:
 - TOML: the first line, ``prunekit = { kind = "recipe", ... }``;
 - a folder: the header of one file in it.
 
-Formats that other tools define have no header: plain weights, ONNX models and torch.export programs. (transformers
-refuses safetensors files whose metadata lacks its own entry.) This module must not know what the bytes of a kind mean:
-``KINDS`` is text only.
+Formats that other tools define have no header: plain weights, ONNX models and torch.export programs. (Some versions of
+transformers refuse safetensors files whose metadata lacks an entry of theirs.) This module must not know what the bytes
+of a kind mean: ``KINDS`` is text only.
 """
 
 import json
@@ -67,8 +67,8 @@ KINDS: Mapping[str, Kind] = {
 }
 """The kind in a header, or of a file without one -> its name and its reader."""
 
-_FOLDERS = {"checkpoint.json": "sharded-checkpoint", "config.toml": "recipe"}
-"""File in a folder -> the kind that this file must have for the folder to be one of ours."""
+_FOLDERS = {"checkpoint.json": ("sharded-checkpoint", "sharded-checkpoint"), "config.toml": ("recipe", "run")}
+"""File in a folder -> its kind, and the kind of the folder."""
 
 _START = 256
 _KIND = rb"([a-z0-9-]{1,40})"
@@ -77,6 +77,7 @@ _STARTS = (
     rb'\{\s*"prunekit":\s*\{\s*"kind":\s*"' + _KIND + rb'"',
     rb'prunekit = \{ kind = "' + _KIND + rb'"',
 )
+_PLAIN = re.compile(rb'.{4}\x00{4}\{\s*"', re.DOTALL)  # eight bytes count those of the JSON object that follows
 _ONNX = re.compile(rb"\x08.\x12\x07pytorch", re.DOTALL)  # the protobuf fields IR version and producer
 
 
@@ -145,7 +146,7 @@ def check_header(header: Any, kinds: tuple[str, ...], path: Path, refusal: type[
     """
     wanted = KINDS[kinds[0]].called
     if header is None:
-        raise refusal(f"{path} has no prunekit header, so it is not {wanted}; {_plain_weights()}")
+        raise refusal(f"{path} has no prunekit header, so it is not {wanted}; write the file again")
     if not isinstance(header, dict) or not isinstance(header.get("kind"), str):
         raise refusal(damaged(path).format("no kind"))
     if header["kind"] not in kinds:
@@ -185,29 +186,29 @@ def refuse_other_kinds(path: Path, kinds: tuple[str, ...], refusal: type[Pruneki
 
 
 def kind_of(path: Path) -> str | None:
-    """Return the kind of a file or folder of ours; ``None`` where its first bytes do not tell.
+    """Return the kind of a file or folder, judged by the first bytes only; ``None``: none of ours, damaged or missing.
 
-    Plain weights have no header and are never recognised.
+    Any safetensors file without our header counts as plain weights, although other tools also store masks so.
     """
     try:
         if path.is_dir():
-            return next((_folder_kind(kind) for name, kind in _FOLDERS.items() if kind_of(path / name) == kind), None)
-        if not path.is_file():
-            return None
-        with path.open("rb") as file:
-            start = file.read(_START)
+            return next((whole for name, (kind, whole) in _FOLDERS.items() if kind_of(path / name) == kind), None)
+        return _kind_of_file(path) if path.is_file() else None
     except (OSError, ValueError):
         return None
+
+
+def _kind_of_file(path: Path) -> str | None:
+    with path.open("rb") as file:
+        start = file.read(_START)
     for pattern in _STARTS:
         if found := re.match(pattern, start, re.DOTALL):
             return found[1].decode()
+    if _PLAIN.match(start) and ENTRY.encode() not in start:
+        return "weights"
     if _ONNX.match(start):
         return "onnx"
     return "torch-export" if start.startswith(b"PK") and _is_torch_export(path) else None
-
-
-def _folder_kind(kind: str) -> str:
-    return "run" if kind == "recipe" else kind
 
 
 def _is_torch_export(path: Path) -> bool:
@@ -222,8 +223,3 @@ def _other_kind(path: Path, kind: str, kinds: tuple[str, ...]) -> str:
     unknown = Kind(f"a file of kind {kind!r}", "read it with the plugin that wrote it, or update prunekit")
     found = KINDS.get(kind, unknown)
     return f"{path} is {found.called}, not {KINDS[kinds[0]].called}; {found.reader}"
-
-
-def _plain_weights() -> str:
-    kind = KINDS["weights"]
-    return f"if it is {kind.called}, {kind.reader}"

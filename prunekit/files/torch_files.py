@@ -1,8 +1,8 @@
-"""State dicts in files of ``torch.save``, read without trusting them.
+"""Read state dicts from untrusted files of ``torch.save``.
 
-Only ``torch.load(weights_only=True)`` is used, and only after a look at the archive without running anything:
-members that are not compressed and not larger than the file, and a small pickle that names nothing but tensors,
-their storages and dicts. Storages are mapped, not read. This module must not know what the tensors mean.
+Files are loaded with ``torch.load(weights_only=True)`` only, and only after the archive was inspected without running
+anything in it: its members must be uncompressed and no larger than the file, and its pickle must be small and name only
+tensors, their storages and dicts. Storages are memory-mapped. This module must not know what the tensors mean.
 """
 
 import pickletools
@@ -18,35 +18,36 @@ from prunekit.errors import PrunekitError
 
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"  # also the first byte of the length of some safetensors headers, which begin with { at byte 8
-_PICKLE_LIMIT = 2 * 2**20  # about 14,000 tensors; unpickled, a hostile one takes seventy times its size
+_PICKLE_LIMIT = 2 * 2**20  # about 14,000 tensors; unpickled, a hostile pickle takes 70 times its size
 _REBUILDERS = {"_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state", "_rebuild_tensor"}
-_NESTED = ("state_dict", "model_state_dict", "model")  # where trainers put the weights in what they save
+_NESTED = ("state_dict", "model_state_dict", "model")  # keys under which training scripts save the weights
 
 
 def is_torch_file(path: Path) -> bool:
-    """Say whether a file begins as those of ``torch.save`` do; safetensors files do not."""
+    """Return whether a file begins like those of ``torch.save``; safetensors files do not."""
     try:
         with path.open("rb") as file:
             start = file.read(9)
     except (OSError, ValueError):
-        return False  # whoever opens it will say why
+        return False  # opening it will raise the proper error
     return start.startswith(_ZIP) or (start.startswith(_PICKLE) and not start.endswith(b"{"))
 
 
 def load_state_dict(path: Path, refusal: type[PrunekitError]) -> dict[str, Tensor]:
-    """Read the tensors of a state dict that ``torch.save`` wrote; other values in it are left out.
+    """Read the tensors of a state dict that ``torch.save`` wrote, and skip its other values.
 
-    A dict under "state_dict", "model_state_dict" or "model", as trainers save it, is taken where there is one.
+    If the file holds a dict under "state_dict", "model_state_dict" or "model", as many training scripts save it, that
+    dict is read instead.
 
     Raises:
-        PrunekitError: of the type ``refusal``, naming the file, for everything that is no such file.
+        PrunekitError: of the type ``refusal``, naming the file, if it is anything but a state dict.
     """
     try:
         _check_archive(path, refusal)
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except refusal:
         raise
-    except Exception as error:  # torch.load meets a damaged file with errors of any kind
+    except Exception as error:  # torch.load raises errors of any type for damaged files
         reason = " ".join(str(error).split())[:200]
         raise refusal(f"{path}: cannot be read with torch.load(weights_only=True): {reason}") from error
     tensors = _tensors(loaded)
@@ -90,9 +91,9 @@ def _check_archive(path: Path, refusal: type[PrunekitError]) -> None:
 
 
 def _check_pickle(data: bytes, path: Path, refusal: type[PrunekitError]) -> None:
-    """Refuse a pickle that names anything but tensors, storages and dicts; nothing of it is run."""
+    """Refuse a pickle that names anything but tensors, storages and dicts, without running it."""
     for opcode, argument, _ in pickletools.genops(data):
-        # torch.save writes protocol 2, which names things by GLOBAL alone.
+        # torch.save writes protocol 2, in which only GLOBAL names things.
         if opcode.name in {"GLOBAL", "STACK_GLOBAL", "INST"}:
             module, _, name = str(argument).partition(" ")
             if opcode.name != "GLOBAL" or not _is_harmless(module, name):

@@ -100,7 +100,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         MaskError: the file is not a valid mask file; the message names the file, and the key of an invalid tensor.
     """
-    refuse_other_kinds(path, KINDS, MaskError)
+    refuse_other_kinds(path, (*KINDS, "weights"), MaskError)  # other tools' masks lie in files like plain weights
     if is_torch_file(path):
         state = load_state_dict(path, MaskError)
         return read_foreign(state.keys(), state.__getitem__, path), {}

@@ -56,8 +56,9 @@ def read_foreign(keys: Collection[str], tensor: Callable[[str], Tensor], path: P
         source[name] = key
     if not masks:
         raise MaskError(
-            f"{path}: no mask inside ({len(known)} other tensors), expected names like 'fc.weight_mask'; "
-            "if its zeros are the masks, use prunekit masks convert --from-zeros"
+            f"{path}: no mask inside ({len(known)} other tensors; expected names like 'fc.weight_mask'); if it is a "
+            "file of plain weights, load it with prunekit.load_weights, or make masks of its zeros with: "
+            "prunekit masks convert --from-zeros"
         )
     return masks
 

@@ -14,13 +14,13 @@ def names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
-def test_bytes_and_functions_are_written_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
+def test_bytes_and_functions_are_written_and_no_temporary_file_remains(tmp_path: Path) -> None:
     files.write_atomically(tmp_path / "a", b"one")
     files.write_atomically(str(tmp_path / "b"), lambda file: file.write(b"two"))
     assert [(tmp_path / name).read_bytes() for name in names(tmp_path)] == [b"one", b"two"]
 
 
-def test_a_failing_writer_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> None:
+def test_a_failing_writer_keeps_the_old_file_and_leaves_no_temporary_file(tmp_path: Path) -> None:
     target = tmp_path / "a"
     files.write_atomically(target, b"old")
 
@@ -43,19 +43,19 @@ def test_a_full_disk_is_an_error_that_names_the_path_and_the_next_step(tmp_path:
     assert names(tmp_path) == []
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"gone/a: No such file or directory; create its folder first"):
         files.write_atomically(tmp_path / "gone" / "a", b"")
 
 
-def test_a_folder_in_the_place_of_the_file_stays(tmp_path: Path) -> None:
+def test_a_folder_at_the_path_of_the_file_is_kept(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     with pytest.raises(CheckpointError, match="a: Is a directory"):
         files.write_atomically(tmp_path / "a", b"")
     assert names(tmp_path) == ["a"]
 
 
-def test_the_file_gets_the_permissions_that_any_new_file_gets(tmp_path: Path) -> None:
+def test_the_file_gets_the_permissions_of_any_new_file(tmp_path: Path) -> None:
     (tmp_path / "plain").write_bytes(b"")
     files.write_atomically(tmp_path / "ours", b"")
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
@@ -70,13 +70,13 @@ def test_content_and_folder_are_synced_around_the_rename(tmp_path: Path, monkeyp
     assert after == ["a"]
 
 
-def test_a_writable_folder_is_made_with_its_parents_and_left_empty(tmp_path: Path) -> None:
+def test_a_writable_folder_is_created_with_its_parents_and_is_empty(tmp_path: Path) -> None:
     folder = files.make_writable_folder(tmp_path / "runs" / "a")
     assert files.make_writable_folder(folder) == folder
     assert names(folder) == []
 
 
-def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
+def test_a_file_at_the_path_of_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"cannot write .*runs/a: Not a directory"):
         files.make_writable_folder(tmp_path / "runs" / "a")
@@ -85,13 +85,13 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="the superuser may write anywhere")
-def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_write_permission_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(CheckpointError, match="write permission"):
         files.make_writable_folder(tmp_path)
 
 
-def test_a_folder_that_another_process_holds_is_refused_until_that_process_ends(tmp_path: Path) -> None:
+def test_a_locked_folder_is_refused_until_the_other_process_ends(tmp_path: Path) -> None:
     code = "import sys, pathlib; from prunekit.files.atomic import held_alone\n"
     code += f"with held_alone(pathlib.Path({str(tmp_path)!r})): print('held', flush=True); sys.stdin.read()"
     # The code is the one above.
@@ -100,21 +100,21 @@ def test_a_folder_that_another_process_holds_is_refused_until_that_process_ends(
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(CheckpointError, match="another process works in"), files.held_alone(tmp_path):
+        with pytest.raises(CheckpointError, match="another process is working in"), files.held_alone(tmp_path):
             pass
         other.kill()
     with files.held_alone(tmp_path):
         pass
 
 
-def test_temporaries_of_ours_are_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_only_our_temporary_files_are_removed(tmp_path: Path) -> None:
     for name in (".0123456789abcdef.tmp", ".notes.tmp", "0123456789abcdef.tmp", ".0123456789abcdef.tmp.gz"):
         (tmp_path / name).write_bytes(b"")
     files.remove_temporaries(tmp_path)
     assert names(tmp_path) == [".0123456789abcdef.tmp.gz", ".notes.tmp", "0123456789abcdef.tmp"]
 
 
-def test_a_folder_is_free_as_soon_as_its_holder_is_killed_whatever_that_one_forked(tmp_path: Path) -> None:
+def test_a_lock_is_released_when_its_process_is_killed_even_if_a_fork_survives(tmp_path: Path) -> None:
     code = "import os, pathlib, time; from prunekit.files.atomic import held_alone\n"
     code += f"with held_alone(pathlib.Path({str(tmp_path)!r})):\n"
     code += "    os.fork() and print('held', flush=True); time.sleep(60)"

@@ -342,4 +342,4 @@ def test_a_running_run_is_not_resumed_by_a_second_process(working_folder, capfd)
         assert other.stdout.readline() == b"held\n"
         assert main(["run", "--resume", "run"]) == 2
         other.stdin.close()
-    assert "another process works in run" in message(capfd)
+    assert "another process is working in run" in message(capfd)

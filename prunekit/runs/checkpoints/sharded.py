@@ -23,6 +23,9 @@ from prunekit.errors import CheckpointError
 from prunekit.files.atomic import rename_folder, temporary_in, write_atomically
 from prunekit.files.headers import encode_json, read_json, refuse_other_kinds
 from prunekit.runs.checkpoints.checkpoint import (
+    KIND as FILE_KIND,
+)
+from prunekit.runs.checkpoints.checkpoint import (
     Checkpoint,
     checkpoint_path,
     flatten,
@@ -81,9 +84,9 @@ def load_any(path: Path, model: nn.Module) -> Checkpoint:
     Raises:
         CheckpointError: when it is missing, incomplete, or not a checkpoint.
     """
+    refuse_other_kinds(path, (FILE_KIND, KIND), CheckpointError)
     if not path.is_dir():
         return load_checkpoint(path)
-    refuse_other_kinds(path, (KIND,), CheckpointError)
     try:
         content = read_json(path / _CONTENT, KIND, CheckpointError)
         tensors = {key: _empty(entry, model) for key, entry in content["tensors"].items()}

@@ -124,7 +124,7 @@ def test_a_file_of_another_kind_is_an_error(tmp_path):
     from prunekit.masks.weight_files import save_weights
 
     save_weights(tmp_path / "dense.safetensors", network().state_dict())
-    with pytest.raises(CheckpointError, match="has no prunekit header, so it is not a shrunk network"):
+    with pytest.raises(CheckpointError, match="is a file of plain weights, not a shrunk network"):
         load_shrunk(network(), tmp_path / "dense.safetensors")
 
 

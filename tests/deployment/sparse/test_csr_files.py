@@ -154,7 +154,7 @@ def test_other_files_are_refused(tmp_path):
     dense, masks = pruned()
     masks.save(tmp_path / "masks")
     safetensors.torch.save_file(dense.state_dict(), tmp_path / "plain")
-    for name, message in (("masks", "is a mask file, not"), ("plain", "has no prunekit header, so it is not")):
+    for name, message in (("masks", "is a mask file, not"), ("plain", "is a file of plain weights, not")):
         with pytest.raises(CheckpointError, match=f"{name} {message} a csr export"):
             load_csr(tmp_path / name, dense, SAMPLE)
     write(tmp_path / "m")

@@ -210,7 +210,7 @@ def test_a_file_that_is_cut_or_of_another_kind_is_refused(tmp_path, state):
         with pytest.raises(CheckpointError, match=r"m\.safetensors"):
             read(path)
     path.write_bytes(safetensors.torch.save(state))
-    with pytest.raises(CheckpointError, match="has no prunekit header, so it is not a 2:4 export"):
+    with pytest.raises(CheckpointError, match="is a file of plain weights, not a 2:4 export"):
         read(path)
     with pytest.raises(CheckpointError, match="no such file"):
         read(tmp_path / "nothing")
