@@ -130,7 +130,8 @@ def test_without_its_follower_an_unknown_module_keeps_all_channels():
 
 
 def test_a_follower_of_another_number_of_channels_is_not_resized():
-    layers = network(nn.PReLU(1))
+    shared = nn.PReLU(1)
+    layers = network(shared).append(shared)  # called with eight channels, and with two
     shrunk = shrink(layers, inputs_of(layers), view_of=view_of)
     assert shrunk.report.layers["0"].units == (8, 8)
     assert shrunk.network[1].num_parameters == 1

@@ -98,9 +98,10 @@ class ChannelTracer(TorchFunctionMode):
                 channels.keep(torch.cat([call.inputs, call.outputs]), fixed[call.layer])
         first_followers: dict[str, FollowerCall] = {}
         for follower in self._flow.followers:
-            channels.join(first_followers.setdefault(follower.module, follower).channels, follower.channels)
             if follower.module in fixed:
                 channels.keep(follower.channels, fixed[follower.module])
+            else:
+                channels.join(first_followers.setdefault(follower.module, follower).channels, follower.channels)
         if self._keep_all:
             channels.keep(torch.arange(len(channels)), self._keep_all)
         return self._flow
