@@ -23,7 +23,7 @@ def test_its_channels_are_removed_and_the_outputs_are_equal(tmp_path: Path) -> N
     network, images = make(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
     masks = prunekit.select(network, density={"0": 0.5}, pattern="units")
     small = prunekit.shrink(network, images, masks).network
-    assert small[1].scale.shape == small[1].shift.shape == (8,)
+    assert [len(small.get_parameter(name)) for name in ("1.scale", "1.shift")] == [8, 8]
     masks.apply(network)
     torch.testing.assert_close(small(images), network(images), rtol=1e-12, atol=1e-12)
     prunekit.save_shrunk(tmp_path / "small.safetensors", small)

@@ -33,7 +33,7 @@ def test_channels_of_a_third_party_normalisation_are_removed_only_with_its_plugi
     images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     manager = make_manager(third_party=False)
     assert shrink(network, images, view_of=view_of(manager)).report.layers["0"].units == (8, 8)
-    manager.add(activation_norm, Source("activation_norm", "activation-norm"))
+    manager.add(activation_norm, Source("activation_norm", "prunekit-activation-norm"))
     shrunk = shrink(network, images, view_of=view_of(manager))
     assert shrunk.report.layers["0"].units == (8, 4)
     torch.testing.assert_close(shrunk.network(images), network(images), rtol=1e-12, atol=1e-12)

@@ -65,7 +65,7 @@ def test_an_example_is_one_short_module(example: Path) -> None:
 
 def test_each_kind_has_an_example() -> None:
     kinds = {example.name.removeprefix("third-party-") for example in EXAMPLES}
-    assert {"criterion", "export-format", "command", "listener"} <= kinds
+    assert kinds >= {"criterion", "export-format", "command", "listener", "normalization"}
 
 
 @pytest.mark.slow
@@ -76,6 +76,7 @@ def test_each_kind_has_an_example() -> None:
         ("npz_format", "format: npz", "prunekit-npz 0.3.0"),
         ("densities", "command: densities", "prunekit-densities 0.3.0"),
         ("curve", "listener: run_started, stage_finished", "prunekit-curve 0.3.0"),
+        ("activation_norm", "layer views", "prunekit-activation-norm 0.3.0"),
     ],
 )
 def test_a_plugin_is_listed_with_its_package_and_what_it_brings(
@@ -135,5 +136,6 @@ def test_the_command_prints_the_sparsest_mask_first(run: Run, finished: Path) ->
 
 
 @pytest.mark.slow
-def test_the_tests_of_the_criterion_pass(run: Run) -> None:
-    run("-m", "pytest", "-q", "-p", "no:cacheprovider", "third-party-criterion")
+@pytest.mark.parametrize("example", ["third-party-criterion", "third-party-normalization"])
+def test_the_tests_of_an_example_pass(run: Run, example: str) -> None:
+    run("-m", "pytest", "-q", "-p", "no:cacheprovider", example)
