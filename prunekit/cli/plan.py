@@ -48,8 +48,8 @@ def _print_stages(prepared: "PreparedRun") -> None:
     total = sum(weights.values())
     given = {name: int(mask.sum()) for name, mask in prepared.given.masks.items()}
     kept = weights | given
-    numbers = ("stage", "weights left", "compression")
-    columns = ("stage", "name", "training", "starts from", "densities", "weights left", "compression")
+    numbers = ("stage", "kept", "weights left")
+    columns = ("stage", "name", "training", "starts from", "densities", "kept", "weights left")
     table = make_table("Stages", *columns, numbers=numbers)
     for number, stage in enumerate(prepared.plan.stages):
         for update in stage.updates:
@@ -62,7 +62,8 @@ def _print_stages(prepared: "PreparedRun") -> None:
     print_table(table)
     left = sum(kept.values())
     click.echo(
-        f"{total:,} weights and compression ratio {left / total:.2f} ({left:,} weights left; biases not counted)"
+        f"{total:,} prunable weights, biases not counted; weights left {left / total:.2f} "
+        f"(the paper's compression ratio), {left:,} weights"
     )
 
 

@@ -27,7 +27,7 @@ def print_result(finished: "RunFinished") -> None:
 
     all_metrics = tuple(finished.stages[-1].evaluation.metrics) if finished.stages else ()
     metrics = all_metrics[:_SHOWN]
-    numbers = ("asked", "realised", "weights left", "compression", *metrics, "time")
+    numbers = ("requested", "realised", "kept", "weights left", *metrics, "time")
     table = make_table("Stages", "stage", "layer", *numbers, numbers=numbers)
     for stage in finished.stages:
         realised = "\n".join(f"{stage.kept[name] / stage.weights[name]:.5g}" for name in stage.requested) or "-"
@@ -42,6 +42,7 @@ def print_result(finished: "RunFinished") -> None:
             str(timedelta(seconds=round(stage.seconds))),
         )
     print_table(table)
+    click.echo("weights left: kept / prunable weights, biases not counted (the paper's compression ratio)")
     if more := all_metrics[_SHOWN:]:
         click.echo(f"also in the metric log: {', '.join(more)}")
     stages = "1 stage" if len(finished.stages) == 1 else f"{len(finished.stages)} stages"

@@ -87,7 +87,7 @@ class PlainProgress:
     def prunekit_stage_finished(self, event: events.StageFinished) -> None:
         """Give the figures of the evaluation."""
         shown = (f"{name} {value:.4f}" for name, value in event.evaluation.metrics.items())
-        self.say(f"  {', '.join(shown)}; compression ratio {event.weights_left:.4g}; {_duration(event.seconds)}")
+        self.say(f"  {', '.join(shown)}; weights left {event.weights_left:.4g}; {_duration(event.seconds)}")
 
     def epoch(self, line: str) -> None:
         """Show an epoch's line."""

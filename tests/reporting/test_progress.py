@@ -39,9 +39,9 @@ def test_plain_lines_tell_the_run_without_escape_codes(tmp_path):
         "2 stages, in steps: dense 20, f 10",
         "[1/2] dense",
         "epoch 2, step 20/20: loss 0.25, learning rate 0.1",
-        "accuracy 0.8750; compression ratio 1; 0:01:01",
+        "accuracy 0.8750; weights left 1; 0:01:01",
         "f: keeps 4 of 8 (0.5), mean score 1 of the kept, 0.5 of all",
-        "compression ratio 0.5",
+        "weights left 0.5",
     ):
         assert words in text
 

@@ -28,7 +28,7 @@ def stages_of(folder):
 def test_the_main_job_trains_prunes_and_writes_masks_that_fit(tmp_path):
     done = prunekit_run("--criterion", "correlation", "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for word in ("dense", "local5b", "conv4b", "weights left", "compression", "accuracy", "run/masks.safetensors"):
+    for word in ("dense", "local5b", "conv4b", "requested", "weights left", "accuracy", "run/masks.safetensors"):
         assert word in done.stdout
     dense, *pruned = stages_of(tmp_path / "run")
     assert 0.80 <= dense["evaluation"]["metrics"]["accuracy"] <= 0.95

@@ -55,8 +55,8 @@ class Row:
     allocation: str = ""
 
     @property
-    def compression(self) -> float:
-        """Weights left / prunable weights (no biases)."""
+    def weights_left(self) -> float:
+        """Kept / prunable weights, biases not counted: the paper's compression ratio."""
         return self.kept / self.weights
 
 
@@ -228,7 +228,7 @@ def figures_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
         correlations = [_plus_minus(row.correlation_before), _plus_minus(row.correlation_after)] if measured else []
         how = [row.allocation] if allocated else []
         labels = [name, *how, row.criterion, row.schedule, *([row.training] if varied else [])]
-        lines.append([*labels, f"{row.compression:.3f}", *figures, *correlations])
+        lines.append([*labels, f"{row.weights_left:.3f}", *figures, *correlations])
     return head, lines
 
 

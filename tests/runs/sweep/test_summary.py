@@ -66,7 +66,7 @@ def test_figures_are_means_over_the_seeds(summary):
     assert dense.kind == "dense"
     assert dense.metrics["accuracy"].value == pytest.approx(0.85)
     assert dense.by_seed["accuracy"] == pytest.approx((0.8, 0.85, 0.9))
-    assert summary.rows[1].compression == pytest.approx(712 / 1576)
+    assert summary.rows[1].weights_left == pytest.approx(712 / 1576)
 
 
 def test_differences_are_paired_within_seeds(summary):
