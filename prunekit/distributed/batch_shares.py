@@ -66,8 +66,8 @@ def tensors_in(batch: Any) -> Iterator[Tensor]:
     if isinstance(batch, Tensor):
         yield batch
     elif isinstance(batch, tuple | list | dict):
-        for part in batch.values() if isinstance(batch, dict) else batch:
-            yield from tensors_in(part)
+        for entry in batch.values() if isinstance(batch, dict) else batch:
+            yield from tensors_in(entry)
 
 
 def map_tensors(change: Callable[[Tensor], Tensor], batch: Any) -> Any:
@@ -75,6 +75,6 @@ def map_tensors(change: Callable[[Tensor], Tensor], batch: Any) -> Any:
     if isinstance(batch, Tensor):
         return change(batch)
     if isinstance(batch, tuple | list):
-        parts = [map_tensors(change, part) for part in batch]
-        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
-    return {key: map_tensors(change, part) for key, part in batch.items()} if isinstance(batch, dict) else batch
+        changed = [map_tensors(change, entry) for entry in batch]
+        return type(batch)(*changed) if hasattr(batch, "_fields") else type(batch)(changed)
+    return {key: map_tensors(change, entry) for key, entry in batch.items()} if isinstance(batch, dict) else batch

@@ -111,10 +111,10 @@ def placement(tensor: Tensor) -> object:
 
 
 def reshard(model: nn.Module) -> None:
-    """Make the parameters of a model those that the optimiser steps: the spread ones.
+    """Restore the sharded parameters of a model, which are the ones an optimiser steps.
 
-    FSDP2 puts whole parameters in their place while a module computes, and leaves those of the outermost module there
-    until the backward pass. Without FSDP2 this does nothing.
+    FSDP2 replaces them by full parameters while a module computes, and those of the outermost module until the backward
+    pass. Without FSDP2 this does nothing.
     """
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp is None:

@@ -21,15 +21,15 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
     The members of a ``ModuleList`` or a ``ModuleDict`` count as direct children. Modules that share a parameter are
     excluded, since all of them need it in full.
     """
-    parts = [part for part in _parts(network) if any(True for _ in part.parameters())]
-    owners = Counter(id(parameter) for part in parts for parameter in part.parameters())
-    return [part for part in parts if all(owners[id(parameter)] == 1 for parameter in part.parameters())]
+    children = [child for child in _children(network) if any(True for _ in child.parameters())]
+    owners = Counter(id(parameter) for child in children for parameter in child.parameters())
+    return [child for child in children if all(owners[id(parameter)] == 1 for parameter in child.parameters())]
 
 
-def _parts(network: nn.Module) -> Iterator[nn.Module]:
+def _children(network: nn.Module) -> Iterator[nn.Module]:
     for child in network.children():
         if isinstance(child, nn.ModuleList | nn.ModuleDict):
-            yield from _parts(child)
+            yield from _children(child)
         elif not isinstance(child, nn.ParameterList | nn.ParameterDict):  # never called as modules
             yield child
 

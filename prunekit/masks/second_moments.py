@@ -52,9 +52,9 @@ def second_moments(optimizer: Optimizer, parameter: nn.Parameter) -> Tensor | No
     moments = optimizer.state.get(parameter, {}).get(name)
     if not isinstance(moments, Tensor) or moments.shape != parameter.shape:
         return None
-    part = local_shard(moments)
-    plain = type(part) is Tensor and part.device.type == "cpu"
-    return moments if plain and part.dtype in {torch.float32, torch.float64} else None
+    shard = local_shard(moments)
+    plain = type(shard) is Tensor and shard.device.type == "cpu"
+    return moments if plain and shard.dtype in {torch.float32, torch.float64} else None
 
 
 def _decay(group: dict[str, object]) -> float:
