@@ -27,7 +27,7 @@ def test_a_transposed_layer_is_pruned_like_the_linear_layer_it_is():
     assert prunekit_layer_views(nn.Linear(2, 2)) is None
 
 
-def test_zeros_of_a_gpt_2_stay_in_training_and_through_a_file(tmp_path):
+def test_dropped_weights_of_gpt_2_remain_zero_in_training_and_through_a_file(tmp_path):
     torch.manual_seed(0)
     sizes = {"vocab_size": 20, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 8}
     config = transformers.GPT2Config(bos_token_id=0, eos_token_id=0, **sizes)

@@ -2,7 +2,7 @@
 
 A residual network adds the outputs of several layers, so removing a unit of one of them frees nothing. Channels are
 therefore ranked by the summed scores of all their units, and a dropped channel also loses its entries in biases and in
-the scale and shift of batch normalisation. This module knows unit numbers and scores; it must not know how channels are
+the scale and shift of normalisations. This module knows unit numbers and scores; it must not know how channels are
 traced.
 """
 
