@@ -1,4 +1,4 @@
-"""``prunekit masks``: look at mask files, compare, combine, apply and convert them."""
+"""``prunekit masks``: show, check, compare, combine, apply and convert mask files."""
 
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ _BAR = 20  # characters
 
 @click.group()
 def masks() -> None:
-    """Look at mask files, compare, combine, apply and convert them."""
+    """Show, check, compare, combine, apply and convert mask files."""
 
 
 _out = click.option("-o", "--out", required=True, type=click.Path(), help="The file to write.")
@@ -23,7 +23,10 @@ _file = click.Path()
 @masks.command()
 @click.argument("file", type=_file)
 def show(file: str) -> None:
-    """Show shape, density and pattern of every mask in FILE, and what the file says of itself."""
+    """Show the shape, density and pattern of each mask in FILE, and the facts stored with them.
+
+    Empty rows are dead outputs, empty columns unused inputs.
+    """
     import json
 
     from prunekit.masks.masks import load_masks
@@ -38,17 +41,22 @@ def show(file: str) -> None:
 @click.argument("first", type=_file)
 @click.argument("second", type=_file)
 def diff(first: str, second: str) -> None:
-    """Show, mask by mask, what FIRST and SECOND keep in common and where they differ."""
+    """Compare the masks of FIRST and SECOND: which weights both keep, one keeps, or neither keeps.
+
+    Overlap is the Jaccard index: weights kept by both / weights kept by either. Hamming is the number of weights on
+    which the masks differ.
+    """
     from prunekit.cli.tables import make_table, print_table
     from prunekit.masks.masks import load_masks
+    from prunekit.masks.overlap import total_overlap
 
-    compared = load_masks(first).compare(load_masks(second))
+    overlaps = load_masks(first).compare(load_masks(second))
     numbers = ("both", "only first", "only second", "neither", "overlap", "Hamming")
-    table = make_table("Masks compared", "parameter", *numbers, numbers=numbers)
-    for name, comparison in compared.items():
-        table.add_row(name, *_meeting(comparison))
+    table = make_table("Weights kept by", "parameter", *numbers, numbers=numbers)
+    for name, overlap in overlaps.items():
+        table.add_row(name, *_overlap_figures(overlap))
     table.add_section()
-    table.add_row("total", *_meeting(_sum(list(compared.values()))))
+    table.add_row("total", *_overlap_figures(total_overlap(overlaps.values())))
     print_table(table)
 
 
@@ -62,10 +70,10 @@ def diff(first: str, second: str) -> None:
     type=click.Choice(["and", "or", "minus"]),
     default="and",
     show_default=True,
-    help="What both keep, what either keeps, or what the first keeps and the second drops.",
+    help="and: weights that both keep; or: that either keeps; minus: that FIRST keeps and SECOND drops.",
 )
 def merge(first: str, second: str, out: str, operation: str) -> None:
-    """Combine the masks in FIRST and SECOND, which must be of the same weights."""
+    """Combine the masks of FIRST and SECOND, which must have the same names and shapes."""
     import operator
 
     from prunekit.masks.masks import Masks, load_masks
@@ -75,16 +83,16 @@ def merge(first: str, second: str, out: str, operation: str) -> None:
     merged: Masks = operations[operation](one, other)
     info = {"merged": operation, "first": dict(one.info), "second": dict(other.info)}
     Masks(merged.tensors, info).save(out)
-    _say_written(out, merged)
+    _report_written(out, merged)
 
 
 @masks.command()
 @click.argument("model", type=_file)
 @click.argument("file", type=_file)
 @_out
-@click.option("--sparse", is_flag=True, help="Store kept values and packed masks: a sparse checkpoint.")
+@click.option("--sparse", is_flag=True, help="Write a sparse checkpoint: kept values and packed masks.")
 def apply(model: str, file: str, out: str, sparse: bool) -> None:
-    """Write the weights of MODEL with those that the masks in FILE drop set to 0.0."""
+    """Write the weights of MODEL, with the weights that the masks in FILE drop set to 0.0."""
     from prunekit.masks.masks import load_masks
     from prunekit.masks.weight_files import load_weights, save_sparse, save_weights
 
@@ -94,7 +102,7 @@ def apply(model: str, file: str, out: str, sparse: bool) -> None:
         save_sparse(out, weights, loaded)
     else:
         save_weights(out, weights)
-    _say_written(out, loaded)
+    _report_written(out, loaded)
 
 
 @masks.command()
@@ -105,48 +113,51 @@ def apply(model: str, file: str, out: str, sparse: bool) -> None:
     type=click.Choice(["packed", "bool", "torch-prune"]),
     default="packed",
     show_default=True,
-    help="Eight weights to a byte; plain bool; or a state dict as torch.nn.utils.prune has it.",
+    help="packed: 1 bit per weight; bool: 1 byte per weight; torch-prune: a state dict as torch.nn.utils.prune makes.",
 )
-@click.option("--from-zeros", is_flag=True, help="FILE is a model; what is zero in it is dropped.")
-@click.option("--weights", type=_file, help="The model's weights, for --form torch-prune.")
+@click.option("--from-zeros", is_flag=True, help="FILE is a model; drop the weights that are zero in it.")
+@click.option("--weights", type=_file, help="The model's weights; --form torch-prune needs them.")
 def convert(file: str, out: str, form: str, from_zeros: bool, weights: str | None) -> None:
-    """Write the masks in FILE, whoever wrote it, in another form."""
+    """Write the masks in FILE in another form; files of other tools are read too."""
     from prunekit.masks.foreign import torch_prune_state
     from prunekit.masks.masks import Masks, load_masks
     from prunekit.masks.weight_files import load_weights, save_weights
 
     if (form == "torch-prune") != (weights is not None):
-        raise click.UsageError("--form torch-prune needs --weights MODEL, and no other form takes it")
+        raise click.UsageError("--weights MODEL is required with --form torch-prune and not allowed with other forms")
     loaded = Masks.from_zeros(load_weights(file)) if from_zeros else load_masks(file)
     if weights is not None:
         save_weights(out, torch_prune_state(loaded.tensors, load_weights(weights)))
     else:
         loaded.save(out, packed=form == "packed")
-    _say_written(out, loaded)
+    _report_written(out, loaded)
 
 
 @masks.command()
 @click.argument("model", type=_file)
 @click.argument("file", type=_file)
 def check(model: str, file: str) -> None:
-    """Check that the masks in FILE fit the weights of MODEL, and that what they drop is zero there."""
+    """Check that the masks in FILE fit the weights of MODEL, and that all dropped weights are zero."""
     from prunekit.errors import MaskError
     from prunekit.masks.masks import load_masks
-    from prunekit.masks.matching import match_names
+    from prunekit.masks.matching import nonzero_dropped
     from prunekit.masks.weight_files import load_weights
 
-    matched = match_names(load_masks(file).tensors, load_weights(model))
-    alive = {name: int(weight[~mask].count_nonzero()) for name, (weight, mask) in matched.items()}
-    if problems := [f"{name} has {count:,}" for name, count in alive.items() if count]:
+    counts = nonzero_dropped(load_masks(file).tensors, load_weights(model))
+    if problems := [f"{name} has {count:,}" for name, count in counts.items() if count]:
         raise MaskError(
             f"{model} has dropped weights that are not zero: {'; '.join(problems)}; "
             f"set them to zero with: prunekit masks apply {model} {file} -o OUT"
         )
-    click.echo(f"{len(matched)} masks fit {model}, and every weight that they drop is zero")
+    click.echo(f"{_counted(len(counts))} checked: all dropped weights of {model} are zero")
 
 
-def _say_written(path: str, masks: "Masks") -> None:
-    click.echo(f"{path}: {len(masks.tensors)} masks, density {masks.density():.6f}")
+def _report_written(path: str, masks: "Masks") -> None:
+    click.echo(f"{path}: {_counted(len(masks.tensors))}, density {masks.density():.6f}")
+
+
+def _counted(masks: int) -> str:
+    return f"{masks} mask{'' if masks == 1 else 's'}"
 
 
 def _print_masks(masks: "Masks") -> None:
@@ -172,13 +183,6 @@ def _figures(kept: int, weights: int) -> tuple[str, str, str, str]:
     return f"{kept:,}", f"{weights:,}", f"{density:.6f}", "█" * filled + "·" * (_BAR - filled)
 
 
-def _meeting(comparison: "MaskOverlap") -> tuple[str, ...]:
-    counts = (comparison.both, comparison.only_first, comparison.only_second, comparison.neither)
-    return (*(f"{count:,}" for count in counts), f"{comparison.overlap:.6f}", f"{comparison.hamming:,}")
-
-
-def _sum(comparisons: "list[MaskOverlap]") -> "MaskOverlap":
-    from prunekit.masks.overlap import MaskOverlap
-
-    parts = ("both", "only_first", "only_second", "neither")
-    return MaskOverlap(*(sum(getattr(comparison, part) for comparison in comparisons) for part in parts))
+def _overlap_figures(overlap: "MaskOverlap") -> tuple[str, ...]:
+    counts = (overlap.both, overlap.only_first, overlap.only_second, overlap.neither)
+    return (*(f"{count:,}" for count in counts), f"{overlap.overlap:.6f}", f"{overlap.hamming:,}")

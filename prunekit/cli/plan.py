@@ -1,4 +1,4 @@
-"""``prunekit plan``: layers and stages of a run, without training it."""
+"""``prunekit plan``: print the layers and stages of a run without training."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,20 +11,19 @@ if TYPE_CHECKING:
     from prunekit.runs.preparation import PreparedRun
 
 _SHOWN_UPDATES = 3
-"""Mask updates of a stage that are shown at either end, where it has many."""
+"""Mask updates to show at the beginning and at the end of a stage that has many."""
 
 
 @click.command()
 @config_options
 def plan(**flags: Any) -> None:
-    """Print the layers, stages, densities and weights of a run, without training."""
-    from prunekit.plugins.manager import make_manager
-    from prunekit.plugins.registry import collect
-    from prunekit.runs.preparation import prepare
+    """Print the layers, stages, densities and kept weights of a run without training.
 
-    config = read_config(**flags)
-    manager = make_manager(config.no_plugins)
-    prepared = prepare(config, manager, collect(manager), device="meta")
+    RECIPE is a TOML file with the settings of a run; options override it.
+    """
+    from prunekit.runs.entry import preview
+
+    prepared = preview(read_config(**flags))
     click.echo(f"{prepared.headline}\n")
     _print_layers(prepared)
     _print_stages(prepared)
@@ -43,48 +42,25 @@ def _print_layers(prepared: "PreparedRun") -> None:
 
 def _print_stages(prepared: "PreparedRun") -> None:
     from prunekit.cli.tables import make_table, print_table
+    from prunekit.runs.plan_counts import kept_by_stage
 
-    weights = {layer.name: layer.weights for layer in prepared.layers}
-    total = sum(weights.values())
-    given = {name: int(mask.sum()) for name, mask in prepared.given.masks.items()}
-    kept = weights | given
-    numbers = ("stage", "kept", "weights left")
+    total, kept = sum(layer.weights for layer in prepared.layers), kept_by_stage(prepared)
     columns = ("stage", "name", "training", "starts from", "densities", "kept", "weights left")
-    table = make_table("Stages", *columns, numbers=numbers)
-    for number, stage in enumerate(prepared.plan.stages):
-        for update in stage.updates:
-            kept |= _kept(update, prepared)
-        left = sum(kept.values())
+    table = make_table("Stages", *columns, numbers=("stage", "kept", "weights left"))
+    for number, (stage, left) in enumerate(zip(prepared.plan.stages, kept, strict=True)):
         start = f"step {stage.start.step}" if stage.start.kind == "step" else stage.start.kind
         start = "initial" if start == "previous" and number == 0 else start
-        updates = "\n".join(_shortened(list(map(_describe, stage.updates)))) or "-"
+        updates = "\n".join(_shortened([_describe(update) for update in stage.updates])) or "-"
         table.add_row(str(number), stage.name, str(stage.budget), start, updates, f"{left:,}", f"{left / total:.4f}")
     print_table(table)
-    left = sum(kept.values())
     click.echo(
-        f"{total:,} prunable weights, biases not counted; weights left {left / total:.2f} "
-        f"(the paper's compression ratio), {left:,} weights"
+        f"{total:,} prunable weights, biases not counted; weights left {kept[-1] / total:.2f} "
+        f"(the paper's compression ratio), {kept[-1]:,} weights"
     )
 
 
-def _kept(update: "MaskUpdate", prepared: "PreparedRun") -> dict[str, int]:
-    """Return how many weights an update leaves each layer."""
-    from prunekit.masks.selection import Channels, requested_count
-
-    layers = {layer.name: layer for layer in prepared.layers}
-    if prepared.channel_groups is not None and isinstance(update.pattern, Channels):
-        return {
-            name: int(share * layers[name].weights)
-            for name, share in prepared.channel_groups.kept_shares(update.targets).items()
-        }
-    return {
-        name: requested_count(density, layers[name].weights, update.pattern, layers[name].fan)
-        for name, density in update.targets.items()
-    }
-
-
 def _shortened(lines: list[str]) -> list[str]:
-    """Leave out the middle of a long list of updates."""
+    """Omit the middle of a long list of mask updates."""
     if len(lines) <= 2 * _SHOWN_UPDATES + 1:
         return lines
     between = f"... {len(lines) - 2 * _SHOWN_UPDATES} more ..."
@@ -103,6 +79,6 @@ def _describe(update: "MaskUpdate") -> str:
 
 
 def _fraction(density: float) -> str:
-    """Write 0.00390625 as 1/256, the way structures are written."""
+    """Write 0.00390625 as 1/256, as in a structure."""
     inverse = 1 / density
     return f"1/{inverse:.0f}" if inverse.is_integer() and inverse > 1 else f"{density:g}"

@@ -1,8 +1,8 @@
-"""``prunekit run``: train, prune, re-train, and say what came of it."""
+"""``prunekit run``: train, prune, retrain, and print the results."""
 
 import os
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,99 +18,49 @@ if TYPE_CHECKING:
 
 @click.command()
 @config_options
-@click.option("--resume", metavar="FOLDER", help="Go on with the run in FOLDER; with no other option but --no-plugin.")
-@click.option("--force", is_flag=True, help="Write over the run that is in the run folder.")
-@click.option("--config", "asked", is_flag=True, help="Print the recipe that starts this same run, and stop.")
-def run(resume: str | None, force: bool, asked: bool, **flags: Any) -> None:
-    """Train a network, prune it by a plan, re-train it, and save masks and weights."""
-    from prunekit.distributed.process_group import process_group
-    from prunekit.plugins.manager import make_manager
-    from prunekit.plugins.registry import collect
-    from prunekit.runs.absolute_paths import with_absolute_paths
-    from prunekit.runs.recipes import to_toml
+@click.option(
+    "--resume", metavar="FOLDER", help="Resume the run in FOLDER; the only other option allowed is --no-plugin."
+)
+@click.option("--force", is_flag=True, help="Overwrite the run in the run folder.")
+@click.option("--config", "show_config", is_flag=True, help="Print the recipe of this run and exit.")
+def run(resume: str | None, force: bool, show_config: bool, **flags: Any) -> None:
+    """Train a network, prune it stage by stage, retrain it, and save masks and weights.
 
-    config = _resumed_config(resume, force, flags) if resume is not None else read_config(**flags)
-    if asked:
-        click.echo(to_toml(with_absolute_paths(config, collect(make_manager(config.no_plugins)))), nl=False)
+    RECIPE is a TOML file with the settings of a run; options override it.
+    """
+    from prunekit.cli.run_table import print_result
+    from prunekit.runs.entry import carry_out, to_recipe
+
+    config = read_config(**flags) if resume is None else _resumed(resume, flags | {"force": force})
+    if show_config:
+        click.echo(to_recipe(config), nl=False)
         return
-    with process_group(config.device):
-        _run(config, resume, force=force)  # whatever it holds is gone when the group is left
-
-
-def _run(config: "RunConfig", resume: str | None, *, force: bool) -> None:
-    """Do it, as one process of those that do."""
-    from prunekit.cli.run_table import print_files, print_result
-    from prunekit.distributed.ranks import own_rank, text_from_first
-    from prunekit.files.atomic import held_alone
-    from prunekit.plugins.manager import make_manager
-    from prunekit.plugins.registry import collect
-    from prunekit.runs.absolute_paths import with_absolute_paths
-    from prunekit.runs.engine import run as run_engine
-    from prunekit.runs.folder import RunFolder, check_new_run, check_resumable
-    from prunekit.runs.interruption import Interruption
-    from prunekit.runs.preparation import prepare
-
-    folder = RunFolder(Path(text_from_first(str(_out(config))) if resume is None else resume))
-    manager = make_manager(config.no_plugins)
-    registry = collect(manager)
-    prepared = prepare(config, manager, registry, resumed=resume is not None)
-    if resume is not None:
-        check_resumable(folder)
-    else:
-        check_new_run(folder, force=force)
-    interruption, speaks = Interruption(), own_rank() == 0
-    with (
-        held_alone(folder.path) if speaks else nullcontext(),
-        interruption.listening(_report_request if speaks else _ignore_request),
-    ):
-        finished = run_engine(
-            with_absolute_paths(config, registry),
-            prepared,
-            manager.hook,
-            folder,
-            resume=resume is not None,
-            force=force,
-            interruption=interruption,
-        )
-    if speaks:
+    finished = carry_out(config, resume=None if resume is None else Path(resume), force=force, report=_report_request)
+    if finished is not None:
         print_result(finished)
-        print_files(folder)
 
 
 def _report_request(request: "Signals") -> None:
-    """Say that a request to stop was heard; the program may be in the middle of printing, so past its buffers."""
-    text = f"\n{request.name}: stopping after this step, with a checkpoint; Ctrl-C (once more) stops at once\n"
+    """Confirm a request to stop, past Python's buffers: the signal may have come in the middle of printing."""
+    text = f"\n{request.name}: stopping after this step and saving a checkpoint; press Ctrl-C again to stop at once\n"
     with suppress(OSError):  # a pipe whose reader the same Ctrl-C has ended
         os.write(sys.stderr.fileno(), text.encode())
 
 
-def _ignore_request(_: "Signals") -> None:
-    """Leave it to the first rank."""
-
-
-def _resumed_config(resume: str, force: bool, flags: dict[str, Any]) -> "RunConfig":
-    """Return the configuration of the run in a folder; a changed one would not be that run any more."""
+def _resumed(resume: str, flags: dict[str, Any]) -> "RunConfig":
+    """Return the configuration of the run to resume; options that would change the run are refused."""
     from prunekit.errors import ConfigError
     from prunekit.runs.config import is_utf8
-    from prunekit.runs.folder import RunFolder, check_resumable
-    from prunekit.runs.recipes import build_config, read_recipe
+    from prunekit.runs.entry import resumed_config
 
     if not resume or not is_utf8(resume):
-        raise ConfigError(f"--resume is {resume!r}, expected the folder of a run, with a name in UTF-8")
-    everything = {**flags, "force": force}.items()
-    given = [name for name, value in everything if value not in (None, False, ()) and name != "no_plugins"]
+        raise ConfigError(f"--resume is {resume!r}, expected a run folder whose name is valid UTF-8")
+    given = [name for name, value in flags.items() if value not in (None, False, ()) and name != "no_plugins"]
     if given:
-        raise ConfigError(f"--resume goes on with the run as it was; leave out: {', '.join(given)}")
-    folder = RunFolder(Path(resume))
-    check_resumable(folder)
-    blocked = list(flags["no_plugins"]) or None
-    return build_config(read_recipe(folder.config), {"no_plugins": blocked})
+        options = ", ".join(map(_spelled, given))
+        raise ConfigError(f"--resume takes all settings from the run folder; leave out: {options}")
+    return resumed_config(Path(resume), flags["no_plugins"])
 
 
-def _out(config: "RunConfig") -> Path:
-    from prunekit.runs.folder import free_folder
-
-    if config.out is not None:
-        return Path(config.out)
-    task = config.task.name.rpartition(":")[2]
-    return free_folder(Path("runs"), f"{task}-{config.criterion.name}-seed{config.seed}")
+def _spelled(parameter: str) -> str:
+    return {"recipe": "the recipe", "overrides": "-o"}.get(parameter, f"--{parameter.replace('_', '-')}")

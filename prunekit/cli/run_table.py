@@ -1,4 +1,4 @@
-"""What a run prints at its end: one row a stage, and where the files are."""
+"""The summary that ``prunekit run`` prints: a table with one row per stage, and the files of the run."""
 
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -8,21 +8,31 @@ import click
 if TYPE_CHECKING:
     from prunekit.contracts.evaluation import Evaluation
     from prunekit.contracts.events import RunFinished
-    from prunekit.runs.folder import RunFolder
 
 _SHOWN = 3
-"""Figures that fit a terminal; tasks name the most telling first."""
+"""Metrics that fit a terminal; tasks list the most informative ones first."""
 
 _FILES = {
-    "masks": "bits, by parameter name",
-    "model": "the deployed network, dropped weights 0",
-    "metrics": "one JSON object a line",
-    "config": "this run as a recipe",
+    "masks": "packed bits, by parameter name",
+    "model": "the deployed network; dropped weights are 0",
+    "metrics": "one JSON object per line",
+    "config": "the recipe of this run",
 }
 
 
 def print_result(finished: "RunFinished") -> None:
-    """Print the table of stages."""
+    """Print the stages of a finished run, and the paths of its files."""
+    from prunekit.runs.folder import RunFolder
+
+    _print_stages(finished)
+    folder = RunFolder(finished.folder)
+    for name, meaning in _FILES.items():
+        path = getattr(folder, name)
+        if path.exists():
+            click.echo(f"{name:8} {path}  ({meaning})")
+
+
+def _print_stages(finished: "RunFinished") -> None:
     from prunekit.cli.tables import make_table, print_table
 
     all_metrics = tuple(finished.stages[-1].evaluation.metrics) if finished.stages else ()
@@ -53,11 +63,3 @@ def _figure(evaluation: "Evaluation", name: str) -> str:
     value = f"{evaluation.metrics[name]:.4f}" if name in evaluation.metrics else "-"
     error = evaluation.standard_errors.get(name)
     return value if error is None else f"{value} ± {error:.4f}"
-
-
-def print_files(folder: "RunFolder") -> None:
-    """Say where the files of the run are."""
-    for name, meaning in _FILES.items():
-        path = getattr(folder, name)
-        if path.exists():
-            click.echo(f"{name:8} {path}  ({meaning})")

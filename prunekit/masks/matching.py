@@ -90,6 +90,16 @@ def match_names(masks: Mapping[str, Tensor], parameters: Mapping[str, _Weight]) 
     return {name: (parameters[name], mask) for name, mask in found.values()}
 
 
+def nonzero_dropped(masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """Count the weights of a state dict that are dropped by a mask but not zero, by the weight's name.
+
+    Raises:
+        MaskError: see ``match``.
+    """
+    matched = match_names(masks, weights)
+    return {name: int(weight[~mask].count_nonzero()) for name, (weight, mask) in matched.items()}
+
+
 def _not_found(name: str, candidates: list[str], parameters: Iterable[str]) -> str:
     if candidates:
         return f"{name!r} could be {' or '.join(candidates)}"

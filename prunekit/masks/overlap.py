@@ -3,7 +3,7 @@
 This module knows tensors and names. It must not know models, files or optimisers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import attrs
 from torch import Tensor
@@ -43,6 +43,16 @@ def overlap(first: Tensor, second: Tensor) -> MaskOverlap:
     """Count the weights that two masks of one shape, on one device, keep."""
     both, kept, other_kept = (int(mask.count_nonzero()) for mask in (first & second, first, second))
     return MaskOverlap(both, kept - both, other_kept - both, first.numel() - kept - other_kept + both)
+
+
+def total_overlap(overlaps: Iterable[MaskOverlap]) -> MaskOverlap:
+    """Return the agreement over all weights, the sums of the counts of each mask.
+
+    >>> total_overlap([MaskOverlap(1, 0, 2, 1), MaskOverlap(3, 1, 0, 0)])
+    MaskOverlap(both=4, only_first=1, only_second=2, neither=1)
+    """
+    counts = (attrs.astuple(single) for single in overlaps)
+    return MaskOverlap(*map(sum, zip((0, 0, 0, 0), *counts, strict=True)))
 
 
 def pair_masks(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:

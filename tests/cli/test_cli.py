@@ -148,9 +148,9 @@ def test_plan_draws_nothing_from_the_global_generator() -> None:
         (["plan", ""], "recipe is empty, expected a path"),
         (["plan", *TOY, "--data", ""], "--data is empty, expected a path"),
         (["run", *TOY, "--out", ""], "--out is empty, expected a path"),
-        (["run", "--resume", ""], "--resume is '', expected the folder of a run"),
-        (["run", "--resume", "\udcff"], "--resume is '\\udcff', expected the folder of a run"),
-        (["run", "--resume", "a", "--seed", ""], "leave out: seed"),
+        (["run", "--resume", ""], "--resume is '', expected a run folder whose name is valid UTF-8"),
+        (["run", "--resume", "\udcff"], "--resume is '\\udcff', expected a run folder whose name is valid UTF-8"),
+        (["run", "--resume", "a", "--seed", ""], "leave out: --seed"),
         (["plan", "a" * 300], "cannot be read: File name too long"),
         (["plan", "gone.toml"], "recipe 'gone.toml' cannot be read"),
         (["masks", "show", "gone.safetensors"], "gone.safetensors"),
@@ -255,7 +255,7 @@ def test_masks_merge_combines_two_files(
 ) -> None:
     out = tmp_path / "out"
     assert main(["masks", "merge", *pair(tmp_path), "-o", str(out), "--keep", keep]) == 0
-    assert lines(capsys) == [f"{out}: 1 masks, density {kept / 32:.6f}"]
+    assert lines(capsys) == [f"{out}: 1 mask, density {kept / 32:.6f}"]
     merged = load_masks(out)
     assert int(merged.tensors["fc.weight"].sum()) == kept
     assert merged.info["merged"] == keep
@@ -272,7 +272,7 @@ def test_masks_apply_writes_a_model_that_check_accepts(
     assert "fc.weight has 8; set them to zero" in error(capsys, "masks", "check", model, masks)
     assert main(["masks", "apply", model, masks, "-o", out, *(["--sparse"] if sparse else [])]) == 0
     assert main(["masks", "check", out, masks]) == 0
-    assert "1 masks fit" in lines(capsys)[-1]
+    assert "1 mask checked: all dropped weights" in lines(capsys)[-1]
     loaded = load_weights(out)
     assert torch.equal(loaded["fc.weight"], weights["fc.weight"] * load_masks(masks).tensors["fc.weight"])
     assert torch.equal(loaded["fc.bias"], weights["fc.bias"])
@@ -307,8 +307,8 @@ def test_a_mask_command_that_fails_leaves_the_target_as_it_was(
         (["apply", str(model), first], "'fc.weight' has a mask of [4, 8] for a weight of [4, 4]"),
         (["apply", str(model), first, "--sparse"], "'fc.weight' has a mask of [4, 8]"),
         (["convert", str(model)], "no mask inside"),
-        (["convert", first, "--form", "torch-prune"], "needs --weights MODEL"),
-        (["convert", first, "--weights", str(model)], "no other form takes it"),
+        (["convert", first, "--form", "torch-prune"], "--weights MODEL is required with --form torch-prune"),
+        (["convert", first, "--weights", str(model)], "not allowed with other forms"),
     ):
         assert message in error(capsys, "masks", *arguments, "-o", str(target))
         assert target.read_text() == "precious"

@@ -78,7 +78,7 @@ def test_resume_goes_on_with_the_run_as_it_was(capsys):
     assert main(["run", "--resume", "a"]) == 0
     assert "resuming at the end: nothing is left to do" in capsys.readouterr().err
     assert main(["run", "--resume", "a", "--seed", "3"]) == 2
-    assert "leave out: seed" in capsys.readouterr().err
+    assert "leave out: --seed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("where", ["file/run", "file"])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prunekit.errors import MaskError
 from prunekit.masks.masks import Masks, load_masks
 from prunekit.masks.matching import match, plain_name
-from prunekit.masks.overlap import MaskOverlap
+from prunekit.masks.overlap import MaskOverlap, total_overlap
 from prunekit.masks.zeroing import BLOCK, MaskApplier
 
 bits = st.lists(st.booleans(), min_size=12, max_size=12).map(lambda kept: torch.tensor(kept).reshape(3, 4))
@@ -211,3 +211,9 @@ def test_tied_weights_are_one_weight_under_either_name() -> None:
     assert list(Masks.from_zeros(model).tensors) == ["embedding.weight"]
     with pytest.raises(MaskError, match="one weight with two different masks"):
         match({"embedding.weight": mask, "head.weight": ~mask}, model)
+
+
+def test_the_overlap_of_a_network_sums_the_counts_of_its_masks() -> None:
+    first, second = MaskOverlap(1, 2, 3, 4), MaskOverlap(5, 6, 7, 8)
+    assert total_overlap([first, second]) == MaskOverlap(6, 8, 10, 12)
+    assert total_overlap([]).overlap == 1.0

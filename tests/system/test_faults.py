@@ -71,7 +71,7 @@ def checkpoints(folder="run"):
 def test_a_signal_stops_after_the_step_with_a_checkpoint_and_says_how_to_resume(capfd, signal, code):
     assert run(trouble=f"loss 7 {signal}") == code
     errors = capfd.readouterr().err
-    assert f"{signal}: stopping after this step, with a checkpoint" in errors
+    assert f"{signal}: stopping after this step and saving a checkpoint" in errors
     assert errors.splitlines()[-1] == (
         f"stopped by {signal}; the newest checkpoint is run/checkpoints/stage-000-step-00000007.safetensors; "
         "resume with: prunekit run --resume run"
