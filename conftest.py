@@ -19,6 +19,7 @@ for _name in ("FORCE_COLOR", "TTY_COMPATIBLE", "PRUNEKIT_NO_PLUGINS", "RANK", "W
 ROOT = Path(__file__).parent
 DATA = Path(os.environ.get("PRUNEKIT_DATA") or ROOT.parent / "shared" / "data")
 _FIXTURES = {"lfw", "orl", "mnist"}
+_RANKS = {"two_ranks", "three_ranks"}
 
 
 def _there(name: str) -> Path:
@@ -47,9 +48,9 @@ def mnist() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[Any]) -> None:
-    """Mark the tests that use real data, and those in ``tests/system``."""
+    """Mark the tests that use real data, and those of whole systems: in ``tests/system``, or on several ranks."""
     for item in items:
-        if item.path.is_relative_to(ROOT / "tests" / "system"):
+        if item.path.is_relative_to(ROOT / "tests" / "system") or _RANKS & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.system)
         if _FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.real_data)

@@ -57,6 +57,7 @@ def test_every_link_leads_to_a_file(page):
         assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
 def test_every_python_example_runs_and_prints_what_the_page_shows(page, workplace, capsys):
     torch.manual_seed(0)
@@ -68,6 +69,7 @@ def test_every_python_example_runs_and_prints_what_the_page_shows(page, workplac
             assert line in output, f"block {number} prints {output!r}, not {line!r}"
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "console")], ids=name_of)
 def test_every_console_example_prints_what_the_page_shows(page, workplace, capfd):
     for _, text in blocks(page, "console"):
@@ -154,6 +156,7 @@ def test_the_changelog_has_the_version():
     assert f"## {prunekit.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(("name", "density"), [("own_loop", 0.04), ("lightning_module", 0.04), ("hf_trainer", 0.36)])
 def test_an_example_of_a_training_loop_is_short_and_learns(name, density, workplace, capsys):
     text = (ROOT / "examples" / f"{name}.py").read_text()
