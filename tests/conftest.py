@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from multiprocessing import Pipe
 from pathlib import Path
 
@@ -14,12 +15,10 @@ import torch
 from rank import pack, unpack
 from torch import nn
 
+from prunekit import testing
 from prunekit.contracts.markers import hookimpl
-from prunekit.layers.lookup import find_layers
 from prunekit.plugins.manager import Source, make_manager
 from prunekit.plugins.registry import collect
-from prunekit.pruning.standalone import _evidence, _forward
-from prunekit.pruning.update import _observe, _scores, _survey
 from prunekit.runs.engine import run
 from prunekit.runs.folder import RunFolder
 from prunekit.runs.preparation import prepare
@@ -154,18 +153,8 @@ def batch_gradients(mixed_network, labelled_batches):
 
 @pytest.fixture
 def scores_of():
-    """Return a function that gives the scores of all layers, found the way the engine does."""
-
-    def find(make, model, batches=None, *, loss=cross_entropy, masks=None):
-        layers = find_layers(model.eval())
-        criteria = {name: make() for name in layers}
-        evidence = _evidence(model, batches, _forward, loss, {})
-        before = {name: None if masks is None else view.to_matrix(masks[name]) for name, view in layers.items()}
-        _observe(model, layers, criteria, evidence)
-        _survey(model, layers, before, criteria, evidence)
-        return {name: _scores(criteria[name], name, view, torch.Generator()) for name, view in layers.items()}
-
-    return find
+    """Return ``prunekit.testing.scores_of`` with the cross-entropy as its loss."""
+    return partial(testing.scores_of, loss=cross_entropy)
 
 
 def cross_entropy(model, batch):

@@ -1,6 +1,6 @@
-"""Whether all ranks have chosen the same masks: every rank chooses, from the same sums, and hashes are compared.
+"""Check that all ranks have chosen the same masks, by comparing hashes.
 
-It must not know how masks are chosen.
+Every rank chooses for itself, from sums that are the same on all ranks. This module must not know how masks are chosen.
 """
 
 import hashlib
@@ -11,29 +11,29 @@ from torch import Tensor
 from prunekit.distributed.dtensor import is_sharded
 from prunekit.distributed.ranks import gather_numbers, rank_count
 from prunekit.errors import MaskError
-from prunekit.pruning.update import Chosen
+from prunekit.pruning.update import ChosenMasks
 
 
-def check_agreement(chosen: Chosen) -> None:
-    """Compare what all ranks have chosen, layer by layer; all ranks must call it.
+def check_agreement(chosen: ChosenMasks) -> None:
+    """Raise an error if the ranks have chosen different masks or weights; all ranks must call it.
 
     Raises:
-        MaskError: on every rank, naming the first layer that differs.
+        MaskError: on every rank; the message names the first layer that differs.
     """
     if rank_count() == 1:
         return
-    everyone = gather_numbers([_hash(chosen, name) for name in chosen.masks])
-    for rank, hashes in enumerate(everyone):
-        for name, own, first in zip(chosen.masks, hashes, everyone[0], strict=True):
+    hashes_of_ranks = gather_numbers([_hash(chosen, name) for name in chosen.masks])
+    for rank, hashes in enumerate(hashes_of_ranks):
+        for name, own, first in zip(chosen.masks, hashes, hashes_of_ranks[0], strict=True):
             if own != first:
                 raise MaskError(
-                    f"rank {rank} chose another mask of layer {name!r} than rank 0, or repaired its weight otherwise; "
-                    "a criterion must join what it sums over all ranks, and draw from the generator it is given"
+                    f"rank {rank} and rank 0 chose different masks or repaired weights for layer {name!r}; a criterion "
+                    "must join its sums over all ranks and draw random numbers from the generator that it gets"
                 )
 
 
-def _hash(chosen: Chosen, name: str) -> int:
-    """Return 63 bits of the SHA-256 of what was chosen for a layer; of a spread weight ranks have different parts."""
+def _hash(chosen: ChosenMasks, name: str) -> int:
+    """Return 63 bits of the SHA-256 of a layer's choice, without sharded tensors, whose shards differ by rank."""
     found = hashlib.sha256()
     repaired = chosen.repaired.get(name)
     for tensor in (chosen.masks[name], chosen.pruned[name], repaired):

@@ -3,12 +3,11 @@
 It must not know the engine.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, SupportsFloat
 
-import torch
 from torch import Tensor, nn
 
 from prunekit.contracts.criterion import Criterion, observes
@@ -27,9 +26,9 @@ from prunekit.masks.patterns import Channels, NofM, Pattern, parse_pattern
 from prunekit.masks.selection import Scope
 from prunekit.plugins.manager import make_manager, view_of
 from prunekit.plugins.registry import collect
-from prunekit.pruning.observing import Evidence, Whole
+from prunekit.pruning.evidence import batch_evidence, run_first_entry, undisturbed
 from prunekit.pruning.structure import distribute, join_channel_groups, resolve_densities
-from prunekit.pruning.update import choose_masks
+from prunekit.pruning.update import PrunableNetwork, choose_masks
 
 
 def select(
@@ -86,7 +85,7 @@ def select(
     if not layers:
         raise ConfigError(f"{type(model).__name__} has no layer that can be pruned")
     pattern = parse_pattern(pattern) if isinstance(pattern, str) else pattern
-    forward, channel_groups = forward or _forward, None
+    forward, channel_groups = forward or run_first_entry, None
     if isinstance(pattern, Channels):
         batches, first = _with_first(batches)
         channel_groups = _channel_groups(model, layers, view_of(manager), partial(forward, model, first))
@@ -97,18 +96,15 @@ def select(
     reshard(model)
     _check(make(), {name: layers[name] for name in targets})
 
-    evidence = _evidence(model, batches, forward, loss, activations or {})
-    update = MaskUpdate(0.0, targets, scope, pattern)
-    training = {module: module.training for module in model.modules()}
-    gradients = {parameter: parameter.grad for parameter in model.parameters()} if loss else {}
-    model.eval()
-    try:
-        chosen = choose_masks(model, layers, update, {}, make, evidence, Seeds(seed), channel_groups)
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-        for parameter, gradient in gradients.items():
-            parameter.grad = gradient
+    with undisturbed(model):
+        chosen = choose_masks(
+            PrunableNetwork(model, layers, channel_groups),
+            MaskUpdate(0.0, targets, scope, pattern),
+            {},
+            make,
+            batch_evidence(model, batches, loss=loss, forward=forward, activation_of=activations),
+            Seeds(seed),
+        )
     keys = {name: parameter_name(name, layers[name]) for name in targets}
     info = {"criterion": make().name, "seed": seed, "asked": {keys[name]: targets[name] for name in targets}}
     return Masks(by_parameter(layers, chosen.masks, channel_groups), info)
@@ -134,39 +130,6 @@ def _channel_groups(
     if samples is None:
         raise ConfigError("pattern 'channels' needs to see how the model is called, but forward(model, batch) does not")
     return find_channel_groups(model, samples, view_of=views)
-
-
-def _evidence(
-    model: nn.Module,
-    batches: Iterable[Any] | None,
-    forward: Callable[[nn.Module, Any], Any],
-    loss: Callable[[nn.Module, Any], Tensor] | None,
-    activations: Mapping[str, str],
-) -> Evidence:
-    """Return how to show a model's batches, as far as there are any; gradients are left behind."""
-    if batches is None:
-        return Evidence(None, None, activations)
-
-    def show() -> Iterator[float]:
-        for batch in batches:
-            with torch.no_grad():
-                forward(model, batch)
-            yield 1.0
-
-    def losses(of: Callable[[nn.Module, Any], Tensor]) -> Iterator[Tensor]:
-        return (of(model, batch) for batch in batches)
-
-    def show_gradients(of: Callable[[nn.Module, Any], Tensor]) -> Iterator[float]:
-        for batch in batches:
-            for parameter in model.parameters():
-                parameter.grad = None
-            with torch.enable_grad():
-                # torch's stubs leave backward untyped.
-                of(model, batch).backward()  # type: ignore[no-untyped-call]
-            yield 1.0
-
-    whole = Whole(model, partial(losses, loss) if loss else None, lambda: iter(batches), partial(forward, model))
-    return Evidence(show, partial(show_gradients, loss) if loss else None, activations, whole)
 
 
 def _entries(
@@ -225,7 +188,3 @@ def _check(criterion: Criterion, layers: Mapping[str, LayerView]) -> None:
                 f"criterion {criterion.name!r} looks at the whole network at once, but layer {name!r} is spread over "
                 "processes; take another criterion, or choose the masks before fully_shard"
             )
-
-
-def _forward(model: nn.Module, batch: Any) -> Any:
-    return model(batch[0] if isinstance(batch, tuple | list) else batch)

@@ -1,9 +1,10 @@
-"""The kit for authors of plugins: a toy task, and checks of criteria, schedules and tasks.
+"""The kit for authors of plugins: a toy task, checks of plugins, and the scores of criteria.
 
 It must not know runs or deployment.
 """
 
 from prunekit.testing.checks import check_criterion, check_schedule, check_task
+from prunekit.testing.scores import scores_of
 from prunekit.testing.toy_task import ToyNetwork, ToyTask
 
-__all__ = ["ToyNetwork", "ToyTask", "check_criterion", "check_schedule", "check_task"]
+__all__ = ["ToyNetwork", "ToyTask", "check_criterion", "check_schedule", "check_task", "scores_of"]

@@ -22,10 +22,10 @@ from prunekit.layers.view import LayerShape, LayerView, ViewOf
 from prunekit.masks.selection import Scope
 from prunekit.plugins.construct import construct
 from prunekit.plugins.registry import Kind, contract_problem
-from prunekit.pruning.observing import Evidence, Show, Whole
+from prunekit.pruning.evidence import Evidence, NetworkEvidence, ShowBatches
 from prunekit.pruning.structure import resolve_structure
 from prunekit.pruning.training_traces import no_traces
-from prunekit.pruning.update import Chosen, choose_masks
+from prunekit.pruning.update import ChosenMasks, PrunableNetwork, choose_masks
 from prunekit.testing.toy_task import ToyNetwork, ToyTask
 
 __all__ = ["ToyNetwork", "ToyTask", "check_criterion", "check_schedule", "check_task"]
@@ -64,16 +64,15 @@ def _scopes(cls: type[Criterion], options: dict[str, Any]) -> list[Scope]:
 
 
 def _check_update(cls: type[Criterion], options: dict[str, Any], scope: Scope, density: float, *, dead: bool) -> None:
-    def choose(density: float, current: Mapping[str, Tensor]) -> Chosen:
+    def choose(density: float, current: Mapping[str, Tensor]) -> ChosenMasks:
         network, layers, evidence = _toy_scene(dead=dead)
         criterion = _make(cls, options, "criterion")
         if "training" in criterion.needs and evidence.gradients is not None:
             evidence = attrs.evolve(evidence, traces=_toy_traces(criterion, layers, evidence.gradients))
         update = MaskUpdate(0.0, dict.fromkeys(layers, density), scope)
         try:
-            return choose_masks(
-                network, layers, update, current, lambda: _make(cls, options, "criterion"), evidence, Seeds(1)
-            )
+            prunable = PrunableNetwork(network, layers)
+            return choose_masks(prunable, update, current, lambda: _make(cls, options, "criterion"), evidence, Seeds(1))
         except PrunekitError as error:
             raise AssertionError(f"{case}: {error}") from error
 
@@ -88,7 +87,7 @@ def _check_update(cls: type[Criterion], options: dict[str, Any], scope: Scope, d
         assert not (mask & ~masks[name]).any(), f"{case}: a dropped connection of layer {name!r} comes back"
 
 
-def _toy_traces(criterion: Criterion, layers: Mapping[str, LayerView], show: Show) -> dict[str, Tensor]:
+def _toy_traces(criterion: Criterion, layers: Mapping[str, LayerView], show: ShowBatches) -> dict[str, Tensor]:
     """Return what steps on a few batches would sum to, without taking them."""
     totals = no_traces(layers)
     for _ in show():
@@ -136,7 +135,7 @@ def _toy_scene(*, dead: bool) -> tuple[nn.Module, dict[str, LayerView], Evidence
         network.eval()
         return task.forward(network, batch)
 
-    whole = Whole(network, losses, lambda: iter(task.batches("calibration", 0, seeds)), forward)
+    whole = NetworkEvidence(network, losses, lambda: iter(task.batches("calibration", 0, seeds)), forward)
     evidence = Evidence(show_activations, show_gradients, task.activations(network), whole)
     return network, find_layers(network), evidence
 

@@ -11,7 +11,8 @@ from prunekit.layers.lookup import find_layers
 from prunekit.layers.torch_views import core_view
 from prunekit.layers.view import LayerView
 from prunekit.masks.selection import Blocks, Channels, NofM, Quota, unit_counts
-from prunekit.pruning.observing import Evidence, observe
+from prunekit.pruning.evidence import Evidence
+from prunekit.pruning.observing import observe
 
 MODES = ["halves", "highest", "random"]
 
@@ -146,7 +147,7 @@ def test_a_bad_value_that_is_found_late_still_names_the_layer():
 
     evidence = Evidence(show)
     with pytest.raises(DataError, match="layer '0': 1 of 3 values are NaN or infinite in the inputs"):
-        observe(network, find_layers(network), {"0": Correlation()}, evidence, show)
+        observe(network, find_layers(network), {"0": Correlation()}, {}, evidence)
 
 
 @st.composite

@@ -5,11 +5,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from prunekit import testing
 from prunekit.criteria import fisher
 from prunekit.criteria.fisher import Fisher
 from prunekit.layers.lookup import find_layers
-from prunekit.pruning.observing import observe
-from prunekit.pruning.standalone import _evidence, _forward
 
 
 def reference(model, batches):
@@ -48,16 +47,13 @@ def test_the_split_into_batches_and_their_order_do_not_matter(sizes, data):
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
     images, labels = torch.randn(sum(sizes), 4, dtype=torch.float64), torch.randint(3, (sum(sizes),))
     batches = list(zip(images.split(sizes), labels.split(sizes), strict=True))
-    for name, score in scores(model, data.draw(st.permutations(batches))).items():
+    found = testing.scores_of(Fisher, model, data.draw(st.permutations(batches)), loss=cross_entropy_of)
+    for name, score in found.items():
         torch.testing.assert_close(score, reference(model, [(images, labels)])[name], rtol=1e-6, atol=1e-20)
 
 
-def scores(model, batches):
-    layers = find_layers(model)
-    evidence = _evidence(model, batches, _forward, lambda model, batch: cross_entropy(model(batch[0]), batch[1]), {})
-    criteria = {name: Fisher() for name in layers}
-    observe(model, layers, criteria, evidence, evidence.gradients)
-    return {name: criteria[name].score(view.to_matrix(view.weight.detach()), None) for name, view in layers.items()}
+def cross_entropy_of(model, batch):
+    return cross_entropy(model(batch[0]), batch[1])
 
 
 class Tokens(nn.Module):

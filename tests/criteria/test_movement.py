@@ -147,7 +147,7 @@ def test_pruning_before_any_training_is_refused_before_the_run() -> None:
 
 def test_pruning_after_a_stage_without_steps_is_refused(toy_run) -> None:
     training = {"budget": "0 steps", "retraining": "3 steps"}
-    with pytest.raises(ConfigError, match="layer 'hidden' is to be pruned before any"):
+    with pytest.raises(ConfigError, match="layer 'hidden' is pruned before the first one"):
         toy_run({**RECIPE, "training": training, "schedule": {"name": "one-shot"}})
 
 

@@ -6,8 +6,8 @@ from torch.nn.functional import cross_entropy
 from prunekit.criteria import obs
 from prunekit.criteria.obs import BlockedObs
 from prunekit.layers.lookup import find_layers
+from prunekit.pruning.evidence import batch_evidence
 from prunekit.pruning.observing import observe
-from prunekit.pruning.standalone import _evidence, _forward
 
 
 def loss(model, batch):
@@ -17,9 +17,8 @@ def loss(model, batch):
 def observed(model, batches, **options):
     """Return the criteria of all layers after the batches."""
     layers = find_layers(model)
-    evidence = _evidence(model, batches, _forward, loss, {})
     criteria = {name: BlockedObs(**options) for name in layers}
-    observe(model, layers, criteria, evidence, evidence.gradients)
+    observe(model, layers, criteria, {}, batch_evidence(model, batches, loss=loss))
     return layers, criteria
 
 
@@ -109,9 +108,8 @@ def test_the_step_lowers_the_loss_of_a_pruned_linear_regression():
 
     layers = find_layers(model)
     batches = list(zip(inputs.split(1), signs.split(1), strict=True))
-    evidence = _evidence(model, batches, _forward, unit_error, {})
     criterion = BlockedObs(damping=1e-12)
-    observe(model, layers, {"0": criterion}, evidence, evidence.gradients)
+    observe(model, layers, {"0": criterion}, {}, batch_evidence(model, batches, loss=unit_error))
     mask = torch.tensor([[[True, False, True, True, False, True]]])
     repaired = criterion.reconstruct(layers["0"].weight.detach()[None], mask)
     expected = torch.linalg.lstsq(inputs[:, mask.flatten()], target).solution

@@ -13,8 +13,8 @@ from prunekit.criteria.magnitude import Magnitude
 from prunekit.errors import ConfigError, DataError, MaskError, PluginError
 from prunekit.layers.lookup import find_layers
 from prunekit.masks.selection import Blocks, NofM, Units, kept_count
-from prunekit.pruning.observing import Evidence, Whole
-from prunekit.pruning.update import choose_masks
+from prunekit.pruning.evidence import Evidence, NetworkEvidence
+from prunekit.pruning.update import PrunableNetwork, choose_masks
 
 NOTHING = Evidence(None)
 
@@ -25,7 +25,9 @@ def network(seed=0):
 
 
 def choose(model, update, current=None, criterion=Magnitude, evidence=NOTHING, seed=0):
-    return choose_masks(model, find_layers(model), update, current or {}, criterion, evidence, Seeds(seed))
+    return choose_masks(
+        PrunableNetwork(model, find_layers(model)), update, current or {}, criterion, evidence, Seeds(seed)
+    )
 
 
 def gradients_of(model, batches):
@@ -311,7 +313,7 @@ def test_blocks_of_all_layers_compete_by_their_sums():
         expected = (values > ranked[23]).repeat_interleave(2, 0).repeat_interleave(2, 1)  # 15 and 8 of 45 blocks
         assert torch.equal(masks[name], expected)
     worn = {"0": torch.rand(10, 12, generator=torch.Generator().manual_seed(0)) < 0.5}
-    with pytest.raises(MaskError, match="92 connections are asked for, but fewer are left in whole blocks of 2x2"):
+    with pytest.raises(MaskError, match="92 connections are requested, but fewer are left in whole blocks of 2x2"):
         choose(model, update, worn)
 
 
@@ -392,7 +394,7 @@ def test_a_network_is_surveyed_once_for_all_layers_of_an_update_under_the_masks_
     scenes.clear()
     model = network()
     masks = {"0": torch.rand(10, 12) < 0.5, "2": torch.ones(6, 10, dtype=torch.bool)}
-    evidence = Evidence(None, whole=Whole(model, None, lambda: iter([1]), model))
+    evidence = Evidence(None, network=NetworkEvidence(model, None, lambda: iter([1]), model))
     with torch.no_grad():
         chosen = choose(model, MaskUpdate(0.0, {"0": 0.2, "2": 0.2}), masks, Surveyor, evidence)
     assert len(scenes) == 1
@@ -403,16 +405,17 @@ def test_a_network_is_surveyed_once_for_all_layers_of_an_update_under_the_masks_
 
 
 @pytest.mark.parametrize(
-    ("whole", "reads", "words"),
+    ("losses_and_batches", "reads", "words"),
     [
         (None, 1, "criterion 'surveyor' looks at the whole network: give it batches"),
-        (lambda model: Whole(model, None, None, model), 1, "criterion 'surveyor' runs the network: give it batches"),
-        (lambda model: Whole(model, None, lambda: used_up, model), 2, "they can be read only once; give a list"),
+        ((None, None), 1, "criterion 'surveyor' runs the network: give it batches"),
+        ((None, lambda: used_up), 2, "they can be read only once; give a list"),
     ],
 )
-def test_a_survey_without_what_it_needs_says_what_to_give(whole, reads, words):
+def test_a_survey_without_what_it_needs_says_what_to_give(losses_and_batches, reads, words):
     model = network()
-    evidence = Evidence(None, whole=whole and whole(model))
+    whole = losses_and_batches and NetworkEvidence(model, *losses_and_batches, forward=model)
+    evidence = Evidence(None, network=whole)
     with pytest.raises(ConfigError, match=words):
         choose(model, MaskUpdate(0.0, {"0": 0.5}), criterion=lambda: Surveyor(reads), evidence=evidence)
 

@@ -255,7 +255,7 @@ def test_a_plan_for_layers_that_cannot_be_pruned_is_refused_before_training(
 
 def test_a_layer_that_no_batch_reaches_is_named():
     model = nn.ModuleDict({"used": nn.Linear(4, 4), "unused": nn.Linear(4, 4)})
-    with pytest.raises(ConfigError, match="layer 'unused' was called by no batch"):
+    with pytest.raises(ConfigError, match="no batch calls layer 'unused'"):
         prunekit.select(
             model,
             "correlation",

@@ -18,7 +18,7 @@ from prunekit.masks.holding import Held
 from prunekit.masks.masks import Masks
 from prunekit.pruning.rank_agreement import check_agreement
 from prunekit.pruning.training_traces import forget_dropped
-from prunekit.pruning.update import Chosen, choose_masks
+from prunekit.pruning.update import ChosenMasks, PrunableNetwork, choose_masks
 from prunekit.runs.active_run import ActiveRun, current_masks
 from prunekit.runs.interruption import interruptible_alone, raise_if_any_rank_requested
 from prunekit.runs.stages.stage_plan import PlannedStage
@@ -54,7 +54,7 @@ def update_masks(
         run.hook.prunekit_masks_updated(event=event)
 
 
-def _choose(run: ActiveRun, stage: int, number: int, update: MaskUpdate, held: Held[Masks] | None) -> Chosen:
+def _choose(run: ActiveRun, stage: int, number: int, update: MaskUpdate, held: Held[Masks] | None) -> ChosenMasks:
     prepared = run.prepared
     shower = BatchShower(
         prepared.task,
@@ -67,18 +67,16 @@ def _choose(run: ActiveRun, stage: int, number: int, update: MaskUpdate, held: H
     whole = held.paused() if held is not None else nullcontext()
     with interruptible_alone(run.interruption), whole, run.hardware.products(exact=True):
         return choose_masks(
-            prepared.network,
-            prepared.views,
+            PrunableNetwork(prepared.network, prepared.views, prepared.channel_groups),
             update,
             run.state.masks,
             prepared.make_criterion,
             shower.evidence(prepared.network, run.state.traces),
             Seeds(run.seeds.derive("update", stage, number)),
-            prepared.channel_groups,
         )
 
 
-def _change(run: ActiveRun, chosen: Chosen, held: Held[Masks] | None, *, grows: bool) -> None:
+def _change(run: ActiveRun, chosen: ChosenMasks, held: Held[Masks] | None, *, grows: bool) -> None:
     with torch.no_grad():
         for name, weight in chosen.repaired.items():
             local_shard(run.prepared.views[name].weight).copy_(local_shard(weight))

@@ -13,7 +13,7 @@ from torch import Tensor
 from prunekit.contracts.criterion import Criterion, Observation
 from prunekit.contracts.seeds import Seeds
 from prunekit.layers.view import LayerView
-from prunekit.pruning.observing import Evidence, observe
+from prunekit.pruning.observing import observe_batches
 from prunekit.runs.preparation import PreparedRun
 from prunekit.runs.training.hardware import Hardware
 from prunekit.runs.training.showing import BatchShower
@@ -57,8 +57,8 @@ def kept_correlation(
     layers: dict[str, LayerView] = {name: prepared.views[name] for name in masks}
     criteria = {name: _PerPosition(correlation()) for name in layers}
     shower = BatchShower(prepared.task, prepared.model, hardware, seeds, prepared.training.calibration_batches)
-    evidence = Evidence(shower.activations, activation_of=prepared.task.activations(prepared.network))
-    observe(prepared.network, layers, criteria, evidence, shower.activations)
+    activation_of = prepared.task.activations(prepared.network)
+    observe_batches(prepared.network, layers, criteria, activation_of, shower.activations)
     means = {}
     for name, view in layers.items():
         weight = view.to_matrix(view.weight.detach())

@@ -12,7 +12,7 @@ from prunekit.contracts.task import Split, Task
 from prunekit.distributed.batch_shares import BatchShare
 from prunekit.distributed.fsdp import is_fully_sharded
 from prunekit.distributed.ranks import sum_gradients
-from prunekit.pruning.observing import Evidence, Whole
+from prunekit.pruning.evidence import Evidence, NetworkEvidence
 from prunekit.runs.training.batches import Parts, check_share, weighted
 from prunekit.runs.training.hardware import Hardware
 
@@ -86,7 +86,7 @@ class BatchShower:
 
     def evidence(self, network: nn.Module, traces: Mapping[str, Tensor] | None = None) -> Evidence:
         """Return all of this for choosing masks of the deployed network, with what training steps left behind."""
-        whole = Whole(self.model, self.losses, self.calibration, self.forward)
+        whole = NetworkEvidence(self.model, self.losses, self.calibration, self.forward)
         return Evidence(self.activations, self.gradients, self.task.activations(network), whole, traces)
 
     def _parts(self, split: Split, limit: int) -> Iterator[BatchShare]:
