@@ -11,23 +11,23 @@ from typing import Any, SupportsFloat
 from torch import Tensor, nn
 
 from prunekit.contracts.criterion import Criterion, observes
-from prunekit.contracts.schedule import MaskUpdate, Target, check_density
+from prunekit.contracts.schedule import MaskUpdate
 from prunekit.contracts.seeds import Seeds
 from prunekit.distributed.dtensor import is_sharded, reshard
 from prunekit.errors import ConfigError
 from prunekit.layers.channels.finding import find_channel_groups
 from prunekit.layers.channels.groups import ChannelGroups, by_parameter
-from prunekit.layers.densities import RULES, Rule
+from prunekit.layers.densities import Rule
 from prunekit.layers.lookup import check_layers, find_layers, parameter_name
 from prunekit.layers.samples import called_with
 from prunekit.layers.view import LayerView, ViewOf
 from prunekit.masks.masks import Masks
-from prunekit.masks.patterns import Channels, NofM, Pattern, parse_pattern
+from prunekit.masks.patterns import Channels, Pattern, parse_pattern
 from prunekit.masks.selection import Scope
 from prunekit.plugins.manager import make_manager, view_of
 from prunekit.plugins.registry import collect
 from prunekit.pruning.evidence import batch_evidence, run_first_entry, undisturbed
-from prunekit.pruning.structure import distribute, join_channel_groups, resolve_densities
+from prunekit.pruning.structure import Structure
 from prunekit.pruning.update import PrunableNetwork, choose_masks
 
 
@@ -85,14 +85,15 @@ def select(
     if not layers:
         raise ConfigError(f"{type(model).__name__} has no layer that can be pruned")
     pattern = parse_pattern(pattern) if isinstance(pattern, str) else pattern
+    structure = _structure(density, distribution, keep_dense, pattern)
     forward, channel_groups = forward or run_first_entry, None
     if isinstance(pattern, Channels):
         batches, first = _with_first(batches)
         channel_groups = _channel_groups(model, layers, view_of(manager), partial(forward, model, first))
-    entries = _entries(model, layers, density, distribution, keep_dense, pattern, channel_groups)
+    shapes = [view.shape(name) for name, view in layers.items()]
+    others = dict(model.named_modules()).keys() - layers.keys()
+    entries = structure.targets(shapes, others=others, channel_groups=channel_groups)
     targets = {layer: value for entry in entries for layer, value in entry.targets.items()}
-    if not targets:
-        raise ConfigError("density names no layer; give one number for all, or for example {'conv*': 0.5}")
     reshard(model)
     _check(make(), {name: layers[name] for name in targets})
 
@@ -132,50 +133,24 @@ def _channel_groups(
     return find_channel_groups(model, samples, view_of=views)
 
 
-def _entries(
-    model: nn.Module,
-    layers: Mapping[str, LayerView],
+def _structure(
     density: SupportsFloat | Mapping[str, SupportsFloat] | None,
     distribution: Rule | None,
     keep_dense: Sequence[str],
     pattern: Pattern | None,
-    channel_groups: ChannelGroups | None,
-) -> tuple[Target, ...]:
-    shared = distribution is not None or len(keep_dense) > 0
-    if isinstance(pattern, NofM):
-        if distribution is not None or (shared and density is not None):
-            raise ConfigError(f"pattern {pattern} has one density in every layer; leave density and distribution out")
-        density = pattern.n / pattern.m if density is None else density
-    if density is None:
-        raise ConfigError("density is missing; give one number for all layers, or for example {'conv*': 0.5}")
-    if shared:
-        if isinstance(density, Mapping):
-            raise ConfigError("distribution and keep_dense share one density out, but density gives each layer its own")
-        rule = distribution or "uniform"
-        if rule not in RULES:
-            raise ConfigError(f"distribution is {rule!r}, expected one of {', '.join(RULES)}")
-        shapes = [view.shape(name) for name, view in layers.items()]
-        dense = (
-            *keep_dense,
-            *(name for name in layers if channel_groups is not None and name not in channel_groups.prunable),
-        )
-        spread = distribute(_number(density, "*"), shapes, rule, dense, {}, pattern)
-        weights = {shape.name: shape.weights for shape in shapes}
-        return spread if channel_groups is None else join_channel_groups(spread, channel_groups, weights)
-    wanted = density if isinstance(density, Mapping) else {"*": density}
-    others = dict(model.named_modules()).keys() - layers.keys()
-    densities = [(name, _number(value, name)) for name, value in wanted.items()]
-    entries = resolve_densities(densities, list(layers), {}, others)
-    return entries if channel_groups is None else join_channel_groups(entries, channel_groups)
+) -> Structure:
+    if isinstance(density, Mapping):
+        densities = tuple((name, _number(value, name)) for name, value in density.items())
+        return Structure(None, densities, distribution, tuple(keep_dense), pattern)
+    one = None if density is None else _number(density, "*")
+    return Structure(one, None, distribution, tuple(keep_dense), pattern)
 
 
 def _number(density: SupportsFloat, name: str) -> float:
     try:
-        number = float(density)
+        return float(density)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # torch: more than one element
         raise ConfigError(f"density of {name!r} is {density!r}, expected a number in (0, 1]") from error
-    check_density(number, f"layer {name!r}")
-    return number
 
 
 def _check(criterion: Criterion, layers: Mapping[str, LayerView]) -> None:

@@ -1,234 +1,166 @@
-"""The sparse structure that a user writes: "f=1/256 5b=1/128 4b=1/2", in the order of pruning.
+"""The structure that a user requests: densities, how they are distributed, and the pattern of the masks.
 
-This module knows text and layer names; it must not know models or schedules' plans.
+``prunekit.select``, recipes and the command line all build a ``Structure``, so that they refuse the same contradictions
+in the same words. This module must not know models, criteria or plans.
 """
 
-import re
+import math
 from collections.abc import Iterable, Mapping, Sequence
+
+import attrs
 
 from prunekit.contracts.schedule import Target, check_density
 from prunekit.errors import ConfigError
 from prunekit.layers.channels.groups import ChannelGroups
-from prunekit.layers.densities import Rule, allocate_density
-from prunekit.layers.lookup import resolve
+from prunekit.layers.densities import RULES, Rule
 from prunekit.layers.view import LayerShape
-from prunekit.masks.patterns import NofM, Pattern, pattern_problem
-
-_EXAMPLE = "expected for example 'f=1/256 5b=1/128' or 'conv*=0.5'"
-
-
-def parse_structure(text: str) -> tuple[tuple[str, float], ...]:
-    """Read "PATTERN=DENSITY ..." in the order written; spaces or commas between entries.
-
-    Args:
-        text: densities are decimals or fractions, in (0, 1].
-
-    Raises:
-        ConfigError: an entry that is not understood, or a density outside (0, 1]; names the entry.
-    """
-    entries = re.sub(r"\s*=\s*", "=", text).replace(",", " ").split()
-    if not entries:
-        raise ConfigError(f"the structure is empty, {_EXAMPLE}")
-    parsed = []
-    for entry in entries:
-        pattern, equals, number = entry.rpartition("=")
-        if not equals or not pattern or "=" in pattern:
-            raise ConfigError(f"structure entry {entry!r} is not understood, {_EXAMPLE}")
-        density = _parse_density(number, entry)
-        check_density(density, f"structure entry {entry!r}")
-        parsed.append((pattern, density))
-    return tuple(parsed)
+from prunekit.masks.patterns import NofM, Pattern
+from prunekit.pruning.structure_text import EMPTY, parse_structure, resolve_densities
+from prunekit.pruning.targets import check_fit, distribute, join_channel_groups
 
 
-def _parse_density(text: str, entry: str) -> float:
-    percent = re.fullmatch(r"(\d+\.?\d*)%", text)
-    if percent:
-        raise ConfigError(
-            f"structure entry {entry!r}: a density is a fraction; write {float(percent[1]) / 100:g} for {text}"
-        )
-    above, slash, below = text.partition("/")
-    try:
-        return float(above) / (float(below) if slash else 1.0)
-    except ZeroDivisionError:
-        raise ConfigError(f"structure entry {entry!r} divides by zero") from None
-    except ValueError:
-        raise ConfigError(f"structure entry {entry!r}: {text!r} is no density, {_EXAMPLE}") from None
+@attrs.frozen
+class Structure:
+    """The structure that a user requests.
 
+        structure = Structure(density=0.1, distribution="erdos-renyi", keep_dense=("last",))
+        structure.targets([view.shape(name) for name, view in find_layers(model).items()])
 
-def resolve_structure(
-    text: str,
-    layers: Sequence[str],
-    aliases: Mapping[str, str] | None = None,
-    others: Iterable[str] = (),
-) -> tuple[Target, ...]:
-    """Read a structure and replace names, aliases and globs by the layers they mean.
-
-    Args:
-        text: see ``parse_structure``.
-        layers: the prunable layers, from input to output.
-        aliases: the task's short names, alias -> layer, or a glob: the same layer of several networks.
-        others: modules of the network that have no view, for a better message.
-
-    Returns:
-        What to prune, in the order written. All that an alias means is one entry; each layer that a glob means
-        is one of its own, in the order of the network.
+    Attributes:
+        density: one density, kept / total in (0, 1], of each layer; if ``distribution`` or ``keep_dense`` is
+            given, of all layers together.
+        densities: (layer name, alias or glob; density) in the order of pruning; other layers are not pruned. ``None``
+            together with ``density=None``: the density of an N:M pattern.
+        distribution: how the layers share ``density``, see ``prunekit.layers.densities.allocate_density``. ``None``:
+            each layer has that density, except that "uniform" makes up for ``keep_dense``.
+        keep_dense: layers that are not pruned: names, aliases, globs, "first", "last"; the others become sparser, so
+            that the total is the same.
+        pattern: the pattern of the masks; ``None``: unstructured.
 
     Raises:
-        ConfigError: an entry that is not understood, an unknown or a not prunable layer, a layer named twice.
+        ConfigError: values that contradict each other in any network.
     """
-    return resolve_densities(parse_structure(text), layers, aliases, others)
 
+    density: float | None = None
+    densities: tuple[tuple[str, float], ...] | None = None
+    distribution: Rule | None = None
+    keep_dense: tuple[str, ...] = ()
+    pattern: Pattern | None = None
 
-def resolve_densities(
-    densities: Iterable[tuple[str, float]],
-    layers: Sequence[str],
-    aliases: Mapping[str, str] | None = None,
-    others: Iterable[str] = (),
-) -> tuple[Target, ...]:
-    """Replace names, aliases and globs by the layers they mean; like ``resolve_structure``, of what is read already.
+    def __attrs_post_init__(self) -> None:
+        self._check_densities()
+        self._check_distribution()
+        if isinstance(self.pattern, NofM):
+            self._check_n_of_m(self.pattern)
 
-    Args:
-        densities: (pattern, density) in order.
-        layers: the prunable layers, from input to output.
-        aliases: the task's short names, alias -> layer or glob.
-        others: modules of the network that have no view, for a better message.
+    def _check_densities(self) -> None:
+        if self.density is not None and self.densities is not None:
+            raise ConfigError(f"both structure {self._text!r} and density {self.density:g} are given; give one of them")
+        if self.density is not None:
+            check_density(self.density, "density")
+        if self.densities == ():
+            raise ConfigError(EMPTY)
+        for name, density in self.densities or ():
+            check_density(density, f"structure entry '{name}={density:g}'")
 
-    Raises:
-        ConfigError: an unknown or a not prunable layer, or one named twice.
-    """
-    aliases = aliases or {}
-    without_view = set(others)
-    chosen: dict[str, str] = {}
-    entries: list[Target] = []
-    for pattern, density in densities:
-        module = aliases.get(pattern, pattern)
-        if module not in layers and module in without_view:
-            inside = any(layer.startswith(f"{module}.") for layer in layers)
-            hint = f"for all layers inside it write '{module}.*'" if inside else "no plugin gives a view of it"
-            raise ConfigError(f"module {module!r} has no weights that can be pruned; {hint}")
-        found = resolve(pattern, layers, aliases)
-        for layer in found:
-            if layer in chosen:
-                raise ConfigError(f"layer {layer!r} is named twice: by {chosen[layer]!r} and by {pattern!r}")
-            chosen[layer] = pattern
-        if pattern in aliases and len(found) > 1:
-            entries.append(Target(pattern, dict.fromkeys(found, density)))
-        else:
-            entries += [Target(layer, {layer: density}) for layer in found]
-    return tuple(entries)
+    def _check_distribution(self) -> None:
+        if self.distribution is not None and self.distribution not in RULES:
+            raise ConfigError(f"distribution is {self.distribution!r}, expected one of {', '.join(RULES)}")
+        for key, value in (("distribution", self.distribution), ("keep_dense", ", ".join(self.keep_dense))):
+            if value and self.densities is not None:
+                raise ConfigError(
+                    f"{key} {value!r} divides one density among the layers, but structure {self._text!r} gives each "
+                    f"layer its own; give one density instead of the structure, or leave {key} out"
+                )
+            if value and self.one_density is None:
+                raise ConfigError(f"{key} {value!r} divides one density among the layers, but no density is given")
 
+    def _check_n_of_m(self, pattern: NofM) -> None:
+        share = pattern.n / pattern.m
+        if self.density is not None and not math.isclose(self.density, share):
+            raise ConfigError(
+                f"pattern {pattern} has density {share:g}, but got density {self.density:g}; leave the density out"
+            )
+        if self.distribution is not None:
+            raise ConfigError(
+                f"pattern {pattern} has density {share:g} in every layer, so there is nothing to distribute; leave "
+                f"distribution {self.distribution!r} out"
+            )
+        if self.keep_dense and self.density is not None:
+            raise ConfigError(
+                f"pattern {pattern} has density {share:g} in every pruned layer, which cannot make up for the layers "
+                "in keep_dense; leave the density out"
+            )
 
-def distribute(
-    density: float,
-    layers: Sequence[LayerShape],
-    rule: Rule = "uniform",
-    keep_dense: Iterable[str] = (),
-    aliases: Mapping[str, str] | None = None,
-    pattern: Pattern | None = None,
-) -> tuple[Target, ...]:
-    """Share one total density out to all layers but those that stay dense.
+    @property
+    def one_density(self) -> float | None:
+        """The one density that is requested, by an N:M pattern alone too; ``None``: densities by layer, or none."""
+        if self.density is None and self.densities is None and isinstance(self.pattern, NofM):
+            return self.pattern.n / self.pattern.m
+        return self.density
 
-    Args:
-        density: of all layers together; of N:M, of each that is pruned.
-        layers: the prunable layers, from input to output.
-        rule: see ``prunekit.layers.densities.allocate_density``.
-        keep_dense: names, aliases, globs, "first" and "last".
-        aliases: the task's short names, alias -> layer or glob.
-        pattern: what stays or goes together.
+    def or_default(self, text: str) -> "Structure":
+        """Return this structure with the densities of a text, or unchanged if it has densities or the text is empty.
 
-    Returns:
-        One entry a layer, in the order of the network.
+        Raises:
+            ConfigError: the text is not a structure.
+        """
+        if self.densities is not None or self.one_density is not None or not text:
+            return self
+        return attrs.evolve(self, densities=parse_structure(text))
 
-    Raises:
-        ConfigError: an unknown layer, no layer left to prune, or a total that cannot be met.
-    """
-    names = [layer.name for layer in layers]
-    ends = {"first": names[0], "last": names[-1]}
-    known = {*names, *(aliases or {})}
-    dense: dict[str, None] = {}
-    for wanted in keep_dense:
-        end = wanted in ends and wanted not in known
-        dense |= dict.fromkeys([ends[wanted]] if end else resolve(wanted, names, aliases))
-    if len(dense) == len(names):
-        raise ConfigError(f"all layers stay dense ({', '.join(names)}); keep fewer of them dense")
-    if isinstance(pattern, NofM):
-        densities = dict.fromkeys(names, density)
-    else:
-        densities = allocate_density(layers, density, rule, tuple(dense), pattern)
-    return tuple(Target(name, {name: densities[name]}) for name in names if name not in dense)
+    @property
+    def _text(self) -> str:
+        return " ".join(f"{name}={density:g}" for name, density in self.densities or ())
 
+    @property
+    def _is_distributed(self) -> bool:
+        """Whether the layers share one density, so that dense layers make the others sparser."""
+        return self.distribution is not None or bool(self.keep_dense)
 
-def join_channel_groups(
-    entries: Iterable[Target], channel_groups: ChannelGroups, weights: Mapping[str, int] | None = None
-) -> tuple[Target, ...]:
-    """Make one entry of those whose layers make the same channels, and leave out layers that keep all of theirs.
+    def targets(
+        self,
+        layers: Sequence[LayerShape],
+        aliases: Mapping[str, str] | None = None,
+        others: Iterable[str] = (),
+        channel_groups: ChannelGroups | None = None,
+    ) -> tuple[Target, ...]:
+        """Return the layers to prune with their densities, in the order of pruning.
 
-    A joined entry stands in the place of the first, and is named after it and the number of others.
+        Args:
+            layers: all prunable layers of the network, from input to output.
+            aliases: short names of the task, alias -> layer or glob.
+            others: modules of the network that are not layers, for a better message.
+            channel_groups: the channels of the network if whole channels are pruned. Layers that share channels become
+                one entry; layers of which no channel can be removed are not pruned.
 
-    Args:
-        entries: what is asked.
-        channel_groups: the channels of the network.
-        weights: layer -> weights, where densities were shared out: layers of a joined entry then have one density, that
-            of their sum. ``None``: they have to be asked for one.
+        Raises:
+            ConfigError: no density, an unknown layer, a total that cannot be met, a pattern that does not fit a layer,
+                or different densities for layers that share channels.
+        """
+        entries = self._entries(layers, aliases, others, channel_groups)
+        if self.pattern is not None:
+            check_fit(entries, layers, self.pattern)
+        if channel_groups is None:
+            return entries
+        weights = {layer.name: layer.weights for layer in layers} if self._is_distributed else None
+        return join_channel_groups(entries, channel_groups, weights)
 
-    Raises:
-        ConfigError: no layer is left; layers that make the same channels, not all of them named or with several
-            densities.
-    """
-    asked = list(entries)
-    left = [
-        Target(
-            entry.name, {name: density for name, density in entry.targets.items() if name in channel_groups.prunable}
-        )
-        for entry in asked
-        if channel_groups.prunable & entry.targets.keys()
-    ]
-    if not left:
-        told = "; ".join(f"{name}: {channel_groups.reason_kept(name)}" for entry in asked for name in entry.targets)
-        raise ConfigError(f"no channel of the layers asked for can go ({told}); take pattern 'units'")
-    joined = []
-    while left:
-        group = _together(left, channel_groups)
-        left = [entry for entry in left if entry not in group]
-        targets = {name: density for entry in group for name, density in entry.targets.items()}
-        if weights is not None:
-            kept = sum(density * weights[name] for name, density in targets.items())
-            targets = dict.fromkeys(targets, kept / sum(weights[name] for name in targets))
-        channel_groups.check(targets)
-        joined.append(Target(group[0].name + (f"+{len(group) - 1}" if len(group) > 1 else ""), targets))
-    return tuple(joined)
-
-
-def _together(entries: Sequence[Target], channel_groups: ChannelGroups) -> list[Target]:
-    """Return the first entry and all that share channels with it, directly or through others."""
-    names = {*entries[0].targets}
-    while True:
-        group = [entry for entry in entries if names & entry.targets.keys()]
-        found = {name for entry in group for name in entry.targets}
-        found = found.union(*(group.units for group in channel_groups.groups if group.units.keys() & found))
-        if found <= names:
-            return group
-        names |= found
-
-
-def check_fit(entries: Iterable[Target], layers: Iterable[LayerShape], pattern: Pattern) -> None:
-    """Refuse a pattern that does not fit some layers.
-
-    Raises:
-        ConfigError: naming all of them, and how to leave them out.
-    """
-    shapes = {layer.name: layer for layer in layers}
-    targets = {name: density for entry in entries for name, density in entry.targets.items()}
-    problems = {}
-    for name, density in targets.items():
-        # A wrong density is the plan's mistake, not the layer's.
-        meant = pattern.n / pattern.m if isinstance(pattern, NofM) else density
-        problem = pattern_problem(pattern, meant, shapes[name].outputs, shapes[name].fan_shape)
-        if problem:
-            problems[name] = problem
-    if problems:
-        listed = "; ".join(f"layer {name!r}: {problem}" for name, problem in problems.items())
-        flags = " ".join(f"--keep-dense {name}" for name in problems)
-        others = " ".join(f"{name}={density:g}" for name, density in targets.items() if name not in problems)
-        instead = f"; or name only the others, --structure '{others}'" if others else ""
-        raise ConfigError(f"{listed}; where one density is asked for, leave out with {flags}{instead}")
+    def _entries(
+        self,
+        layers: Sequence[LayerShape],
+        aliases: Mapping[str, str] | None,
+        others: Iterable[str],
+        channel_groups: ChannelGroups | None,
+    ) -> tuple[Target, ...]:
+        names = [layer.name for layer in layers]
+        if self.one_density is None and self.densities is None:
+            raise ConfigError(
+                "no density is given; give one for all layers, or one for each layer to prune, such as conv*=0.5"
+            )
+        if self.one_density is None or not self._is_distributed:
+            densities = self.densities if self.one_density is None else (("*", self.one_density),)
+            return resolve_densities(densities or (), names, aliases, others)
+        fixed = () if channel_groups is None else (name for name in names if name not in channel_groups.prunable)
+        keep_dense = (*self.keep_dense, *fixed)
+        return distribute(self.one_density, layers, self.distribution or "uniform", keep_dense, aliases, self.pattern)

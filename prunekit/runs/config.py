@@ -3,20 +3,19 @@
 The registry looks up what the names stand for later. This module must not know recipes, flags or files.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import attrs
 
-from prunekit.contracts.schedule import check_density
 from prunekit.contracts.training import Training, budget_of
 from prunekit.errors import ConfigError
 from prunekit.layers.densities import Rule
-from prunekit.masks.patterns import NofM, Pattern, parse_pattern
+from prunekit.masks.patterns import Pattern, parse_pattern
 from prunekit.masks.selection import Scope
 from prunekit.plugins.construct import construct
-from prunekit.pruning.structure import parse_structure
+from prunekit.pruning.structure import Structure
+from prunekit.pruning.structure_text import parse_structure
 
 _NO_OPTIONS: Mapping[str, Any] = {}
 
@@ -87,68 +86,34 @@ class RunConfig:
         for key in ("masks", "weights", "out"):
             if getattr(self, key) == "":
                 raise ConfigError(f"{key} is empty, expected a path; leave it out if there is none")
-        if self.structure is not None and self.density is not None:
-            raise ConfigError(
-                f"both structure {self.structure!r} and density {self.density:g} are given; give one of them"
-            )
         if self.freeze_masks and self.masks is None:
             raise ConfigError("freeze_masks retrains under given masks, but no masks are given; add --masks FILE")
         if self.freeze_masks and self.dense:
             raise ConfigError("dense prunes nothing, but freeze_masks retrains under given masks; give one of them")
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}, expected a whole number, at least 0")
-        if self.density is not None:
-            check_density(self.density, "density")
-        if self.structure is not None:
-            parse_structure(self.structure)
-        self._check_shares()
+        self.requested_structure()  # refuses contradictions
         merge_training(Training(), self.training)
-
-    def _check_shares(self) -> None:
-        pattern = self.parsed_pattern
-        for key, value in (("distribution", self.distribution), ("keep_dense", ", ".join(self.keep_dense))):
-            if value and self.structure is not None:
-                raise ConfigError(
-                    f"{key} {value!r} shares one density out, but structure {self.structure!r} gives each layer its "
-                    "own; keep one of them, or give --density in place of the structure"
-                )
-            if value and self.asked_density is None:
-                raise ConfigError(f"{key} {value!r} shares one density out, but none is given; add --density NUMBER")
-        if not isinstance(pattern, NofM):
-            return
-        share = pattern.n / pattern.m
-        if self.density is not None and not math.isclose(self.density, share):
-            raise ConfigError(
-                f"pattern {pattern} has density {share:g}, asked was {self.density:g}; leave the density out"
-            )
-        if self.distribution is not None:
-            raise ConfigError(
-                f"pattern {pattern} has density {share:g} in every layer, so distribution {self.distribution!r} "
-                "has nothing to share out; leave it out"
-            )
-        if self.keep_dense and self.density is not None:
-            raise ConfigError(
-                f"pattern {pattern} cannot make up for layers that stay dense, since it has density {share:g} "
-                "everywhere; leave the density out"
-            )
 
     @property
     def parsed_pattern(self) -> Pattern | None:
         """The pattern as a record."""
         return None if self.pattern is None else parse_pattern(self.pattern)
 
-    @property
-    def asked_density(self) -> float | None:
-        """The one density that the user asked for, by an N:M pattern alone too; ``None``: densities by layer."""
-        pattern = self.parsed_pattern
-        if self.density is None and self.structure is None and isinstance(pattern, NofM):
-            return pattern.n / pattern.m
-        return self.density
+    def requested_structure(self) -> Structure:
+        """Return the requested densities and how they are distributed; without any, those of the task apply.
+
+        Raises:
+            ConfigError: they contradict each other.
+        """
+        densities = None if self.structure is None else parse_structure(self.structure)
+        return Structure(self.density, densities, self.distribution, self.keep_dense, self.parsed_pattern)
 
     @property
     def asked_structure(self) -> str | None:
-        """The structure that the user asked for in either way; ``None``: the task's own."""
-        return self.structure if self.asked_density is None else f"*={self.asked_density!r}"
+        """The structure that the user requested in either way, as text; ``None``: the task's own."""
+        one_density = self.requested_structure().one_density
+        return self.structure if one_density is None else f"*={one_density!r}"
 
 
 def _check_text(value: Any, where: str) -> None:

@@ -23,7 +23,7 @@ from prunekit.masks.selection import Scope
 from prunekit.plugins.construct import construct
 from prunekit.plugins.registry import Kind, contract_problem
 from prunekit.pruning.evidence import Evidence, NetworkEvidence, ShowBatches
-from prunekit.pruning.structure import resolve_structure
+from prunekit.pruning.structure_text import resolve_structure
 from prunekit.pruning.training_traces import no_traces
 from prunekit.pruning.update import ChosenMasks, PrunableNetwork, choose_masks
 from prunekit.testing.toy_task import ToyNetwork, ToyTask

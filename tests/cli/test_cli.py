@@ -130,7 +130,7 @@ def test_plan_draws_nothing_from_the_global_generator() -> None:
         (["plan"], "pip install ./plugins/prunekit-deepid2plus"),
         (["plan", *TOY, "--schedule", "oneshot"], "did you mean 'one-shot'"),
         (["plan", *TOY, "--criterion", "magnitude", "--density", "0.5", "--scope", "global"], "such as one-shot"),
-        (["plan", *TOY, "--pattern", "2:4"], "leave out with --keep-dense conv_a"),
+        (["plan", *TOY, "--pattern", "2:4"], "with one density, add conv_a to keep_dense"),
         (["plan", *TOY, "--density", "0.04", "--keep-dense", "first"], "conv_a) hold 0.04569"),
         (["plan", *TOY, "--pattern", "units", "--density", "0.5"], "use criterion.mode='highest'"),
         (["plan", *TOY, "--criterion", "rnd"], "no criterion 'rnd'"),

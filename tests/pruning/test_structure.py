@@ -1,21 +1,22 @@
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prunekit.cli import main
 from prunekit.contracts.schedule import Target
+from prunekit.contracts.seeds import Seeds
 from prunekit.errors import ConfigError
 from prunekit.layers.channels.groups import ChannelGroup, ChannelGroups
 from prunekit.layers.view import LayerShape
 from prunekit.masks.patterns import Blocks, NofM, Units, kept_count
-from prunekit.pruning.structure import (
-    check_fit,
-    distribute,
-    join_channel_groups,
-    parse_structure,
-    resolve_densities,
-    resolve_structure,
-)
+from prunekit.pruning.standalone import select
+from prunekit.pruning.structure import Structure
+from prunekit.pruning.structure_text import parse_structure, resolve_densities, resolve_structure
+from prunekit.pruning.targets import check_fit, distribute, join_channel_groups
+from prunekit.testing import ToyNetwork, ToyTask
 
 LAYERS = ["conv1", "conv2", "features.f", "head"]
 
@@ -55,11 +56,11 @@ def test_every_fraction_is_read_exactly(fractions: list[tuple[int, int]]) -> Non
     ("text", "message"),
     [
         ("", "the structure is empty"),
-        ("f", "entry 'f' is not understood"),
-        ("=0.5", "'=0.5' is not understood"),
-        ("f=", "'' is no density"),
-        ("f=0.5=1", "is not understood"),
-        ("f=half", "'half' is no density, expected for example"),
+        ("f", "cannot parse structure entry 'f',"),
+        ("=0.5", "cannot parse structure entry '=0.5'"),
+        ("f=", "'' is not a density"),
+        ("f=0.5=1", "cannot parse structure entry"),
+        ("f=half", "'half' is not a density, expected for example"),
         ("f=1/0", "'f=1/0' divides by zero"),
         ("f=0", r"density 0 is outside \(0, 1\]"),
         ("f=-1/2", r"density -0.5 is outside"),
@@ -130,7 +131,7 @@ def test_layers_stay_dense_by_name_end_glob_alias_and_place():
     assert rest("first") == rest("conv1") == ["features.conv2", "fc"]
     assert rest("last", "first") == rest("head", "conv1", "fc") == ["features.conv2"]
     assert rest("conv2") == ["conv1", "fc"]
-    with pytest.raises(ConfigError, match="all layers stay dense"):
+    with pytest.raises(ConfigError, match="keep_dense excludes all layers"):
         rest("*")
     with pytest.raises(ConfigError, match="no prunable layer is called 'frist'"):
         rest("frist")
@@ -155,7 +156,7 @@ def test_layers_that_make_the_same_channels_need_one_density_or_get_that_of_thei
     (both, alone) = join_channel_groups(entries, known, {"a": 100, "b": 200, "c": 7})
     assert both.targets == {"a": pytest.approx(0.3), "b": pytest.approx(0.3)}
     assert alone.targets == {"c": pytest.approx(0.3)}
-    with pytest.raises(ConfigError, match=r"no channel of the layers asked for can go \(last: it is the end\)"):
+    with pytest.raises(ConfigError, match=r"no channel of the requested layers can be removed \(last: it is the end\)"):
         join_channel_groups((Target("last", {"last": 0.5}),), known)
 
 
@@ -191,10 +192,73 @@ def test_all_layers_that_a_pattern_does_not_fit_are_named_with_a_way_out():
     with pytest.raises(ConfigError) as caught:
         check_fit(entries, SHAPES, NofM(2, 4))
     assert str(caught.value) == (
-        "layer 'conv1': pattern 2:4 does not divide 3 input channels; where one density is asked for, leave out with "
-        "--keep-dense conv1; or name only the others, --structure 'features.conv2=0.5 fc=0.5'"
+        "layer 'conv1': pattern 2:4 does not divide 3 input channels; with one density, add conv1 to keep_dense; with "
+        "densities by layer, name only the others: features.conv2=0.5 fc=0.5"
     )
-    with pytest.raises(ConfigError, match=r"layer 'conv1'.*layer 'features.conv2'.*--keep-dense conv1 --keep-dense"):
+    with pytest.raises(
+        ConfigError, match=r"layer 'conv1'.*layer 'features.conv2'.*add conv1, features.conv2 to keep_dense"
+    ):
         check_fit(entries, SHAPES, Blocks(1, 64))
     check_fit(entries, SHAPES, Units())
     check_fit(entries[1:], SHAPES, NofM(1, 8))
+
+
+@pytest.mark.parametrize(
+    ("requested", "message"),
+    [
+        ({"density": 50.0}, "density: density 50 is outside (0, 1]; for 50 percent write 0.5"),
+        (
+            {"structure": "hidden=5"},
+            "structure entry 'hidden=5': density 5 is outside (0, 1]; for 5 percent",
+        ),
+        ({"structure": "hiden=0.5"}, "no prunable layer is called 'hiden'"),
+        ({"structure": "relu_a=0.5"}, "module 'relu_a' has no weights that can be pruned"),
+        ({"distribution": "uniform"}, "distribution 'uniform' divides one density among the layers, but no density is"),
+        ({"structure": "hidden=0.5", "keep_dense": ["first"]}, "but structure 'hidden=0.5' gives each layer its own"),
+        ({"density": 0.5, "keep_dense": ["*"]}, "keep_dense excludes all layers"),
+        ({"density": 0.04, "keep_dense": ["first"]}, "density 0.04 cannot be reached"),
+        ({"pattern": "2:4", "density": 0.1}, "pattern 2:4 has density 0.5, but got density 0.1; leave the density out"),
+        ({"pattern": "2:4", "distribution": "uniform"}, "in every layer, so there is nothing to distribute"),
+        ({"pattern": "2:4", "density": 0.5, "keep_dense": ["first"]}, "cannot make up for the layers in keep_dense"),
+        (
+            {"pattern": "2:4"},
+            "pattern 2:4 does not divide 1 input channels; with one density, add conv_a",
+        ),
+        ({"pattern": "channels", "structure": "classifier=0.5"}, "no channel of the requested layers can be removed"),
+    ],
+)
+def test_python_recipe_and_command_line_refuse_a_structure_in_the_same_words(requested, message, capsys, tmp_path):
+    entries = {"density": requested.get("density")}
+    if "structure" in requested:
+        entries = {"density": dict(parse_entry(entry) for entry in requested["structure"].split())}
+    arguments = {key: value for key, value in requested.items() if key not in {"density", "structure"}}
+    batches = ToyTask().batches("calibration", 0, Seeds(0))
+    with pytest.raises(ConfigError) as caught:
+        select(ToyNetwork(), **entries, **arguments, batches=batches)
+    assert message in str(caught.value)
+
+    plan = ["plan", "--task", "prunekit.testing:ToyTask", "--criterion", "magnitude", "--schedule", "one-shot"]
+    flags = [
+        word
+        for key, value in requested.items()
+        for item in (value if isinstance(value, list) else [value])
+        for word in (f"--{key.replace('_', '-')}", str(item))
+    ]
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("\n".join(f"{key} = {json.dumps(value)}" for key, value in requested.items()))
+    for command in ([*plan, *flags], [*plan, str(recipe)]):
+        assert main(command) != 0
+        assert str(caught.value) in " ".join(capsys.readouterr().err.split())
+
+
+def parse_entry(entry):
+    name, _, density = entry.partition("=")
+    return name, float(density)
+
+
+def test_a_task_gives_the_structure_only_if_the_user_gives_none():
+    assert Structure().or_default("a=1/2").densities == (("a", 0.5),)
+    for structure in (Structure(0.1), Structure(densities=(("b", 0.5),)), Structure(pattern=NofM(2, 4))):
+        assert structure.or_default("a=1/2") is structure
+    with pytest.raises(ConfigError, match="no density is given"):
+        Structure().or_default("").targets(SHAPES)

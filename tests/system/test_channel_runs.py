@@ -178,7 +178,7 @@ def test_the_plan_names_joined_layers_and_layers_that_keep_all_channels(toy_run)
         ({"schedule": {"name": "rigl"}}, "growth works on single layers without a pattern"),
         ({"scope": "unit"}, "channels compete only within the layers that share them, not with scope 'unit'"),
         ({"density": None, "structure": "stem=0.5 inner=0.5"}, "but got stem=0.5 outer=1"),
-        ({"density": None, "structure": "classifier=0.5"}, "no channel of the layers asked for can go"),
+        ({"density": None, "structure": "classifier=0.5"}, "no channel of the requested layers can be removed"),
         ({"keep_dense": ["stem"]}, "but got stem=1 outer="),
         ({"criterion": {"name": "sparsegpt"}}, "cannot keep the pattern channels"),
         ({"density": 0.01}, "keeps none of its"),

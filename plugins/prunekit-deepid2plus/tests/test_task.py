@@ -15,7 +15,7 @@ from prunekit.contracts.seeds import Seeds
 from prunekit.layers.lookup import find_layers
 from prunekit.layers.torch_views import core_view
 from prunekit.layers.view import LayerView
-from prunekit.pruning.structure import resolve_structure
+from prunekit.pruning.structure_text import resolve_structure
 from prunekit.testing import check_task
 
 SMALL = {"input_size": "28x24", "width": 1 / 16, "feature": 16, "batch_people": 5}

@@ -6,7 +6,6 @@ It must not train, and must not read data or files.
 from collections.abc import Callable, Mapping, Sequence
 
 import attrs
-from torch import nn
 
 from prunekit.contracts.criterion import Criterion, observes
 from prunekit.contracts.schedule import Plan, PlanRequest, Stage, Target, check_plan
@@ -14,9 +13,7 @@ from prunekit.contracts.task import Task
 from prunekit.contracts.training import budget_of
 from prunekit.errors import ConfigError
 from prunekit.layers.lookup import check_layers
-from prunekit.layers.view import LayerShape
 from prunekit.masks.patterns import Channels
-from prunekit.pruning.structure import check_fit, distribute, join_channel_groups, resolve_structure
 from prunekit.runs.config import RunConfig
 from prunekit.runs.preparing.choices import ChosenPlugins
 from prunekit.runs.preparing.network import FoundNetwork
@@ -67,33 +64,9 @@ def plan_run(
 def _structure(config: RunConfig, task: Task, found: FoundNetwork) -> tuple[Target, ...]:
     if config.freeze_masks:
         return ()
-    groups = found.channel_groups
-    fixed = [layer.name for layer in found.layers if groups is not None and layer.name not in groups.prunable]
-    entries = _entries(config, task, found.network, found.layers, fixed)
-    if config.parsed_pattern is not None:
-        check_fit(entries, found.layers, config.parsed_pattern)
-    if groups is None:
-        return entries
-    weights = {layer.name: layer.weights for layer in found.layers} if _shares(config) else None
-    return join_channel_groups(entries, groups, weights)
-
-
-def _shares(config: RunConfig) -> bool:
-    """Return whether the layers share one density, so that dense layers make the others sparser."""
-    return config.asked_density is not None and bool(config.distribution or config.keep_dense)
-
-
-def _entries(
-    config: RunConfig, task: Task, network: nn.Module, layers: Sequence[LayerShape], fixed: Sequence[str]
-) -> tuple[Target, ...]:
-    if config.asked_density is not None and _shares(config):
-        rule, dense = config.distribution or "uniform", (*config.keep_dense, *fixed)
-        return distribute(config.asked_density, layers, rule, dense, task.aliases, config.parsed_pattern)
-    text = task.structure if config.asked_structure is None else config.asked_structure
-    if not text:
-        raise ConfigError(f"task {config.task.name!r} has no structure of its own; give --structure or --density")
-    names = [layer.name for layer in layers]
-    return resolve_structure(text, names, task.aliases, dict(network.named_modules()).keys() - {*names})
+    others = dict(found.network.named_modules()).keys() - {layer.name for layer in found.layers}
+    structure = config.requested_structure().or_default(task.structure)
+    return structure.targets(found.layers, task.aliases, others, found.channel_groups)
 
 
 def _with_defaults(plan: Plan, config: RunConfig) -> Plan:

@@ -10,7 +10,7 @@ import attrs
 import cattrs
 
 from prunekit.errors import ConfigError, nearest
-from prunekit.pruning.structure import parse_structure
+from prunekit.pruning.structure_text import parse_structure
 from prunekit.runs.sweep.execution import Outcome
 from prunekit.runs.sweep.grid import Cell, Sweep
 from prunekit.runs.sweep.intervals import CONFIDENCE, Mean, mean_of

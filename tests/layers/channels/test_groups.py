@@ -206,7 +206,10 @@ def test_a_compiled_network_has_the_channels_of_the_plain_one():
         ({"batches": None}, "needs a batch to see where channels flow: give batches="),
         ({"batches": []}, "needs a batch"),
         ({"forward": lambda *_: None}, "forward\\(model, batch\\) does not"),
-        ({"density": {"4": 0.5}}, "no channel of the layers asked for can go \\(4: it is an output of the network\\)"),
+        (
+            {"density": {"4": 0.5}},
+            "no channel of the requested layers can be removed \\(4: it is an output of the network\\)",
+        ),
         ({"density": {"0": 0.5}}, "layers 0, 1.first.0 and 1.second share .* got 0=0.5 1.first.0=1 1.second=1"),
         ({"keep_dense": ["0"]}, "got 0=1 1.first.0="),
         ({"scope": "global"}, "channels compete only within the layers that share them, not with scope 'global'"),

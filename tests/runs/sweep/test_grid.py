@@ -172,7 +172,7 @@ def test_patterns_that_are_nothing_but_their_name_are_runs_of_their_own():
         ({"densities": [0.5, 0.5]}, "sweep.structures or densities names one of its entries twice"),
         ({"densities": [0.5], "patterns": ["units", "units"]}, "distributions or patterns names one .* units, units"),
         ({"densities": [0.5], "distributions": ["erk"]}, "has 'erk', expected of uniform, .* global"),
-        ({"distributions": ["uniform"]}, "shares one density out, but none is given"),
+        ({"distributions": ["uniform"]}, "divides one density among the layers, but no density is given"),
         ({"densities": [0.5], "patterns": ["1:4"]}, "pattern 1:4 has density 0.25"),
         ({"densities": [50]}, "for 50 percent write 0.5"),
     ],
