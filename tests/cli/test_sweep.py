@@ -6,6 +6,8 @@ import pytest
 
 from prunekit.cli import main
 
+pytestmark = pytest.mark.system  # whole runs in processes of their own
+
 RECIPE = """
 [task]
 name = "prunekit.testing:ToyTask"

@@ -7,6 +7,8 @@ from torch.nn.functional import cross_entropy
 
 import prunekit
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.mark.parametrize("name", ["wanda", "snip", "taylor", "fisher", "obs", "sparsegpt", "grasp", "synflow"])
 @settings(deadline=None, max_examples=6)

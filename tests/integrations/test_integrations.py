@@ -17,6 +17,8 @@ import prunekit
 from prunekit.errors import ConfigError, MaskError
 from prunekit.integrations import accelerate, hugging_face, lightning
 
+pytestmark = pytest.mark.thorough
+
 
 class Multiplied(nn.Module):
     """The reference: the mask is multiplied in the forward pass."""

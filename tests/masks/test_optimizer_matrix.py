@@ -18,6 +18,8 @@ from torch.optim import Optimizer
 
 from prunekit.masks.masks import Masks
 
+pytestmark = pytest.mark.thorough
+
 PAGE = Path(__file__).parents[2] / "docs" / "guide" / "optimizers.md"
 
 OPTIMIZERS: list[tuple[type[Optimizer], dict[str, Any]]] = [

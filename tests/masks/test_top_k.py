@@ -9,6 +9,8 @@ from torch import Tensor
 from prunekit.masks import top_k as ranking
 from prunekit.masks.top_k import kth_largest, mark_best
 
+pytestmark = pytest.mark.thorough
+
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 

@@ -17,6 +17,7 @@ from prunekit.testing import ToyTask, check_criterion, check_schedule, check_tas
 REGISTRY = collect(make_manager(third_party=False))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", REGISTRY.criteria)
 def test_every_built_in_criterion_keeps_the_contract(name: str) -> None:
     check_criterion(REGISTRY.criteria[name].cls)

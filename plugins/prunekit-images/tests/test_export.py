@@ -11,6 +11,8 @@ from prunekit_images.presets import PRESETS
 from prunekit.cli import main
 from prunekit.deployment.pruned_network import open_pruned
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.mark.parametrize("network", PRESETS)
 def test_exports_of_a_pruned_network_are_equal_to_it(network: str, tmp_path: Path) -> None:

@@ -81,7 +81,11 @@ def test_a_damaged_file_is_told_by_name_with_what_is_wrong(
         read_idx(path, 3)
 
 
-@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(header(2, 3, 3) + bytes(18))[:-9]])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no gzip", gzip.compress(header(2, 3, 3) + bytes(18), mtime=0)[:-9]],
+    ids=["empty", "other", "cut"],
+)
 def test_a_damaged_gzip_file_is_told_by_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "images.gz"
     path.write_bytes(content)

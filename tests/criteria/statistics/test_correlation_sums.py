@@ -12,6 +12,8 @@ from prunekit.criteria.statistics.correlation_sums import CorrelationSums
 from prunekit.criteria.statistics.products import runs
 from prunekit.errors import DataError
 
+pytestmark = pytest.mark.thorough
+
 
 def two_pass(inputs: Tensor, outputs: Tensor) -> Tensor:
     """Equation (1) of the paper, column by column in double precision."""

@@ -27,6 +27,8 @@ from prunekit.masks.masks import Masks
 from prunekit.masks.selection import NofM
 from prunekit.masks.weight_files import load_weights
 
+pytestmark = pytest.mark.thorough
+
 CODE = """
 import torch
 from torch import nn

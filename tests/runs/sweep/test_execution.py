@@ -19,6 +19,8 @@ from prunekit.runs.sweep.execution import Work, carry_out
 from prunekit.runs.sweep.grid import make_cells, read_sweep
 from prunekit.runs.sweep.run_tree import chain
 
+pytestmark = pytest.mark.system  # whole runs in processes of their own
+
 RECIPE = {
     "task": {"name": "prunekit.testing:ToyTask"},
     "training": {"budget": "12 steps", "retraining": "6 steps"},
