@@ -38,7 +38,7 @@ from prunekit.runs.checkpoints.sharded import load_any, save_sharded
 from prunekit.runs.first_rank import on_first_rank
 from prunekit.runs.folder import RunFolder, sync_metrics
 from prunekit.runs.training.loop import Loop
-from prunekit.runs.training.optimizers import in_weights_order
+from prunekit.runs.training.optimizers import match_memory_order
 
 
 def take_given(run: ActiveRun) -> None:
@@ -181,7 +181,7 @@ def restore_loop(run: ActiveRun, checkpoint: Checkpoint, loop: Loop) -> None:
     try:
         states = shard_states(checkpoint.optimizer["state"], loop.optimizer)
         loop.optimizer.load_state_dict({**checkpoint.optimizer, "state": states})
-        in_weights_order(loop.optimizer)
+        match_memory_order(loop.optimizer)
         loop.scaler.load_state_dict(checkpoint.facts["scaler"])
         if not restore_random_states(checkpoint.tensors["random"]):  # the run had fewer ranks
             torch.manual_seed(run.seeds.derive("training", checkpoint.stage, own_rank(), checkpoint.step))

@@ -11,7 +11,7 @@ from prunekit.distributed.fsdp import shard
 from prunekit.distributed.process_group import is_lost_contact
 from prunekit.errors import ConfigError
 from prunekit.runs.preparation import PreparedRun
-from prunekit.runs.training.batches import Parts, check_share
+from prunekit.runs.training.batches import RankBatches, check_share
 from prunekit.runs.training.hardware import Hardware
 
 
@@ -30,13 +30,13 @@ def shard_model(prepared: PreparedRun, hardware: Hardware, seeds: Seeds) -> None
         )
     model, task = prepared.model, prepared.task
     synchronize_norms(model)
-    part = Parts(task, task.batches("train", 0, seeds))[0]
-    check_share(part)
+    own = RankBatches(task, task.batches("train", 0, seeds))[0]
+    check_share(own)
     try:
         shard(model, task.shards(model), hardware.device)
         # FSDP takes the first module that is called as the root, so the model is called before parts of it are.
         with torch.no_grad(), hardware.autocast():
-            task.loss(model.eval(), hardware.move(part.batch))
+            task.loss(model.eval(), hardware.move(own.batch))
     except (RuntimeError, ValueError, NotImplementedError, AssertionError) as error:
         if is_lost_contact(error) or isinstance(error, torch.OutOfMemoryError):  # not the model's fault
             raise

@@ -34,7 +34,7 @@ def test_a_sweep_prints_and_writes_figures_and_differences_and_the_same_command_
 ):
     assert main(["sweep", "small.toml", "--seeds", "2", "--seed", "5"]) == 0
     output = capsys.readouterr().out
-    for words in ("4 rows, 2 seeds: 8 runs", "seed5-dense-", "0 to come", "magnitude - random", "2 seeds"):
+    for words in ("4 rows, 2 seeds: 8 runs", "seed5-dense-", "0 remaining", "magnitude - random", "2 seeds"):
         assert words in output
     folder = tmp_path / "sweeps" / "small"
     first = {name: (folder / name).read_bytes() for name in ("summary.json", "summary.md")}
@@ -42,9 +42,9 @@ def test_a_sweep_prints_and_writes_figures_and_differences_and_the_same_command_
     assert json.loads((folder / "environment.json").read_text())["seconds_of_runs"] > 0
     assert len(list((tmp_path / "sweeps" / "runs").glob("seed*"))) == 8
     assert main(["sweep", "small.toml", "--seeds", "2", "--seed", "5"]) == 0
-    assert "to come" not in capsys.readouterr().out
+    assert "remaining" not in capsys.readouterr().out
     assert {name: (folder / name).read_bytes() for name in first} == first
-    recipe.write_text(RECIPE.replace('"accuracy"', '"acuracy"'))  # nothing is left to run that could tell
+    recipe.write_text(RECIPE.replace('"accuracy"', '"acuracy"'))  # all runs are complete
     assert main(["sweep", "small.toml", "--seeds", "2", "--seed", "5"]) == 2
     assert "(did you mean 'accuracy'?)" in capsys.readouterr().err
 
@@ -67,7 +67,7 @@ def test_what_is_wrong_is_one_line_before_anything_runs(arguments, message, caps
     assert not (tmp_path / "sweeps" / "runs").exists()
 
 
-def test_a_metric_that_the_task_does_not_give_is_told_after_the_first_run(recipe, capsys):
+def test_a_metric_that_the_task_does_not_report_is_refused_after_the_first_run(recipe, capsys):
     recipe.write_text(RECIPE.replace('"accuracy"', '"acuracy"'))
     assert main(["sweep", "small.toml", "--seeds", "1", "--jobs", "1"]) == 2
-    assert "'acuracy', which the task does not give (did you mean 'accuracy'?)" in capsys.readouterr().err
+    assert "'acuracy', which the task does not report (did you mean 'accuracy'?)" in capsys.readouterr().err

@@ -6,7 +6,8 @@ from pathlib import Path
 import cattrs
 import pytest
 
-from prunekit.runs.sweep.summary import Summary, differences_table, figures_table
+from prunekit.runs.sweep.summary import Summary
+from prunekit.runs.sweep.summary_tables import differences_table, figures_table
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 PAGE = "\n".join((RESULTS / name).read_text(encoding="utf-8") for name in ("paper.md", "sparsest.md", "mnist.md"))

@@ -10,7 +10,7 @@ from prunekit.contracts.task import Task
 from prunekit.contracts.training import Training
 from prunekit.layers.torch_views import core_view
 from prunekit.pruning.training_traces import no_traces, tracing
-from prunekit.runs.training.batches import Parts
+from prunekit.runs.training.batches import RankBatches
 from prunekit.runs.training.hardware import Hardware
 from prunekit.runs.training.loop import Loop
 
@@ -65,7 +65,7 @@ def traced(settings, optimizer=None, batches=None):
     batches = batches or task.batches("train", 0, None)
     steps = len(batches) // settings.accumulate
     with tracing(Gradients(), layers, sums, optimizer):
-        list(loop.steps(iter(Parts(task, batches)), [1.0] * steps))
+        list(loop.steps(iter(RankBatches(task, batches)), [1.0] * steps))
     return sums["layer"], first, model.weight.detach()
 
 

@@ -8,15 +8,16 @@ from prunekit.plugins.manager import make_manager
 from prunekit.plugins.registry import collect
 from prunekit.runs.preparation import prepare
 from prunekit.runs.recipes import build_config, read_recipe
-from prunekit.runs.sweep.grid import Cell, make_cells, read_sweep
-from prunekit.runs.sweep.run_tree import chain
+from prunekit.runs.sweep.cells import Cell, make_cells
+from prunekit.runs.sweep.grid import read_grid
+from prunekit.runs.sweep.run_tree import stage_runs
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
 def cells_of(name: str) -> list[Cell]:
     manager = make_manager()
-    return make_cells(read_sweep(read_recipe(EXAMPLES / f"{name}.toml")), manager, collect(manager))
+    return make_cells(read_grid(read_recipe(EXAMPLES / f"{name}.toml")), manager, collect(manager))
 
 
 @pytest.mark.parametrize(
@@ -29,12 +30,12 @@ def cells_of(name: str) -> list[Cell]:
 def test_the_tables_have_the_rows_of_the_paper_and_share_their_stages(name: str, rows: int, runs: int) -> None:
     cells = cells_of(name)
     assert len(cells) == rows
-    assert len({node.name for cell in cells for node in chain(cell, 0)}) == runs
+    assert len({node.name for cell in cells for node in stage_runs(cell, 0)}) == runs
 
 
 def test_the_tables_share_their_dense_networks_and_the_criterion_of_the_paper() -> None:
     structure, selection, initialisation = (
-        {node.name for cell in cells_of(f"table-{name}") for node in chain(cell, 0)}
+        {node.name for cell in cells_of(f"table-{name}") for node in stage_runs(cell, 0)}
         for name in ("structure", "selection", "initialisation")
     )
     # The dense network, three stages of it and three of the network that correlation prunes.

@@ -1,7 +1,6 @@
-"""What a sweep asks for: a recipe with a section [sweep] becomes cells.
+"""Read the grid of a sweep from a recipe with a section [sweep].
 
-A cell is one row of the table: a structure, a criterion, a schedule and training settings. This module plans; it must
-not train, and reads no data beyond what the task checks in its ``setup``.
+It must not know what the names in the grid stand for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,14 +9,10 @@ from typing import Any, Literal
 
 import attrs
 
-from prunekit.contracts.schedule import Plan
 from prunekit.errors import ConfigError
 from prunekit.layers.densities import RULES
 from prunekit.plugins.construct import convert_options
-from prunekit.plugins.manager import PluginManager
-from prunekit.plugins.registry import Registry
 from prunekit.runs.config import Choice, RunConfig
-from prunekit.runs.preparation import PreparedRun, prepare
 from prunekit.runs.recipes import build_config, to_choice
 
 _AXES = {"criteria": "criterion", "schedules": "schedule"}
@@ -27,10 +22,11 @@ GLOBAL: Literal["global"] = "global"
 
 @attrs.frozen
 class Allocation:
-    """How a density becomes masks; ``None``: as the recipe has it.
+    """How a density is distributed over layers and weights; ``None``: as in the recipe.
 
     Attributes:
-        distribution: one of ``distributions.RULES``, or "global": the ranking of all layers shares the density out.
+        distribution: one of ``prunekit.layers.densities.RULES``, or "global": all weights of the network are ranked
+            together.
         pattern: as text; "none": unstructured.
     """
 
@@ -41,13 +37,13 @@ class Allocation:
         return ", ".join(filter(None, (self.distribution, self.pattern)))
 
     def changes(self, base: RunConfig) -> dict[str, Any]:
-        """Return what it changes of a configuration."""
+        """Return the fields of a configuration that it changes, with their values."""
         changed: dict[str, Any] = {}
         if self.distribution is not None:
-            ranked = self.distribution == GLOBAL
+            together = self.distribution == GLOBAL
             changed |= {
-                "distribution": None if ranked else self.distribution,
-                "scope": GLOBAL if ranked else base.scope,
+                "distribution": None if together else self.distribution,
+                "scope": GLOBAL if together else base.scope,
             }
         if self.pattern is not None:
             changed["pattern"] = None if self.pattern == "none" else self.pattern
@@ -55,18 +51,18 @@ class Allocation:
 
 
 @attrs.frozen
-class Sweep:
-    """A grid; the first entry of each axis is what the others are compared with.
+class Grid:
+    """The axes of a sweep; the other entries of an axis are compared with its first.
 
     Attributes:
-        base: what all cells have in common.
-        structures: "LAYER=DENSITY ..." each, or one density of all layers; ``None``: as in ``base``.
-        allocations: how densities become masks.
+        base: the configuration that all cells share.
+        structures: "LAYER=DENSITY ...", or one density for all layers; ``None``: as in ``base``.
+        allocations: how densities are distributed over layers and weights.
         criteria: names with options.
         schedules: names with options.
         training: settings that differ from those of ``base``.
-        metrics: the figures to compare, the most telling one first.
-        kept_correlation: also measure the mean absolute correlation of the connections that the last pruning kept.
+        metrics: the metrics to compare, the most informative one first; empty: all metrics of the task.
+        kept_correlation: whether to measure the mean absolute correlation of the kept connections.
     """
 
     base: RunConfig
@@ -81,7 +77,7 @@ class Sweep:
 
 @attrs.frozen
 class _Section:
-    """The plain keys of [sweep]."""
+    """The keys of [sweep] that do not name plugins."""
 
     structures: list[str] | None = None
     densities: list[float] | None = None
@@ -92,58 +88,62 @@ class _Section:
     kept_correlation: bool = False
 
 
-def read_sweep(
-    recipe: Mapping[str, Any], flags: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
-) -> Sweep:
-    """Read a recipe with a section [sweep]; an axis that it leaves out has the recipe's own single value.
+def read_grid(recipe: Mapping[str, Any], flags: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()) -> Grid:
+    """Read a recipe with a section [sweep]; an axis that is left out has the recipe's own value as its only entry.
+
+        grid = read_grid(read_recipe("examples/sweep.toml"), {"seed": 3})
 
     Args:
         recipe: as ``recipes.read_recipe`` returns it.
-        flags: as for ``recipes.build_config``.
-        overrides: likewise.
+        flags: see ``recipes.build_config``.
+        overrides: see ``recipes.build_config``.
 
     Raises:
-        ConfigError: no section [sweep], an unknown key, an empty or repeated entry, or what a run would refuse.
+        ConfigError: no section [sweep], an unknown key, a repeated entry, or a value that a run would refuse.
     """
     section = recipe.get("sweep")
     if not isinstance(section, Mapping):
-        raise ConfigError("the recipe has no section [sweep], expected one with structures, criteria or schedules")
+        raise ConfigError("the recipe has no section [sweep]; add one with structures, criteria or schedules")
     base = build_config({key: value for key, value in recipe.items() if key != "sweep"}, flags, overrides)
     plain = {key: value for key, value in section.items() if key not in _AXES}
     settings = _Section(**convert_options(_Section, plain, "sweep", "section [sweep]"))
+    _check_section(section, settings, base)
+    patterns: Sequence[str | None] = settings.patterns or (None,)
+    distributions: Sequence[str | None] = settings.distributions or (None,)
+    grid = Grid(
+        base=base,
+        structures=tuple(settings.structures or settings.densities or [None]),
+        allocations=tuple(Allocation(rule, pattern) for pattern, rule in product(patterns, distributions)),
+        criteria=_choices(section, "criteria", base.criterion),
+        schedules=_choices(section, "schedules", base.schedule),
+        training=tuple(settings.training or ({},)),
+        metrics=tuple(settings.metrics or ()),
+        kept_correlation=settings.kept_correlation,
+    )
+    for axis in ("structures", "allocations", "criteria", "schedules", "training", "metrics"):
+        values = getattr(grid, axis)
+        if any(value in values[:index] for index, value in enumerate(values)):
+            entries = ", ".join(map(label, values))
+            raise ConfigError(f"sweep.{_NAMED.get(axis, axis)} contains an entry twice: {entries}; remove one of them")
+    return grid
+
+
+def _check_section(section: Mapping[str, Any], settings: _Section, base: RunConfig) -> None:
+    """Refuse keys of [sweep] that contradict each other or the rest of the recipe."""
     if base.freeze_masks or base.dense:
-        raise ConfigError("a sweep prunes and makes its own dense controls; leave out freeze_masks and dense")
+        raise ConfigError("a sweep prunes, and adds its own dense controls; leave out freeze_masks and dense")
     for axis, kind in _AXES.items():
         chosen: Choice = getattr(base, kind)
         if axis in section and chosen.options:
             option = next(iter(chosen.options))
-            raise ConfigError(
-                f"{kind}.{option} is set, but sweep.{axis} brings {axis} with options of their own; set it there"
-            )
+            raise ConfigError(f"{kind}.{option} is set, but sweep.{axis} lists {axis} with their options; set it there")
     if settings.structures and settings.densities:
-        raise ConfigError("both sweep.structures and sweep.densities are given; keep one of them")
-    patterns: Sequence[str | None] = settings.patterns or (None,)
-    distributions: Sequence[str | None] = settings.distributions or (None,)
-    allocations = [Allocation(rule, pattern) for pattern, rule in product(patterns, distributions)]
+        raise ConfigError("both sweep.structures and sweep.densities are given; use one of them")
     for distribution in settings.distributions or ():
         if distribution not in (*RULES, GLOBAL):
-            raise ConfigError(f"sweep.distributions has {distribution!r}, expected of {', '.join((*RULES, GLOBAL))}")
-    sweep = Sweep(
-        base,
-        tuple(settings.structures or settings.densities or [None]),
-        tuple(allocations),
-        _choices(section, "criteria", base.criterion),
-        _choices(section, "schedules", base.schedule),
-        tuple(settings.training or ({},)),
-        tuple(settings.metrics or ()),
-        settings.kept_correlation,
-    )
-    for axis in ("structures", "allocations", "criteria", "schedules", "training", "metrics"):
-        values = getattr(sweep, axis)
-        if any(value in values[:index] for index, value in enumerate(values)):
-            named = _NAMED.get(axis, axis)
-            raise ConfigError(f"sweep.{named} names one of its entries twice: {', '.join(map(_label, values))}")
-    return sweep
+            raise ConfigError(
+                f"sweep.distributions contains {distribution!r}, expected one of {', '.join((*RULES, GLOBAL))}"
+            )
 
 
 def _choices(section: Mapping[str, Any], axis: str, default: Choice) -> tuple[Choice, ...]:
@@ -153,11 +153,16 @@ def _choices(section: Mapping[str, Any], axis: str, default: Choice) -> tuple[Ch
     tables = [{"name": entry} if isinstance(entry, str) else entry for entry in entries]
     for table in tables:
         if not isinstance(table, Mapping) or "name" not in table:
-            raise ConfigError(f'sweep.{axis} has an entry {table!r}, expected "NAME" or {{name = "NAME", ...}}')
+            raise ConfigError(f'sweep.{axis} contains {table!r}, expected "NAME" or {{name = "NAME", ...}}')
     return tuple(to_choice(_AXES[axis], table) for table in tables) or (default,)
 
 
-def _label(value: str | float | Choice | Allocation | Mapping[str, Any] | None) -> str:
+def label(value: str | float | Choice | Allocation | Mapping[str, Any] | None) -> str:
+    """Return the text that stands for an entry of an axis in tables and messages.
+
+    >>> label(Choice("correlation", {"mode": "highest"}))
+    'correlation (mode=highest)'
+    """
     if value is None or isinstance(value, str | float | Allocation):
         return str(value)
     settings = value.options if isinstance(value, Choice) else value
@@ -165,84 +170,3 @@ def _label(value: str | float | Choice | Allocation | Mapping[str, Any] | None) 
     if isinstance(value, Choice):
         return f"{value.name} ({text})" if text else value.name
     return text
-
-
-@attrs.frozen
-class Cell:
-    """One row of the table.
-
-    Attributes:
-        kind: "dense" (not pruned, not trained on), "control" (not pruned, trained on for as many steps), "pruned".
-        structure: as the recipe has it; of one density "*=DENSITY"; "" for the dense network.
-        criterion: with options, for reading; "" where nothing is pruned.
-        schedule: likewise.
-        training: settings that differ from the recipe's; "" for none.
-        config: what to run; its seed is the first.
-        plan: its stages.
-        traced: whether the criterion ranks by what training steps did.
-        allocation: how the density becomes masks, where the sweep varies that; "" otherwise, and for the dense network.
-    """
-
-    kind: str
-    structure: str
-    criterion: str
-    schedule: str
-    training: str
-    config: RunConfig
-    plan: Plan
-    traced: bool = False
-    allocation: str = ""
-
-    def __str__(self) -> str:
-        kind = "" if self.kind == "pruned" else self.kind
-        parts = (kind, self.structure, self.allocation, self.criterion, self.schedule, self.training)
-        return "; ".join(filter(None, parts))
-
-
-def make_cells(sweep: Sweep, manager: PluginManager, registry: Registry) -> list[Cell]:
-    """Return the cells of a grid, each checked like a run; controls stand behind the cells of their structure.
-
-    Raises:
-        PrunekitError: whatever a run would refuse before it trains.
-    """
-    cells: list[Cell] = []
-    like: PreparedRun | None = None
-
-    def add(
-        kind: str,
-        target: tuple[str | float | None, Allocation],
-        training: Mapping[str, Any],
-        schedule: Choice,
-        criterion: Choice,
-        last: int | None,
-    ) -> None:
-        nonlocal like
-        structure, allocation = target
-        changed: dict[str, Any] = allocation.changes(sweep.base)
-        if structure is not None:
-            changed |= dict.fromkeys(("structure", "density"))
-            changed["structure" if isinstance(structure, str) else "density"] = structure
-        config = attrs.evolve(
-            sweep.base,
-            **changed,
-            criterion=criterion,
-            schedule=schedule,
-            training={**sweep.base.training, **training},
-            dense=kind != "pruned",
-        )
-        like = prepare(config, manager, registry, device="meta", like=like)
-        plan = Plan(like.plan.stages[:last])
-        labels = (_label(criterion), _label(schedule)) if kind == "pruned" else ("", "")
-        shown = "" if kind == "dense" else config.asked_structure or like.task.structure
-        how = "" if kind == "dense" else str(allocation)
-        traced = "training" in like.make_criterion().needs
-        cells.append(Cell(kind, shown, *labels, _label(training), config, plan, traced, how))
-
-    firsts = sweep.schedules[0], sweep.criteria[0]
-    targets = list(product(sweep.structures, sweep.allocations))
-    add("dense", targets[0], sweep.training[0], *firsts, 1)
-    for target, training in product(targets, sweep.training):
-        for schedule, criterion in product(sweep.schedules, sweep.criteria):
-            add("pruned", target, training, schedule, criterion, None)
-        add("control", target, training, *firsts, None)
-    return cells

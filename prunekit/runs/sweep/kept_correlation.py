@@ -1,7 +1,7 @@
-"""Mean absolute correlation of the connections that a mask keeps: what the paper's second table shows beside accuracy.
+"""Measure the mean absolute correlation of the connections that a mask keeps, as in the paper's second table.
 
-Of a layer whose weights are shared over positions, each position counts alike. This module measures a network as it
-is; it must not know who pruned it, or how.
+In a layer whose weights are shared over positions, all positions have equal weight. This module measures a network as
+it is and must not know how it was pruned.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ from prunekit.runs.training.showing import BatchShower
 
 @attrs.define
 class _PerPosition(Criterion):
-    """A correlation criterion whose scores are means over positions, not sums."""
+    """A correlation criterion whose scores are means over positions instead of sums."""
 
     name = "per-position"
     inner: Criterion
@@ -48,11 +48,11 @@ def kept_correlation(
     """Return layer -> mean absolute correlation of its kept connections, on the task's calibration set.
 
     Args:
-        prepared: the run; its network is measured with the weights that it has.
-        hardware: where it is.
+        prepared: the run; its network is measured with its current weights.
+        hardware: the device of the network.
         seeds: of the calibration batches.
-        masks: layer -> mask of the weight's shape.
-        correlation: makes a fresh criterion whose scores are sums of absolute correlations over positions.
+        masks: layer -> bool of the weight's shape, on the device.
+        correlation: returns a new criterion whose scores are sums of absolute correlations over positions.
     """
     layers: dict[str, LayerView] = {name: prepared.views[name] for name in masks}
     criteria = {name: _PerPosition(correlation()) for name in layers}

@@ -1,6 +1,6 @@
-"""What a sweep found: figures of every cell over the seeds, and paired differences between cells, as data and as text.
+"""Summarise a sweep: the metrics of each cell over the seeds, and paired differences between cells.
 
-This module must not know how runs are made; it is given their outcomes.
+It gets the outcomes of the runs and must not know how runs are carried out.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,10 +11,11 @@ import cattrs
 
 from prunekit.errors import ConfigError, nearest
 from prunekit.pruning.structure_text import parse_structure
-from prunekit.runs.sweep.execution import Outcome
-from prunekit.runs.sweep.grid import Cell, Sweep
+from prunekit.runs.sweep.cells import Cell
+from prunekit.runs.sweep.grid import Grid
 from prunekit.runs.sweep.intervals import CONFIDENCE, Mean, mean_of
-from prunekit.runs.sweep.run_tree import chain
+from prunekit.runs.sweep.outcome import Outcome
+from prunekit.runs.sweep.run_tree import stage_runs
 
 _AXES = ("criterion", "schedule", "training", "allocation", "structure")
 
@@ -25,19 +26,19 @@ class Row:
 
     Attributes:
         kind: "dense", "control" or "pruned".
-        structure: of the recipe.
-        criterion: with options; "" where nothing is pruned.
-        schedule: likewise.
+        structure: as in the recipe; "" for the dense network.
+        criterion: name and options; "" if nothing is pruned.
+        schedule: name and options; "" if nothing is pruned.
         training: settings that differ from the recipe's.
-        stages: stages of training.
-        kept: weights left.
+        stages: number of stages.
+        kept: kept weights.
         weights: prunable weights.
         metrics: name -> mean over the seeds.
-        by_seed: name -> the figure of each seed, in the order of the seeds.
+        by_seed: name -> the value for each seed, in the order of the seeds.
         correlation_before: mean absolute correlation of the connections that the last stage's pruning kept, before
-            re-training; ``None`` where it pruned nothing or nobody asked.
-        correlation_after: the same connections after it.
-        allocation: how the density becomes masks; "" where the sweep does not vary that.
+            retraining; ``None`` if the stage pruned nothing, or if it was not requested.
+        correlation_after: the same connections after retraining.
+        allocation: how the density is distributed; "" if the sweep does not vary it.
     """
 
     kind: str
@@ -62,13 +63,13 @@ class Row:
 
 @attrs.frozen
 class PairedComparison:
-    """Two cells, seed by seed.
+    """The differences between two cells within each seed.
 
     Attributes:
-        question: what is compared, in words.
-        first: the row whose figures are the greater where the difference is above 0.
-        second: the other row.
-        differences: metric -> first - second, paired over the seeds.
+        question: the two sides, as "FIRST - SECOND" in words.
+        first: index of the row that is subtracted from.
+        second: index of the row that is subtracted.
+        differences: metric -> mean over the seeds of first - second.
     """
 
     question: str
@@ -79,13 +80,13 @@ class PairedComparison:
 
 @attrs.frozen
 class Summary:
-    """Everything a sweep found.
+    """The results of a sweep.
 
     Attributes:
-        seeds: in order.
-        metrics: the figures compared, the most telling one first.
-        confidence: of every interval.
-        rows: one a cell.
+        seeds: in ascending order.
+        metrics: the compared metrics, the most informative one first.
+        confidence: probability with which an interval contains the true mean.
+        rows: one per cell.
         comparisons: in the order of the rows.
     """
 
@@ -96,16 +97,16 @@ class Summary:
     comparisons: tuple[PairedComparison, ...]
 
 
-def summarise(sweep: Sweep, cells: Sequence[Cell], seeds: Sequence[int], outcomes: Mapping[str, Outcome]) -> Summary:
-    """Put the outcomes of all runs together.
+def summarise(grid: Grid, cells: Sequence[Cell], seeds: Sequence[int], outcomes: Mapping[str, Outcome]) -> Summary:
+    """Return the metrics of all cells and their differences.
 
     Args:
-        sweep: says which figures to compare; without any, all that the task gives.
-        cells: the rows.
-        seeds: of the columns.
-        outcomes: by name of the run; all have the metrics that the sweep names.
+        grid: names the metrics to compare; if it names none, all metrics of the task.
+        cells: the rows; the first is the dense network.
+        seeds: in ascending order.
+        outcomes: by name of the run; all contain the metrics that the grid names.
     """
-    metrics = sweep.metrics or tuple(next(iter(outcomes.values())).metrics)
+    metrics = grid.metrics or tuple(next(iter(outcomes.values())).metrics)
     rows = tuple(_row(cell, seeds, outcomes) for cell in cells)
     comparisons = tuple(
         PairedComparison(
@@ -116,42 +117,41 @@ def summarise(sweep: Sweep, cells: Sequence[Cell], seeds: Sequence[int], outcome
     return Summary(tuple(seeds), tuple(metrics), CONFIDENCE, rows, comparisons)
 
 
-def check_metrics(sweep: Sweep, outcome: Outcome) -> None:
-    """Refuse metrics that the task does not give; the first finished run can tell.
+def check_metrics(grid: Grid, outcome: Outcome) -> None:
+    """Refuse metrics that the task does not report, which only a finished run shows.
 
     Raises:
-        ConfigError: naming one.
+        ConfigError: with the name of the metric.
     """
-    for name in sweep.metrics:
+    for name in grid.metrics:
         if name not in outcome.metrics:
             known = nearest(name, outcome.metrics)
-            raise ConfigError(f"sweep.metrics names {name!r}, which the task does not give{known}")
+            raise ConfigError(f"sweep.metrics contains {name!r}, which the task does not report{known}")
 
 
 def _row(cell: Cell, seeds: Sequence[int], outcomes: Mapping[str, Outcome]) -> Row:
-    nodes = [list(chain(cell, seed)) for seed in seeds]
-    last = [outcomes[chained[-1].name] for chained in nodes]
+    last = [outcomes[list(stage_runs(cell, seed))[-1].name] for seed in seeds]
     measured = [outcome for outcome in last if outcome.correlation_after]
     figures = {name: tuple(outcome.metrics[name] for outcome in last) for name in last[0].metrics}
     return Row(
-        cell.kind,
-        cell.structure,
-        cell.criterion,
-        cell.schedule,
-        cell.training,
-        len(cell.plan.stages),
-        last[0].kept,
-        last[0].weights,
-        {name: mean_of(values) for name, values in figures.items()},
-        figures,
-        mean_of([_over_layers(outcome.correlation_before) for outcome in measured]) if measured else None,
-        mean_of([_over_layers(outcome.correlation_after) for outcome in measured]) if measured else None,
-        cell.allocation,
+        kind=cell.kind,
+        structure=cell.structure,
+        criterion=cell.criterion,
+        schedule=cell.schedule,
+        training=cell.training,
+        stages=len(cell.plan.stages),
+        kept=last[0].kept,
+        weights=last[0].weights,
+        metrics={name: mean_of(values) for name, values in figures.items()},
+        by_seed=figures,
+        correlation_before=mean_of([_over_layers(one.correlation_before) for one in measured]) if measured else None,
+        correlation_after=mean_of([_over_layers(one.correlation_after) for one in measured]) if measured else None,
+        allocation=cell.allocation,
     )
 
 
 def _over_layers(by_layer: Mapping[str, float]) -> float:
-    """Return the mean over the layers that a stage prunes, each counted alike; most stages prune one."""
+    """Return the mean over the layers that a stage prunes, with equal weights; most stages prune one layer."""
     return sum(by_layer.values()) / len(by_layer)
 
 
@@ -160,12 +160,16 @@ def _difference(first: Row, second: Row, metric: str) -> Mean:
 
 
 def _questions(cells: Sequence[Cell]) -> Iterator[tuple[str, int, int]]:
-    """Yield (question, first cell, second cell) for all that the grid was made to answer."""
+    """Yield (question, index of the first cell, index of the second) for each comparison.
+
+    Pruned cells are compared with their control and with the dense network, and the first entry of each axis with the
+    other entries.
+    """
     dense, lead = cells[0], next(cell for cell in cells if cell.kind == "pruned")
     for cell in cells:
         if cell.kind != "pruned":
             continue
-        # Controls go through the stages of the first schedule.
+        # Controls are trained through the stages of the first schedule.
         for other in cells if cell.schedule == lead.schedule else ():
             if other.kind == "control" and _target(other) == _target(cell) and other.training == cell.training:
                 yield "pruned - dense, trained on for as many steps", cells.index(cell), cells.index(other)
@@ -183,7 +187,7 @@ def _target(cell: Cell) -> tuple[str, str]:
 
 
 def _differs_only_in(axis: str, first: Cell, second: Cell) -> bool:
-    """Say whether two cells are the same but for one axis; of structures, whether only their order differs."""
+    """Return whether two cells agree on all other axes; two structures must agree up to the order of their layers."""
     others = {*_AXES} - {axis}
     if any(getattr(first, other) != getattr(second, other) for other in others):
         return False
@@ -191,77 +195,5 @@ def _differs_only_in(axis: str, first: Cell, second: Cell) -> bool:
 
 
 def to_json(summary: Summary) -> Any:
-    """Return a summary as plain data, without anything that another run of the same sweep would not give again."""
+    """Return a summary as plain data, reproducible byte for byte: it contains no times."""
     return cattrs.unstructure(summary)
-
-
-def to_markdown(summary: Summary, title: str) -> str:
-    """Return both tables as Markdown."""
-    seeds = ", ".join(map(str, summary.seeds))
-    about = f"{len(summary.seeds)} seeds: {seeds}. Figures are means ± standard errors over the seeds."
-    differences = f"Differences are paired over the seeds, with {summary.confidence:.0%} intervals (Student's t)."
-    figures = _markdown(*figures_table(summary))
-    return "\n\n".join((f"# {title}", about, figures, differences, _markdown(*differences_table(summary)))) + "\n"
-
-
-def figures_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
-    """Return head and lines of the table of cells."""
-    measured = any(row.correlation_after for row in summary.rows)
-    more = ["kept correlation before", "after re-training"] if measured else []
-    varied = any(row.training for row in summary.rows)
-    settings = ["training"] if varied else []
-    allocated = any(row.allocation for row in summary.rows)
-    head = [
-        "network",
-        *(["allocation"] if allocated else []),
-        "criterion",
-        "schedule",
-        *settings,
-        "weights left",
-        *summary.metrics,
-        *more,
-    ]
-    lines = []
-    for row in summary.rows:
-        name = {"dense": "dense", "control": f"dense, trained on as for {row.structure}"}.get(row.kind, row.structure)
-        figures = [_plus_minus(row.metrics[metric]) for metric in summary.metrics]
-        correlations = [_plus_minus(row.correlation_before), _plus_minus(row.correlation_after)] if measured else []
-        how = [row.allocation] if allocated else []
-        labels = [name, *how, row.criterion, row.schedule, *([row.training] if varied else [])]
-        lines.append([*labels, f"{row.weights_left:.3f}", *figures, *correlations])
-    return head, lines
-
-
-def differences_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
-    """Return head and lines of the table of comparisons, in points: hundredths of the figure."""
-    head = ["structure", "of", "difference"]
-    for metric in summary.metrics:
-        head += [f"{metric}, points", "above 0", "verdict"]
-    lines = []
-    for comparison in summary.comparisons:
-        row = summary.rows[comparison.first]
-        of = ", ".join(filter(None, (row.allocation, row.criterion, row.schedule, row.training)))
-        line = [row.structure, of, comparison.question]
-        for metric in summary.metrics:
-            mean = comparison.differences[metric]
-            line += [_interval(mean), f"{mean.above} of {mean.count}", mean.verdict]
-        lines.append(line)
-    return head, lines
-
-
-def _plus_minus(mean: Mean | None) -> str:
-    if mean is None:
-        return ""
-    return f"{mean.value:.4f}" + (f" ± {mean.standard_error:.4f}" if mean.standard_error is not None else "")
-
-
-def _interval(mean: Mean) -> str:
-    value = f"{100 * mean.value:+.2f}"
-    if mean.half_width is None:
-        return value
-    return f"{value} [{100 * (mean.value - mean.half_width):+.2f}, {100 * (mean.value + mean.half_width):+.2f}]"
-
-
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -1,7 +1,7 @@
-"""Processes that work side by side for this one, and end with it, however it ends.
+"""Worker processes that never outlive the process that started them.
 
-An error here, Ctrl-C and SIGTERM kill them at once, whatever they are doing; where this process is killed itself, they
-notice. This module must not know what they work at, or what becomes of it then.
+An error in this process, Ctrl-C and SIGTERM kill them at once; if this process is killed, they exit by themselves. This
+module must not know what they work on.
 """
 
 import os
@@ -23,43 +23,46 @@ Submit = Callable[..., Future[Any]]
 
 
 @contextmanager
-def processes(count: int, begin: Callable[..., object], *arguments: object) -> Iterator[Submit]:
-    """Yield a function that has a function of a module called, with arguments, by a process; it returns a future.
+def worker_processes(count: int, begin: Callable[..., object], *arguments: object) -> Iterator[Submit]:
+    """Start worker processes, and yield a function that submits calls to them.
+
+        with worker_processes(4, torch.set_num_threads, 1) as submit:
+            futures = [submit(math.factorial, number) for number in range(10)]
 
     Args:
-        count: processes; they start when there is work.
-        begin: a function of a module that each of them calls first.
-        arguments: what it is called with.
+        count: number of processes; they start when there is work.
+        begin: a module-level function that each process calls first.
+        arguments: of ``begin``.
 
     Raises:
-        Interrupted: at Ctrl-C or SIGTERM, to the main thread; the processes are gone then, as after any error.
-        BrokenProcessPool: by the function that is yielded or a future, when a process has died.
+        Interrupted: in the main thread, on Ctrl-C or SIGTERM; the processes have ended, as after any error.
+        BrokenProcessPool: from ``submit`` or a future, when a process has died.
     """
     others = active_children()
-    context = get_context("spawn")  # a fork of a process that has used torch's threads may hang
+    context = get_context("spawn")  # a forked child of a process that has used torch's threads may hang
     request = _Request()
-    with request.heard(), ProcessPoolExecutor(count, context, partial(_begin, begin, *arguments)) as pool:
-        # One that starts later could die unseen: the thread that watches them was told before it was there.
+    with request.listening(), ProcessPoolExecutor(count, context, partial(_begin, begin, *arguments)) as pool:
+        # A process that starts later could die unnoticed: the watching thread knows only those that existed before.
         pool._safe_to_dynamically_spawn_children = False  # type: ignore[attr-defined]  # noqa: SLF001
         try:
             yield partial(request.submit, pool)
         except BaseException:
-            with request.put_off():
+            with request.deferred():
                 for process in set(active_children()).difference(others):
-                    process.kill()  # not SIGTERM, which can be handled, and which one that is stopped does not hear
-            raise  # leaving the pool waits for them: its own thread does, and two that wait for one child race
+                    process.kill()  # not SIGTERM, which can be handled, and which a stopped process does not receive
+            raise  # the pool's own thread waits for them; waiting here as well would be a race for the exit status
 
 
 @attrs.define
 class _Request:
-    """The first signal that asks this process to stop; a second one would only disturb its end."""
+    """The first signal that requests a stop; later signals are ignored, so that they cannot disturb the shutdown."""
 
     number: Signals | None = None
-    _later: bool = False
+    _deferred: bool = False
 
     @contextmanager
-    def heard(self) -> Iterator[None]:
-        """Take Ctrl-C and SIGTERM (``kill``, ``timeout``, batch systems) as requests; only the main thread can."""
+    def listening(self) -> Iterator[None]:
+        """Treat Ctrl-C and SIGTERM (``kill``, ``timeout``, batch systems) as requests; main thread only."""
         if current_thread() is not main_thread():
             yield
             return
@@ -74,32 +77,34 @@ class _Request:
             for number, handler in before.items():
                 signal(number, handler)
 
-    def submit(self, pool: ProcessPoolExecutor, function: Callable[..., Any], *arguments: object) -> Future[Any]:
-        """Have something called; a process that is started for it ignores Ctrl-C, which is ours to take."""
-        with self.put_off():  # nobody would know of a process that is half started
-            future = pool.submit(function, *arguments)
+    def submit(
+        self, pool: ProcessPoolExecutor, function: Callable[..., Any], *arguments: object, **options: object
+    ) -> Future[Any]:
+        """Submit a call; a process that is started for it ignores Ctrl-C, which this process handles."""
+        with self.deferred():  # an interruption would leave a half-started process that nobody knows
+            future = pool.submit(function, *arguments, **options)
         if self.number is not None:
             raise KeyboardInterrupt
         return future
 
     @contextmanager
-    def put_off(self) -> Iterator[None]:
-        """Note requests only; Ctrl-C is ignored here and in processes that are started meanwhile."""
+    def deferred(self) -> Iterator[None]:
+        """Only record requests within the context; processes that are started in it ignore Ctrl-C."""
         if current_thread() is not main_thread():
             yield
             return
-        self._later = True
+        self._deferred = True
         before = signal(SIGINT, SIG_IGN)
         try:
             yield
         finally:
             signal(SIGINT, before)
-            self._later = False
+            self._deferred = False
 
     def _take(self, number: int, _: FrameType | None) -> None:
         if self.number is None:
             self.number = Signals(number)
-            if not self._later:
+            if not self._deferred:
                 raise KeyboardInterrupt
 
 
@@ -109,7 +114,7 @@ def _begin(begin: Callable[..., object], *arguments: object) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent has ended: otherwise it would wait for work for ever."""
+    """Exit when the parent process has ended; otherwise this process would wait for work forever."""
     parent = parent_process()
     assert parent is not None
     parent.join()

@@ -1,4 +1,4 @@
-"""The training loop: batches, hardware, optimizers, steps.
+"""Training steps: batches, hardware, optimisers, and the loop.
 
 It must not know stages, masks or checkpoints.
 """

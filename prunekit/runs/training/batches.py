@@ -1,6 +1,6 @@
-"""Reading the batches of a task: this process's part of each, ahead of time in worker processes on request.
+"""Read this rank's shares of a task's batches, ahead of time in worker processes if requested.
 
-It must not know what is done with them.
+It must not know the model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,14 +19,14 @@ from prunekit.errors import DataError
 
 
 @attrs.frozen(eq=False)
-class Parts(Sequence[BatchShare]):
-    """This process's part of each batch: all of it, where there are no other processes.
+class RankBatches(Sequence[BatchShare]):
+    """This rank's share of each batch of an epoch; in a single process, the whole batches.
 
     Attributes:
-        task: says what a part is.
-        batches: an epoch of whole ones.
-        rank: of this process.
-        ranks: how many there are; a worker process could not say.
+        task: splits batches.
+        batches: the whole batches.
+        rank: index of this process.
+        ranks: number of processes. Like the rank it is stored, because a worker process does not know it.
     """
 
     task: Task
@@ -45,14 +45,14 @@ class Parts(Sequence[BatchShare]):
 
 @attrs.define(eq=False)
 class BatchStream:
-    """The training batches of one epoch after another, numbered through; of each, this process's part.
+    """This rank's shares of the training batches of all epochs, numbered consecutively from 0.
 
     Attributes:
-        task: gives them.
-        seeds: the seeds of their order.
-        length: batches of an epoch that are used.
-        rank: of this process.
-        ranks: how many there are.
+        task: supplies the batches.
+        seeds: of their order.
+        length: batches used per epoch.
+        rank: index of this process.
+        ranks: number of processes.
     """
 
     task: Task
@@ -61,44 +61,45 @@ class BatchStream:
     rank: int = attrs.field(factory=own_rank)
     ranks: int = attrs.field(factory=rank_count)
     _epoch: int = attrs.field(default=-1, init=False)
-    _parts: Sequence[BatchShare] = attrs.field(default=(), init=False)
+    _shares: Sequence[BatchShare] = attrs.field(default=(), init=False)
 
     def __getitem__(self, number: int) -> BatchShare:
         epoch, index = divmod(number, self.length)
         if epoch != self._epoch:
             batches = self.task.batches("train", epoch, self.seeds)
-            self._epoch, self._parts = epoch, Parts(self.task, batches, self.rank, self.ranks)
-        return self._parts[index]
+            self._epoch, self._shares = epoch, RankBatches(self.task, batches, self.rank, self.ranks)
+        return self._shares[index]
 
 
-def check_share(part: BatchShare) -> None:
-    """Refuse a part of nothing, of which there is no loss.
+def check_share(own: BatchShare) -> None:
+    """Refuse an empty share, which has no loss.
 
     Raises:
         DataError: when the batch has fewer samples than there are ranks.
     """
-    if part.share == 0:
+    if own.share == 0:
         raise DataError(
-            f"a batch has no sample for rank {own_rank()} of {rank_count()}; take larger batches or fewer ranks"
+            f"a batch has no sample for rank {own_rank()} of {rank_count()}; use larger batches or fewer ranks"
         )
 
 
 def read_ahead(source: BatchStream, numbers: range, workers: int, *, pinned: bool = False) -> Iterator[BatchShare]:
-    """Yield ``source[i]`` for the numbers, in order, prepared by worker processes when there are any.
+    """Yield ``source[number]`` for all numbers, in order.
 
     Args:
-        source: what to read; a worker gets a copy.
-        numbers: what to read of it.
-        workers: processes; they start when the first batch is asked for, and end with the iterator.
-        pinned: leave the workers' batches in memory that a GPU copies from by itself.
+        source: the batches; each worker gets a copy of it.
+        numbers: of the batches to read.
+        workers: number of processes that prepare batches; they start with the first batch and end with the iterator.
+            0: this process prepares them.
+        pinned: whether workers' batches are put into pinned memory, from which a GPU copies asynchronously.
     """
     if workers == 0:
         for number in numbers:
             yield source[number]
         return
-    # Its own generator: the loader would draw from the global one and move everybody's numbers.
+    # A generator of its own: otherwise, the loader would draw from the global one and change later random numbers.
     loader: DataLoader[BatchShare] = DataLoader(
-        source,  # type: ignore[arg-type] # as much of a map-style dataset as a sampler needs
+        source,  # type: ignore[arg-type] # all of a map-style dataset that a sampler needs
         batch_size=None,
         sampler=numbers,
         num_workers=workers,
@@ -109,5 +110,5 @@ def read_ahead(source: BatchStream, numbers: range, workers: int, *, pinned: boo
 
 
 def weighted(loss: Tensor, factor: float) -> Tensor:
-    """Return the product; alone, a process has nothing to multiply by, and starts no kernel for it."""
+    """Return ``loss * factor``; a factor of 1, as in a single process, costs no kernel."""
     return loss if factor == 1 else loss * factor

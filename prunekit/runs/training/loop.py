@@ -1,7 +1,7 @@
-"""One plain training loop: batches, loss, backward, clipping, optimiser step.
+"""The training loop: batches, loss, backward pass, clipping, optimiser step.
 
-It yields after every optimiser step, so that whoever drives it decides what happens in between. It must
-not know stages, masks or checkpoints.
+It yields after every optimiser step, so that its caller decides what happens between steps. It must not know stages,
+masks or checkpoints.
 """
 
 import math
@@ -26,10 +26,18 @@ from prunekit.runs.training.nonfinite_steps import NonfiniteSteps
 
 
 def rate_factor(settings: Training, step: int, steps: int) -> float:
-    """Return the factor on the learning rate at ``step`` (0 .. steps-1) of a stage.
+    """Return the factor on the learning rate at a step of a stage.
 
-    Warm-up rises linearly to 1 over ``warmup * steps`` steps; then the chosen decay falls to 0 at
-    ``steps`` (or stays, with "constant").
+    >>> rate_factor(Training(decay="linear"), step=25, steps=100)
+    0.75
+
+    The factor rises linearly to 1 over the first ``warmup * steps`` steps. Then it falls to 0 at ``steps``, or remains
+    1 with "constant".
+
+    Args:
+        settings: warm-up and decay.
+        step: from 0 to ``steps - 1``.
+        steps: length of the stage.
     """
     warmup = settings.warmup * steps
     if step < warmup:
@@ -41,15 +49,18 @@ def rate_factor(settings: Training, step: int, steps: int) -> float:
 
 
 def epoch_steps(batches: int, accumulate: int) -> int:
-    """Return the optimiser steps of an epoch; left-over batches that fill no step are not used.
+    """Return the number of optimiser steps in an epoch; remaining batches that do not fill a step are not used.
+
+    >>> epoch_steps(batches=7, accumulate=3)
+    2
 
     Raises:
         DataError: when an epoch has too few batches for one step.
     """
     if batches < accumulate:
         raise DataError(
-            f"an epoch has {batches} training batches, too few for one step of {accumulate}; "
-            "use more data, smaller batches or less accumulation"
+            f"an epoch has {batches} training batches, but one step needs training.accumulate={accumulate}; use more "
+            "data, smaller batches or less accumulation"
         )
     return batches // accumulate
 
@@ -59,12 +70,12 @@ class Loop:
     """Takes optimiser steps; all state is in the model, the optimiser and the scaler.
 
     Attributes:
-        task: gives batches and loss.
-        model: what to call, compiled or not.
-        optimizer: its groups' ``initial_lr`` are the base learning rates.
-        scaler: of the hardware's precision.
+        task: supplies batches and loss.
+        model: the module to call, compiled or not.
+        optimizer: of the model's parameters; ``initial_lr`` of its groups are the base learning rates.
+        scaler: the gradient scaler for the hardware's precision.
         settings: how to train.
-        hardware: where.
+        hardware: where to compute.
     """
 
     task: Task
@@ -75,20 +86,20 @@ class Loop:
     hardware: Hardware
 
     def set_rate(self, factor: float) -> float:
-        """Set every group to ``factor`` times its base rate; return the first group's rate."""
+        """Set the learning rate of each group to ``factor`` times its base rate; return the first group's."""
         for group in self.optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
         rate: float = self.optimizer.param_groups[0]["lr"]
         return rate
 
     def read(self, seeds: Seeds, epoch_length: int, first: int, last: int) -> Iterator[BatchShare]:
-        """Yield this rank's parts of the batches of the steps ``first`` .. ``last - 1``, one epoch after another.
+        """Yield this rank's shares of the batches for the steps ``first`` to ``last - 1``, through all epochs.
 
         Args:
-            seeds: of the data's order.
-            epoch_length: steps of an epoch.
-            first: step to begin with, counted through all epochs from 0.
-            last: step to stop before.
+            seeds: of the order of the data.
+            epoch_length: steps in an epoch.
+            first: number of the first step, counted from 0 through all epochs.
+            last: number of the step to stop before.
         """
         size = self.settings.accumulate
         stream = BatchStream(self.task, seeds, epoch_length * size)
@@ -96,51 +107,57 @@ class Loop:
             stream, range(first * size, last * size), self.settings.workers, pinned=self.hardware.pins_memory
         )
 
-    def steps(self, parts: Iterator[BatchShare], factors: Sequence[float]) -> Iterator[Tensor]:
-        """Take a step for each factor and yield its mean loss, on the device.
+    def steps(self, shares: Iterator[BatchShare], factors: Sequence[float]) -> Iterator[Tensor]:
+        """Take one optimiser step for each factor, and yield this rank's share of its mean loss, a scalar.
 
-        Where bad steps are to be left out, NaN stands for one.
-
-        Of several processes each yields its share; the sum over the ranks is the loss.
+        The sum of the shares over the ranks is the loss. For a skipped step, it is NaN. No step waits for the device,
+        unless ``settings.skip_bad_steps`` is set.
 
         Args:
-            parts: this rank's batches; as many as the steps need are taken.
-            factors: one factor on the learning rate for each step.
+            shares: of the batches; each step takes ``settings.accumulate`` of them.
+            factors: on the learning rate, one for each step.
+
+        Raises:
+            DataError: when a batch has fewer samples than there are ranks.
         """
-        # These walk through all modules, which takes a small network a tenth of a step.
+        # Done once, because it visits all modules, which takes a tenth of a step of a small network.
         self.model.train()
         reshard(self.model)
         parameters = list(self.model.parameters())
-        bad = NonfiniteSteps(self.model) if self.settings.skip_bad_steps else None
+        nonfinite = NonfiniteSteps(self.model) if self.settings.skip_bad_steps else None
         ranks = rank_count()
         for factor in factors:
             self.set_rate(factor)
-            yield self._step(islice(parts, self.settings.accumulate), ranks, parameters, bad)
-            if not self.model.training:  # whoever is told of steps may have evaluated it
+            yield self._step(islice(shares, self.settings.accumulate), ranks, parameters, nonfinite)
+            if not self.model.training:  # a listener may have evaluated it
                 self.model.train()
 
     def _step(
-        self, parts: Iterator[BatchShare], ranks: int, parameters: list[nn.Parameter], bad: NonfiniteSteps | None
+        self,
+        shares: Iterator[BatchShare],
+        ranks: int,
+        parameters: list[nn.Parameter],
+        nonfinite: NonfiniteSteps | None,
     ) -> Tensor:
         size, losses = self.settings.accumulate, []
-        if bad is not None:
-            bad.begin()
-        for number, part in enumerate(parts, 1):
-            check_share(part)
-            moved = self.hardware.move(part.batch)
+        if nonfinite is not None:
+            nonfinite.begin()
+        for number, own in enumerate(shares, 1):
+            check_share(own)
+            moved = self.hardware.move(own.batch)
             with averaging(self.model, on=number == size):
                 with self.hardware.autocast():
                     loss = self.task.loss(self.model, moved)
-                loss = weighted(loss if size == 1 else loss / size, part.share)
-                # Gradients are averaged over the ranks, and are to be summed. torch's stubs leave backward untyped.
+                loss = weighted(loss if size == 1 else loss / size, own.share)
+                # Gradients are averaged over the ranks, but must be summed. torch's stubs leave backward untyped.
                 self.scaler.scale(weighted(loss, ranks)).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach().float())
-        # Also where nothing is clipped: whoever listens to the optimiser sees gradients of the loss.
+        # Also without clipping: hooks of the optimiser must see the gradients of the loss itself.
         self.scaler.unscale_(self.optimizer)
         if self.settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
-        if bad is not None and bad.is_bad(losses, parameters, scaled=self.scaler.is_enabled()):
-            bad.undo()
+        if nonfinite is not None and nonfinite.is_bad(losses, parameters, scaled=self.scaler.is_enabled()):
+            nonfinite.undo()
             losses = [loss * math.nan for loss in losses]
         else:
             self.scaler.step(self.optimizer)

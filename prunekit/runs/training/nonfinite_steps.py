@@ -1,7 +1,7 @@
-"""Leaving out optimiser steps whose loss or gradient is no number, as if their batches had never come.
+"""Skip optimiser steps with a non-finite loss or gradient, as if those batches had never been seen.
 
-What such a forward pass has done to the running statistics of a network is taken back. This module must not know how
-many such steps are too many.
+Changes that such a forward pass made to running statistics are undone. This module must not know how many skipped steps
+are too many.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,32 +15,46 @@ from prunekit.distributed.ranks import sum_over_ranks
 
 
 class NonfiniteSteps:
-    """Finds bad steps and undoes them. To ask whether a step is bad waits for the device."""
+    """Detects optimiser steps with a non-finite loss or gradient, and undoes their effect on the model's buffers.
+
+        nonfinite = NonfiniteSteps(model)
+        nonfinite.begin()
+        loss = forward_and_backward()
+        if nonfinite.is_bad([loss], model.parameters(), scaled=False):
+            nonfinite.undo()
+        else:
+            optimizer.step()
+
+    Parameters need no copy: the optimiser has not changed them yet.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model  # whose forward pass may put others in the place of its buffers
+        self._model = model  # not its buffers: a forward pass may replace them
         self._before = [buffer.clone() for buffer in model.buffers()]
 
     def begin(self) -> None:
-        """Note what a bad step is to be taken back to."""
+        """Save the model's buffers before a step."""
         _copy(self._model.buffers(), self._before)
 
     def undo(self) -> None:
-        """Bring the model's buffers back to where they were when the step began."""
+        """Restore the model's buffers to their values at ``begin``."""
         _copy(self._before, self._model.buffers())
 
     @staticmethod
     def is_bad(losses: Sequence[Tensor], parameters: Iterable[nn.Parameter], *, scaled: bool) -> bool:
-        """Say whether a loss or gradient is infinite or no number, on any rank.
+        """Return whether a loss or gradient is NaN or infinite on any rank; all ranks must call it.
+
+        It waits for the device.
 
         Args:
-            losses: of the step's batches, this rank's shares.
-            parameters: with the step's gradients.
-            scaled: a gradient scaler is at work. It leaves out steps itself until its scale fits, and not for bad ones.
+            losses: this rank's shares of the losses of the step's batches, scalars.
+            parameters: of the model, with the gradients of the step.
+            scaled: whether a gradient scaler is enabled. It skips steps by itself while its scale is too large, so
+                only the losses count.
         """
         total = torch.stack(list(losses)).sum()
         if not scaled:
-            # Of a sharded model, each rank has a part, which may be empty.
+            # In a sharded model, this rank's shard of a gradient may be empty.
             gradients = [local_shard(parameter.grad) for parameter in parameters if parameter.grad is not None]
             total = total + nn.utils.get_total_norm([gradient for gradient in gradients if gradient.numel()], inf)
         return bool(sum_over_ranks((~total.isfinite()).float()) > 0)

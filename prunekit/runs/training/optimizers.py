@@ -1,4 +1,4 @@
-"""What the engine does to the optimiser of a task: its fused form on request, its state in the weights' memory order.
+"""Adapt an optimiser to a run: fused steps, and state tensors in the memory order of the weights.
 
 It must not know masks or tasks.
 """
@@ -9,32 +9,33 @@ from torch.optim import Optimizer
 
 from prunekit.errors import ConfigError
 
-# Exact classes, since a subclass may take its step in another way.
+# Exact classes: a subclass may take its step differently.
 _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
 
 
 def fuse(optimizer: Optimizer) -> None:
-    """Let an optimiser take its step in one kernel; call it before the first step.
+    """Let an optimiser take its step in one kernel; call this before the first step.
 
-    Steps that a gradient scaler leaves out are still left out by the scaler, which waits for the device to know. Fused
-    forms could leave them out themselves, but then SGD would begin with a momentum that nobody has set.
+    Steps that a gradient scaler skips are skipped by the scaler, which waits for the device. Fused optimisers could
+    skip them without waiting, but SGD would then start from an uninitialised momentum.
 
     Raises:
-        ConfigError: where the class has no fused form.
+        ConfigError: when the class has no fused form.
     """
     if type(optimizer) not in _FUSED:
         known = ", ".join(cls.__name__ for cls in _FUSED)
         raise ConfigError(
-            f"training.fused: {type(optimizer).__name__} has no fused form, known are those of {known}; leave it out"
+            f"training.fused is set, but {type(optimizer).__name__} has no fused form; leave it out, or use {known}"
         )
     for group in optimizer.param_groups:
         group |= {"fused": True, "foreach": False}
 
 
-def in_weights_order(optimizer: Optimizer) -> None:
-    """Bring states of a weight's shape into its memory order; call it after states were loaded.
+def match_memory_order(optimizer: Optimizer) -> None:
+    """Convert states of a weight's shape to its memory order, in place; call this after loading states.
 
-    Files hold them row by row. Steps on mixed orders are slow, and fused ones go wrong without a word.
+    Files store tensors row by row. Steps on mixed memory orders are slow, and fused steps give wrong results without
+    an error.
     """
     for weight, state in optimizer.state.items():
         for name, value in state.items():

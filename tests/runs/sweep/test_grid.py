@@ -5,8 +5,9 @@ from prunekit.errors import ConfigError
 from prunekit.masks.patterns import Blocks, Units
 from prunekit.plugins.manager import make_manager
 from prunekit.plugins.registry import collect
-from prunekit.runs.sweep.grid import make_cells, read_sweep
-from prunekit.runs.sweep.run_tree import chain
+from prunekit.runs.sweep.cells import make_cells
+from prunekit.runs.sweep.grid import read_grid
+from prunekit.runs.sweep.run_tree import stage_runs
 
 RECIPE = {
     "task": {"name": "prunekit.testing:ToyTask"},
@@ -19,11 +20,11 @@ RECIPE = {
 
 def cells_of(recipe, overrides=()):
     manager = make_manager(third_party=False)
-    return make_cells(read_sweep(recipe, {}, overrides), manager, collect(manager))
+    return make_cells(read_grid(recipe, {}, overrides), manager, collect(manager))
 
 
 def names(cell, seed=0):
-    return [node.name for node in chain(cell, seed)]
+    return [run.name for run in stage_runs(cell, seed)]
 
 
 def with_sweep(**changes):
@@ -42,7 +43,7 @@ def test_the_grid_is_the_dense_network_and_each_combination_with_a_control_for_e
     ]
 
 
-def test_an_axis_that_is_left_out_has_the_value_of_the_recipe():
+def test_an_omitted_axis_has_the_value_of_the_recipe():
     recipe = {**RECIPE, "structure": "a=1/2", "criterion": {"name": "random"}, "sweep": {}}
     assert list(map(str, cells_of(recipe))) == ["dense", "a=1/2; random; layerwise", "control; a=1/2"]
     assert str(cells_of({**RECIPE, "sweep": {"criteria": ["random"]}})[1]) == "hidden=1/4 b=1/2; random; layerwise"
@@ -56,12 +57,12 @@ def test_cells_share_the_runs_of_the_stages_that_they_have_in_common():
     assert len({*dense, *one, *other, *control, *longer, *longer_other, *longer_control}) == 7
 
 
-def test_a_run_goes_on_from_the_one_before_it():
-    nodes = list(chain(cells_of(RECIPE)[4], 3))
-    assert [node.parent for node in nodes] == [None, nodes[0].name, nodes[1].name]
-    assert [node.last for node in nodes] == [1, 2, 3]
-    assert [node.layers for node in nodes] == [(), ("hidden",), ("conv_b",)]
-    assert {node.config.seed for node in nodes} == {3}
+def test_a_run_continues_the_run_before_it():
+    runs = list(stage_runs(cells_of(RECIPE)[4], 3))
+    assert [run.parent for run in runs] == [None, runs[0].name, runs[1].name]
+    assert [run.stages for run in runs] == [1, 2, 3]
+    assert [run.layers for run in runs] == [(), ("hidden",), ("conv_b",)]
+    assert {run.config.seed for run in runs} == {3}
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_a_run_goes_on_from_the_one_before_it():
 )
 def test_runs_that_differ_in_anything_that_counts_have_different_names(override):
     cell = cells_of(RECIPE)[0]
-    base = read_sweep(RECIPE, {}, [override]).base
+    base = read_grid(RECIPE, {}, [override]).base
     # Given masks would be read when cells are made, so only the configuration is changed.
     changed = attrs.evolve(cell, config=base) if "masks" in override else cells_of(RECIPE, [override])[0]
     assert names(changed, base.seed) != names(cell)
@@ -89,7 +90,7 @@ def test_the_control_of_a_structure_trains_through_the_stages_of_the_first_sched
     assert [stage.updates for stage in control.plan.stages] == [(), ()]
     scratch = next(cell for cell in cells if "scratch" in cell.schedule)
     assert len(scratch.plan.stages) == 4
-    assert list(chain(scratch, 0))[1].name == names(cells[1])[1]
+    assert list(stage_runs(scratch, 0))[1].name == names(cells[1])[1]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_the_control_of_a_structure_trains_through_the_stages_of_the_first_sched
         (with_sweep(structures="hidden=1/4"), "sweep.structures is 'hidden=1/4', expected a list"),
         (with_sweep(criteria="magnitude"), "sweep.criteria is 'magnitude', expected a list"),
         (with_sweep(criteria=[{"mode": "highest"}]), 'expected "NAME" or {name'),
-        (with_sweep(criteria=["magnitude", "magnitude"]), "names one of its entries twice: magnitude, magnitude"),
+        (with_sweep(criteria=["magnitude", "magnitude"]), "contains an entry twice: magnitude, magnitude"),
         (with_sweep(criteria=["magnitud"]), "there is no criterion 'magnitud' \\(did you mean 'magnitude'"),
         (with_sweep(structures=["hiden=1/4"]), "hiden"),
         (with_sweep(structures=["hidden=25"]), "for 25 percent write 0.25"),
@@ -111,12 +112,12 @@ def test_the_control_of_a_structure_trains_through_the_stages_of_the_first_sched
         ({**RECIPE, "dense": True}, "leave out freeze_masks and dense"),
     ],
 )
-def test_a_wrong_grid_is_one_line_before_anything_runs(recipe, message):
+def test_a_wrong_grid_is_refused_before_any_run(recipe, message):
     with pytest.raises(ConfigError, match=message):
         cells_of(recipe)
 
 
-def test_training_settings_are_an_axis_with_controls_of_their_own():
+def test_training_settings_are_an_axis_with_their_own_controls():
     recipe = with_sweep(structures=["hidden=1/4"], criteria=["magnitude"], training=[{}, {"retraining": "9 steps"}])
     assert list(map(str, cells_of(recipe))) == [
         "dense",
@@ -133,7 +134,7 @@ def test_training_settings_are_an_axis_with_controls_of_their_own():
 ONE_SHOT = {**RECIPE, "schedule": {"name": "one-shot"}, "criterion": {"name": "magnitude"}}
 
 
-def test_densities_and_ways_to_share_them_are_axes():
+def test_densities_and_distributions_are_axes():
     rules = ["uniform", "erdos-renyi-kernel", "global"]
     cells = cells_of({**ONE_SHOT, "sweep": {"densities": [0.5, "1/8"], "distributions": rules}})
     pruned = [cell for cell in cells if cell.kind == "pruned"]
@@ -156,7 +157,7 @@ def test_patterns_are_an_axis():
     assert [cell.plan.stages[1].updates[0].pattern for cell in pruned] == [None, Units(), Blocks(4, 1)]
 
 
-def test_patterns_that_are_nothing_but_their_name_are_runs_of_their_own():
+def test_patterns_without_settings_are_different_runs():
     recipe = {**ONE_SHOT, "structure": "hidden=0.5", "sweep": {"patterns": ["units", "channels"]}}
     units, channels = (cell for cell in cells_of(recipe) if cell.kind == "pruned")
     assert [stage.name for stage in units.plan.stages] == [stage.name for stage in channels.plan.stages]
@@ -169,14 +170,14 @@ def test_patterns_that_are_nothing_but_their_name_are_runs_of_their_own():
     ("sweep", "message"),
     [
         ({"structures": ["a=1/2"], "densities": [0.5]}, "both sweep.structures and sweep.densities"),
-        ({"densities": [0.5, 0.5]}, "sweep.structures or densities names one of its entries twice"),
-        ({"densities": [0.5], "patterns": ["units", "units"]}, "distributions or patterns names one .* units, units"),
-        ({"densities": [0.5], "distributions": ["erk"]}, "has 'erk', expected of uniform, .* global"),
+        ({"densities": [0.5, 0.5]}, "sweep.structures or densities contains an entry twice"),
+        ({"densities": [0.5], "patterns": ["units", "units"]}, "distributions or patterns contains .* units, units"),
+        ({"densities": [0.5], "distributions": ["erk"]}, "contains 'erk', expected one of uniform, .* global"),
         ({"distributions": ["uniform"]}, "divides one density among the layers, but no density is given"),
         ({"densities": [0.5], "patterns": ["1:4"]}, "pattern 1:4 has density 0.25"),
         ({"densities": [50]}, "for 50 percent write 0.5"),
     ],
 )
-def test_a_wrong_way_to_share_is_one_line_before_anything_runs(sweep, message):
+def test_a_wrong_allocation_is_refused_before_any_run(sweep, message):
     with pytest.raises(ConfigError, match=message):
         cells_of({**ONE_SHOT, "sweep": sweep})

@@ -45,7 +45,7 @@ def test_mean_error_and_count_are_those_of_the_standard_library(figures):
 
 def test_one_figure_has_no_interval_and_tells_nothing():
     assert mean_of([0.5]).half_width is None
-    assert mean_of([0.5]).verdict == "not told apart"
+    assert mean_of([0.5]).verdict == "inconclusive"
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,8 @@ def test_one_figure_has_no_interval_and_tells_nothing():
     [
         ([1.0, 1.1, 0.9, 1.0], "more"),
         ([-1.0, -1.1, -0.9, -1.0], "less"),
-        ([1.0, -1.1, 0.9, -1.0], "not told apart"),
-        ([0.0, 0.0], "not told apart"),
+        ([1.0, -1.1, 0.9, -1.0], "inconclusive"),
+        ([0.0, 0.0], "inconclusive"),
     ],
 )
 def test_the_verdict_is_the_side_of_zero_that_the_interval_lies_on(figures, verdict):

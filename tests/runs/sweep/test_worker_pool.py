@@ -11,12 +11,12 @@ BEGIN = """
 import os, signal, sys, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import process, util
-from prunekit.runs.sweep.worker_pool import processes
+from prunekit.runs.sweep.worker_pool import worker_processes
 
 def say(*words):
     print(*words, flush=True)
 
-with processes(2, signal.signal, signal.SIGTERM, signal.SIG_IGN) as submit:
+with worker_processes(2, signal.signal, signal.SIGTERM, signal.SIG_IGN) as submit:
 """
 
 
@@ -148,7 +148,7 @@ def test_in_another_thread_there_are_no_signals_to_take(start):
     pass
 from threading import Thread
 def work():
-    with processes(1, os.getpid) as submit:
+    with worker_processes(1, os.getpid) as submit:
         say(submit(int, "7").result())
 before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
 thread = Thread(target=work)

@@ -11,7 +11,7 @@ from prunekit.runs.training.hardware import Hardware
 @pytest.mark.parametrize(
     "name", ["", "gpu", "cuda:99", "meta", "cpu:x", "cpu:9", "hpu", "privateuseone", "mkldnn", "vulkan"]
 )
-def test_a_device_that_is_not_there_is_named_with_those_that_are(name):
+def test_an_unavailable_device_is_named_with_the_available_ones(name):
     with pytest.raises(ConfigError, match=rf"device '{name}'.*cpu"):
         pick_device(name)
 
@@ -20,7 +20,7 @@ def test_auto_finds_a_device():
     assert pick_device("auto").type in {"cpu", "cuda"}
 
 
-def test_every_tensor_of_a_nested_batch_moves_and_nothing_else():
+def test_only_the_tensors_of_a_nested_batch_are_moved():
     hardware = Hardware.of("cpu", Training(channels_last=True))
     image = torch.zeros(2, 3, 4, 4)
     moved = hardware.move({"images": [image, (torch.ones(2), "name")]})
@@ -29,7 +29,7 @@ def test_every_tensor_of_a_nested_batch_moves_and_nothing_else():
     assert torch.equal(moved["images"][1][0], torch.ones(2))
 
 
-def test_precision_is_only_lowered_where_asked():
+def test_precision_is_lowered_only_on_request():
     with Hardware.of("cpu", Training(precision="bf16")).autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
     with Hardware.of("cpu", Training()).autocast():
@@ -38,7 +38,7 @@ def test_precision_is_only_lowered_where_asked():
     assert not Hardware.of("cpu", Training()).scaler().is_enabled()
 
 
-def test_it_says_where_it_computes():
+def test_its_text_names_the_device():
     assert str(Hardware.of("cpu", Training())).startswith("cpu (")
 
 
@@ -47,8 +47,8 @@ def settings_of_products():
 
 
 @pytest.mark.parametrize("tf32", [False, True])
-def test_a_gpu_rounds_products_only_where_asked_and_never_in_statistics(tf32):
-    # The settings can be made where there is no GPU.
+def test_a_gpu_rounds_products_only_on_request_and_never_in_statistics(tf32):
+    # The settings can be changed without a GPU.
     gpu = attrs.evolve(Hardware.of("cpu", Training(tf32=tf32)), device=torch.device("cuda"))
     before = settings_of_products()
     with gpu.products():
@@ -59,12 +59,12 @@ def test_a_gpu_rounds_products_only_where_asked_and_never_in_statistics(tf32):
     assert settings_of_products() == before
 
 
-def test_settings_of_a_gpu_do_not_touch_other_devices():
+def test_the_settings_of_a_gpu_do_not_affect_other_devices():
     before = settings_of_products()
     with Hardware.of("cpu", Training(tf32=True)).products():
         assert settings_of_products() == before
 
 
-def test_only_a_gpu_wants_pinned_batches():
+def test_only_a_gpu_uses_pinned_batches():
     assert not Hardware.of("cpu", Training()).pins_memory
     assert attrs.evolve(Hardware.of("cpu", Training()), device=torch.device("cuda", 1)).pins_memory

@@ -13,7 +13,7 @@ from prunekit.criteria.movement import Movement
 from prunekit.errors import DataError
 from prunekit.layers.lookup import find_layers
 from prunekit.pruning.training_traces import no_traces, tracing
-from prunekit.runs.training.batches import Parts
+from prunekit.runs.training.batches import RankBatches
 from prunekit.runs.training.hardware import Hardware
 from prunekit.runs.training.loop import Loop, epoch_steps, rate_factor
 from prunekit.runs.training.optimizers import fuse
@@ -50,8 +50,8 @@ def make_loop(settings=None, model=None):
     return Loop(Numbers(), model, Numbers().optimizer(model), hardware.scaler(), settings, hardware)
 
 
-def parts_of(batches):
-    return iter(Parts(Numbers(), batches))
+def shares_of(batches):
+    return iter(RankBatches(Numbers(), batches))
 
 
 def test_the_rate_warms_up_then_falls_to_zero():
@@ -64,7 +64,7 @@ def test_the_rate_warms_up_then_falls_to_zero():
     assert factors[10:] == sorted(factors[10:], reverse=True)
 
 
-def test_linear_and_constant_decay_do_what_they_say():
+def test_linear_decay_falls_linearly_and_constant_decay_does_not_fall():
     assert rate_factor(Training(decay="linear"), 25, 100) == 0.75
     assert rate_factor(Training(decay="constant"), 99, 100) == 1.0
 
@@ -78,7 +78,7 @@ def test_an_epoch_with_too_few_batches_is_refused():
 def test_the_loop_takes_the_steps_of_a_plain_loop():
     loop = make_loop()
     batches = Numbers().batches("train", 0, Seeds(1))
-    losses = torch.stack(list(loop.steps(parts_of(batches), [1.0, 0.5, 0.25, 0.0])))
+    losses = torch.stack(list(loop.steps(shares_of(batches), [1.0, 0.5, 0.25, 0.0])))
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
     optimizer = Numbers().optimizer(model)
@@ -95,17 +95,17 @@ def test_the_loop_takes_the_steps_of_a_plain_loop():
 def test_accumulated_batches_make_the_step_of_one_large_batch():
     loop = make_loop(Training(accumulate=2))
     batches = Numbers().batches("train", 0, Seeds(1))
-    list(loop.steps(parts_of(batches), [1.0, 1.0]))
+    list(loop.steps(shares_of(batches), [1.0, 1.0]))
     large = make_loop()
     joined = [tuple(torch.cat(pair) for pair in zip(*batches[index : index + 2], strict=True)) for index in (0, 2)]
-    list(large.steps(parts_of(joined), [1.0, 1.0]))
+    list(large.steps(shares_of(joined), [1.0, 1.0]))
     torch.testing.assert_close(loop.model.weight, large.model.weight)
 
 
 def test_clipping_bounds_the_whole_gradient():
     loop = make_loop(Training(clip_norm=0.001))
     before = loop.model.weight.detach().clone()
-    list(loop.steps(parts_of(Numbers().batches("train", 0, Seeds(1))), [1.0]))
+    list(loop.steps(shares_of(Numbers().batches("train", 0, Seeds(1))), [1.0]))
     moved = torch.cat([(loop.model.weight - before).flatten()]).norm()
     assert 0 < moved <= 0.5 * 0.001 * 1.0001
 
@@ -114,14 +114,14 @@ def test_clipping_bounds_the_whole_gradient():
 def test_lower_precision_trains_close_to_fp32(precision):
     low, full = make_loop(Training(precision=precision)), make_loop()
     batches = Numbers().batches("train", 0, Seeds(1))
-    first = torch.stack(list(low.steps(parts_of(batches), [0.1] * 4)))
-    second = torch.stack(list(full.steps(parts_of(batches), [0.1] * 4)))
+    first = torch.stack(list(low.steps(shares_of(batches), [0.1] * 4)))
+    second = torch.stack(list(full.steps(shares_of(batches), [0.1] * 4)))
     assert low.model.weight.dtype == torch.float32
     assert not torch.equal(first, second)
     torch.testing.assert_close(first, second, rtol=0.05, atol=0.05)
 
 
-def test_showing_gradients_gives_those_of_the_loss_and_leaves_none_behind():
+def test_shown_gradients_are_those_of_the_loss_and_are_removed_afterwards():
     model = nn.Linear(3, 2)
     shower = BatchShower(Numbers(), model, Hardware.of("cpu", Training()), Seeds(1), limit=2)
     batches = Numbers().batches("train", 0, Seeds(1))
@@ -161,7 +161,7 @@ def test_a_whole_network_runs_on_calibration_batches_and_gives_losses_with_their
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # the compiler's own
+@pytest.mark.filterwarnings("default")  # warnings of the compiler
 def test_a_compiled_model_takes_the_same_steps():
     settings = Training(compile=True)
     plain = make_loop()
@@ -169,7 +169,7 @@ def test_a_compiled_model_takes_the_same_steps():
     compiled.model.load_state_dict({f"_orig_mod.{key}": value for key, value in plain.model.state_dict().items()})
     compiled = attrs.evolve(compiled, optimizer=Numbers().optimizer(compiled.model))
     batches = Numbers().batches("train", 0, Seeds(1))
-    first, second = (torch.stack(list(loop.steps(parts_of(batches), [1.0] * 4))) for loop in (plain, compiled))
+    first, second = (torch.stack(list(loop.steps(shares_of(batches), [1.0] * 4))) for loop in (plain, compiled))
     torch.testing.assert_close(first, second)
 
 
@@ -188,7 +188,7 @@ class Images(Numbers):
 
 @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])
 def test_no_step_waits_for_the_device(make):
-    # The device "meta" has no numbers: whoever waits for one fails.
+    # The device "meta" has no values, so waiting for one fails.
     settings = Training(clip_norm=1.0, accumulate=2)
     model = Images().build_model().to("meta")
     hardware = attrs.evolve(Hardware.of("cpu", settings), device=torch.device("meta"))
@@ -198,14 +198,14 @@ def test_no_step_waits_for_the_device(make):
     views = find_layers(model)
     sums = no_traces({"0": views["0"]})
     with Masks(masks).hold(model, optimizer), tracing(Movement(), views, sums, optimizer):
-        losses = list(loop.steps(iter(Parts(Images(), Images().batches("train", 0, None))), [1.0] * 3))
+        losses = list(loop.steps(iter(RankBatches(Images(), Images().batches("train", 0, None))), [1.0] * 3))
     assert len(losses) == 3
     with pytest.raises(RuntimeError, match="meta"):
         losses[0].item()
 
 
 class Steep(Numbers):
-    """Least squares, flat but for a first batch whose gradient no fp16 number can hold."""
+    """Least squares, flat except for the first batch, whose gradient overflows fp16."""
 
     def __init__(self, *, first=1.0):
         self._factors = [0.01, 0.01, 0.01, first]
@@ -215,7 +215,7 @@ class Steep(Numbers):
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_a_step_that_the_scaler_leaves_out_changes_nothing_but_the_scale(fused):
+def test_a_step_that_the_scaler_skips_changes_only_the_scale(fused):
     settings = Training(precision="fp16", fused=fused, clip_norm=1.0)
     loop = make_loop(settings)
     if fused:
@@ -230,7 +230,7 @@ def test_a_step_that_the_scaler_leaves_out_changes_nothing_but_the_scale(fused):
     ):
         before = loop.model.weight.detach().clone()
         scale = loop.scaler.get_scale()
-        taken = loop.steps(parts_of(batches), [1.0] * 4)
+        taken = loop.steps(shares_of(batches), [1.0] * 4)
         next(taken)
         assert torch.equal(loop.model.weight, before)
         assert not sums[""].any()
@@ -239,9 +239,9 @@ def test_a_step_that_the_scaler_leaves_out_changes_nothing_but_the_scale(fused):
             assert torch.equal(loop.model.weight != 0, mask)
     assert sums[""].any()
     assert loop.scaler.get_scale() == scale / 2
-    # The first step counts for nothing, and what an overflow leaves behind is no momentum.
+    # The first step has no effect, and the overflow does not enter the momentum.
     plain = attrs.evolve(make_loop(Training(clip_norm=1.0)), task=Steep(first=0.01))
     with Masks({"weight": mask}).hold(plain.model, plain.optimizer):
-        list(plain.steps(parts_of(batches[1:]), [1.0] * 3))
+        list(plain.steps(shares_of(batches[1:]), [1.0] * 3))
     torch.testing.assert_close(loop.model.weight, plain.model.weight, rtol=0.01, atol=1e-4)
     assert (loop.model.weight - before).abs().max() > 1e-3

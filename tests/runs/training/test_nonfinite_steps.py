@@ -23,7 +23,7 @@ class Network(ToyNetwork):
         self.register_buffer("calls", torch.zeros(()))
 
     def forward(self, images):
-        self.calls = self.calls + 1  # another tensor each time
+        self.calls = self.calls + 1  # a new tensor each time
         return super().forward(images)
 
 
@@ -35,14 +35,14 @@ def trained(batches, **settings):
     training = Training(decay="constant", **settings)
     hardware = Hardware.of("cpu", training)
     loop = Loop(ToyTask(), model, optimizer, hardware.scaler(), training, hardware)
-    parts = iter([BatchShare(batch, 1.0) for batch in batches])
-    losses = [float(loss) for loss in loop.steps(parts, [1.0] * (len(batches) // training.accumulate))]
+    shares = iter([BatchShare(batch, 1.0) for batch in batches])
+    losses = [float(loss) for loss in loop.steps(shares, [1.0] * (len(batches) // training.accumulate))]
     return losses, model.state_dict(), optimizer.state_dict()["state"]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_step_that_is_left_out_leaves_no_trace(bad, accumulate):
+def test_a_skipped_step_has_no_effect(bad, accumulate):
     spoilt = [(images.clone(), labels) for images, labels in BATCHES]
     spoilt[3][0][0, 0, 0, 0] = bad
     step = 3 // accumulate
@@ -56,7 +56,7 @@ def test_a_step_that_is_left_out_leaves_no_trace(bad, accumulate):
         assert all(torch.equal(moments[index][name], value) for name, value in entry.items())
 
 
-def test_good_steps_are_not_touched():
+def test_finite_steps_are_unchanged():
     plain, careful = trained(BATCHES), trained(BATCHES, skip_bad_steps=3)
     assert plain[0] == careful[0]
     assert all(torch.equal(plain[1][name], tensor) for name, tensor in careful[1].items())
@@ -69,7 +69,7 @@ def test_good_steps_are_not_touched():
         (math.nan, 1.0, False, True),
         (1.0, math.inf, False, True),
         (1.0, -math.nan, False, True),
-        (1.0, math.inf, True, False),  # the scaler's own business
+        (1.0, math.inf, True, False),  # the scaler skips the step itself
         (-math.inf, 1.0, True, True),
     ],
 )

@@ -8,7 +8,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 
 from prunekit import Masks
 from prunekit.errors import ConfigError
-from prunekit.runs.training.optimizers import fuse, in_weights_order
+from prunekit.runs.training.optimizers import fuse, match_memory_order
 
 STEPS = 5
 CLASSES = {
@@ -54,7 +54,7 @@ def test_a_fused_step_leaves_dropped_weights_at_zero(make):
 
 
 def test_an_optimiser_without_a_fused_form_is_refused():
-    with pytest.raises(ConfigError, match=r"training\.fused: RMSprop has no fused form, known are those of SGD, Adam"):
+    with pytest.raises(ConfigError, match=r"RMSprop has no fused form; leave it out, or use SGD, Adam, AdamW"):
         fuse(RMSprop(convolution().parameters()))
 
 
@@ -73,6 +73,6 @@ def test_states_from_a_file_take_the_memory_order_of_the_weights(fused):
     loaded = CLASSES["sgd"](twin.parameters())
     loaded.load_state_dict(saved)
     assert loaded.state[twin.weight]["momentum_buffer"].is_contiguous()
-    in_weights_order(loaded)
+    match_memory_order(loaded)
     assert loaded.state[twin.weight]["momentum_buffer"].is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(steps(twin, loaded), steps(model, optimizer))
