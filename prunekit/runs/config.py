@@ -110,7 +110,7 @@ class RunConfig:
         return Structure(self.density, densities, self.distribution, self.keep_dense, self.parsed_pattern)
 
     @property
-    def asked_structure(self) -> str | None:
+    def structure_text(self) -> str | None:
         """The structure that the user requested in either way, as text; ``None``: the task's own."""
         one_density = self.requested_structure().one_density
         return self.structure if one_density is None else f"*={one_density!r}"

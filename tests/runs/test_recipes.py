@@ -41,14 +41,14 @@ def test_an_empty_recipe_is_the_reference_run() -> None:
         Choice("correlation"),
         Choice("layerwise"),
     )
-    assert (config.seed, config.device, config.asked_structure) == (0, "auto", None)
+    assert (config.seed, config.device, config.structure_text) == (0, "auto", None)
 
 
 def test_a_recipe_is_read(recipe: dict[str, Any]) -> None:
     config = build_config(recipe)
     assert config.task == Choice("deepid2plus", {"preset": "small"})
     assert config.training == {"budget": "600 steps", "clip_norm": 5.0}
-    assert config.asked_structure == "f=1/4"
+    assert config.structure_text == "f=1/4"
 
 
 def test_overrides_precede_flags_and_flags_precede_the_recipe(recipe: dict[str, Any]) -> None:
@@ -64,7 +64,7 @@ def test_another_name_drops_the_options_of_the_old_one(recipe: dict[str, Any]) -
 
 
 def test_a_density_replaces_the_recipes_structure(recipe: dict[str, Any]) -> None:
-    assert build_config(recipe, {"density": "0.1"}).asked_structure == "*=0.1"
+    assert build_config(recipe, {"density": "0.1"}).structure_text == "*=0.1"
 
 
 def test_the_recipe_is_not_changed(recipe: dict[str, Any]) -> None:
@@ -188,6 +188,6 @@ def test_options_about_densities_survive_a_round_trip(tmp_path):
     assert config.keep_dense == ("first", "f*")
     (tmp_path / "config.toml").write_text(to_toml(config), encoding="utf-8")
     assert build_config(read_recipe(tmp_path / "config.toml")) == config
-    assert build_config({"pattern": "1:4"}).asked_structure == "*=0.25"
-    assert build_config({"pattern": "1:4", "structure": "a=1/4"}).asked_structure == "a=1/4"
-    assert build_config({"pattern": "4x1"}).asked_structure is None
+    assert build_config({"pattern": "1:4"}).structure_text == "*=0.25"
+    assert build_config({"pattern": "1:4", "structure": "a=1/4"}).structure_text == "a=1/4"
+    assert build_config({"pattern": "4x1"}).structure_text is None

@@ -82,7 +82,7 @@ class _Combination:
         pruned, dense = self.kind == "pruned", self.kind == "dense"
         return Cell(
             kind=self.kind,
-            structure="" if dense else config.asked_structure or prepared.task.structure,
+            structure="" if dense else config.structure_text or prepared.task.structure,
             criterion=label(self.criterion) if pruned else "",
             schedule=label(self.schedule) if pruned else "",
             training=label(self.training),

@@ -145,7 +145,7 @@ def test_showing_activations_runs_every_batch_in_evaluation_mode():
 def test_a_whole_network_runs_on_calibration_batches_and_gives_losses_with_their_graphs():
     model = nn.Linear(3, 2)
     shower = BatchShower(Numbers(), model, Hardware.of("cpu", Training()), Seeds(1), limit=2)
-    whole = shower.evidence(model).whole
+    whole = shower.evidence(model).network
     batches = Numbers().batches("train", 0, Seeds(1))
     for loss, batch in zip(whole.losses(), batches, strict=False):
         assert not model.training
