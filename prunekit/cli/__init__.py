@@ -1,7 +1,7 @@
 """The command line, one file for each command: parse the options, call one thing, print the result.
 
-A command must not know mathematics, and imports only click when it loads, so that ``--help`` does not wait for torch.
-``main`` turns each ``PrunekitError`` into one line and exit code 2; every other error keeps its traceback.
+A command must not know mathematics. Its module imports only click, so that ``--help`` does not wait for torch. ``main``
+turns each ``PrunekitError`` into one line and exit code 2; every other error keeps its traceback.
 """
 
 import os
@@ -17,25 +17,25 @@ from prunekit.errors import Interrupted, PrunekitError, RankError
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
-# Of several processes the one that speaks first ends, and the launcher ends the others, within so many seconds. So an
-# error that all meet is told by the first rank, and who has only lost another one waits until that one has spoken.
+# Seconds. When one rank exits, the launcher ends the others within this time. So an error that occurs on all ranks is
+# reported by the first, and a rank that has only lost contact waits until the failing rank has reported the cause.
 PRECEDENCE = 3
 
 # name -> module and function, and the line that help shows; a command's module loads when it is called.
 COMMANDS = {
-    "bench": ("bench", "bench", "Measure a pruned network: size, time, dense and sparse."),
-    "export": ("export", "export", "Write a pruned network as one file; proved first."),
-    "list": ("list_plugins", "list_plugins", "List all plugins and what they bring."),
-    "masks": ("masks", "masks", "Show, compare, combine and apply mask files."),
-    "plan": ("plan", "plan", "Print layers and stages of a run; train nothing."),
-    "run": ("run", "run", "Train, prune, re-train; save masks and weights."),
-    "show": ("show", "show", "Show one of them: text, options, source."),
+    "bench": ("bench", "bench", "Compare a pruned network, dense and sparse, in size and speed."),
+    "export": ("export", "export", "Write a pruned network as one checked file."),
+    "list": ("list_plugins", "list_plugins", "List all plugins and what they contribute."),
+    "masks": ("masks", "masks", "Show, check, compare, combine, apply and convert masks."),
+    "plan": ("plan", "plan", "Print the layers and stages of a run without training."),
+    "run": ("run", "run", "Train, prune and retrain a network; save masks and weights."),
+    "show": ("show", "show", "Show the documentation of a criterion, schedule or task."),
     "sweep": ("sweep", "sweep", "Run a grid over seeds; print means and paired differences."),
 }
 
 
 class _Commands(click.Group):
-    """The commands, none of which is imported before it is called."""
+    """A group of commands that are imported when they are called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -44,7 +44,7 @@ class _Commands(click.Group):
         if cmd_name not in COMMANDS:
             return _plugin_command(cmd_name)
         if cmd_name != "run" and launched_rank():
-            raise click.UsageError(f"'prunekit {cmd_name}' works in one process; start it without torchrun", ctx)
+            raise click.UsageError(f"'prunekit {cmd_name}' runs in a single process; start it without torchrun", ctx)
         module, function, _ = COMMANDS[cmd_name]
         command: click.Command = getattr(import_module(f"prunekit.cli.{module}"), function)
         return command
@@ -53,7 +53,7 @@ class _Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
         formatter.write_paragraph()
-        formatter.write_text("Plugins may add commands; 'prunekit list' shows them.")
+        formatter.write_text("Plugins can add commands; 'prunekit list' lists them.")
 
 
 def _plugin_command(name: str) -> click.Command | None:
@@ -67,14 +67,14 @@ def _plugin_command(name: str) -> click.Command | None:
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="prunekit")
 def cli() -> None:
-    """Prune neural networks with criteria, schedules and tasks that are plugins."""
+    """Prune neural networks; criteria, schedules, tasks and export formats are plugins."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code."""
     try:
         if launched_rank():
-            # From each rank, torch warns of what is as it should be, and of connections to a rank that has failed.
+            # On each rank, torch warns about normal conditions and about connections to a failed rank.
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         code: int | None = cli.main(arguments, prog_name="prunekit", standalone_mode=False)
     except Interrupted as stopped:
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place = f"; see '{error.ctx.command_path} --help'" if error.ctx else ""
         return _fail(f"{error.format_message().rstrip('.')}{place}", USER_ERROR)
     except RankError as error:
-        # The launcher is to see the other one end first, and ends this one if it has nothing to say.
+        # The launcher must see the other rank exit first; it then ends this one, unless the cause is unknown.
         time.sleep(2 * PRECEDENCE if error.explained else PRECEDENCE)
         return USER_ERROR if error.explained else _fail(_with_notes(error), USER_ERROR)
     except (PrunekitError, click.ClickException) as error:
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _with_notes(error: Exception) -> str:
-    """Return the message with what was noted on the way up."""
+    """Return the message of an error followed by its notes."""
     return "; ".join([str(error), *getattr(error, "__notes__", ())])
 
 
@@ -111,9 +111,9 @@ def _fail(message: str, code: int) -> int:
 
 
 def _say(text: str) -> None:
-    """Write to standard error, where somebody still reads it."""
+    """Write to standard error; do nothing if its reader has closed it."""
     try:
         click.echo(text, err=True)
     except OSError:
-        # What could not be written would be tried once more at Python's end, and change the exit code.
+        # Otherwise, Python would try to write the rest once more at exit, and change the exit code.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())

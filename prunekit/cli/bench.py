@@ -1,4 +1,4 @@
-"""``prunekit bench``: is the pruned network smaller and faster, and if not, what would make it so."""
+"""``prunekit bench``: compare a pruned network with the dense network in size and speed."""
 
 import json
 from typing import Any
@@ -15,14 +15,15 @@ from prunekit.cli.network_options import pruned_options, read_pruned
     metavar="NUMBERS",
     default="1 8 32",
     show_default=True,
-    help="Samples of a forward pass, one measurement each.",
+    help="Batch sizes to measure.",
 )
-@click.option("--threads", metavar="NUMBER", help="Threads of the CPU; by default those that torch takes.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON: bytes, seconds.")
+@click.option("--threads", metavar="NUMBER", help="CPU threads; by default torch's own number.")
+@click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON, in bytes and seconds.")
 def bench(batch_sizes: str, threads: str | None, as_json: bool, **flags: Any) -> None:
-    """Measure a pruned network, dense and in every form in which it can run sparse: weights, bytes, time.
+    """Compare weights, size and speed of a pruned network, dense and in every form in which it can run sparse.
 
-    RUN_OR_MODEL is a run folder, or file.py:function or module:Class, which called without arguments gives the network.
+    RUN_OR_MODEL is a run folder, or file.py:function or module:Class, which is called without arguments and returns
+    the network.
     """
     import attrs
     import torch
@@ -35,7 +36,7 @@ def bench(batch_sizes: str, threads: str | None, as_json: bool, **flags: Any) ->
         torch.set_num_threads(_number("--threads", threads))
     found = measure(read_pruned(**flags), sizes, lambda line: click.echo(f"{line} ...", err=True))
     if as_json:
-        # Single turns say nothing that quartiles do not.
+        # The quartiles summarise the single turns.
         content = attrs.asdict(found, filter=lambda attribute, _: attribute.name != "turns")
         click.echo(json.dumps(content, indent=2))
     else:
@@ -43,10 +44,10 @@ def bench(batch_sizes: str, threads: str | None, as_json: bool, **flags: Any) ->
 
 
 def _number(option: str, text: str) -> int:
-    """Return a whole number of at least 1.
+    """Return a whole number from 1 to 999,999.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: for any other text.
     """
     from prunekit.errors import ConfigError
 

@@ -1,4 +1,4 @@
-"""What ``prunekit bench`` prints. It must not measure anything."""
+"""The tables that ``prunekit bench`` prints. It must not measure anything."""
 
 import math
 from typing import TYPE_CHECKING
@@ -22,10 +22,10 @@ def print_bench(found: "Bench") -> None:
     for comparison in found.comparisons:
         _print_comparison(comparison)
     if found.layers and all(layer.reason for layer in found.layers) and "csr" not in found.comparisons[0].absent:
-        click.echo("auto: keeps every layer dense")
+        click.echo("auto: all layers remain dense")
     click.echo(
-        f"on disk as sparse checkpoint {_bytes(found.checkpoint)} ({found.checkpoint / dense:.2g} of dense; runs dense "
-        f"once loaded), the masks alone {_bytes(found.masks)}"
+        f"on disk, a sparse checkpoint takes {_bytes(found.checkpoint)} ({found.checkpoint / dense:.2g} of dense; "
+        f"dense once loaded), and the masks alone {_bytes(found.masks)}"
     )
     for line in found.advice:
         click.echo(line)
@@ -35,8 +35,8 @@ def _print_layers(found: "Bench") -> None:
     from prunekit.layers.lookup import display_name
 
     account = found.account
-    numbers = ("weights", "left", "density", "multiply-adds", "left")
-    click.echo("weights, and multiply-adds of one sample: theoretical, kept weights x their uses")
+    numbers = ("weights", "kept", "density", "multiply-adds", "kept multiply-adds")
+    click.echo("Weights, and theoretical multiply-adds for one sample (kept weights x uses)")
     table = make_table("", "layer", "kind", *numbers, numbers=numbers)
     for layer in account.layers:
         density = f"{layer.kept / layer.weights:.4f}"
@@ -45,7 +45,7 @@ def _print_layers(found: "Bench") -> None:
         )
         table.add_row(display_name(layer.name), layer.kind, f"{layer.weights:,}", f"{layer.kept:,}", density, *costs)
     if account.other:
-        table.add_row("other", "outside of layers", "", "", "", _count(account.other), _count(account.other))
+        table.add_row("other", "outside layers", "", "", "", _count(account.other), _count(account.other))
     table.add_section()
     totals = (f"{account.weights:,}", f"{account.kept:,}", f"{account.kept / account.weights:.4f}")
     table.add_row("total", "", *totals, _count(account.multiply_adds), _count(account.kept_multiply_adds))
@@ -54,7 +54,7 @@ def _print_layers(found: "Bench") -> None:
 
 def _print_comparison(comparison: "DeviceResult") -> None:
     names = tuple(form.name for form in comparison.forms)
-    click.echo(f"{comparison.machine}; medians of calls in turns")
+    click.echo(f"{comparison.machine}; medians, measured in turns")
     table = make_table("", "", *names, numbers=names)
     table.add_row("file", *(_bytes(form.file) for form in comparison.forms))
     table.add_row("in memory", *(_bytes(form.memory) for form in comparison.forms))
@@ -92,13 +92,13 @@ def _rate(number: float) -> str:
 
 
 def _scaled(number: float) -> str:
-    """Write a number of at least a thousand with a prefix."""
+    """Write a number of at least 1,000 with an SI prefix."""
     power = min(len(_PREFIXES), int(math.log10(number)) // 3)
     return f"{_significant(number / _THOUSAND**power)} {_PREFIXES[power - 1]}"
 
 
 def _significant(number: float) -> str:
-    """Write three significant digits, never with an exponent."""
+    """Write three significant digits without an exponent."""
     rounded = float(f"{number:.3g}")
     places = max(0, 2 - math.floor(math.log10(rounded))) if rounded else 0
     return f"{rounded:,.{places}f}"

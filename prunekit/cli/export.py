@@ -10,8 +10,8 @@ from prunekit.deployment.export import MODULES
 
 @click.command()
 @pruned_options
-@click.option("--to", required=True, metavar="FORMAT", help=f"The format: {', '.join(MODULES)}, or one of a plugin.")
-@click.option("-o", "--out", required=True, type=click.Path(), help="The file to write.")
+@click.option("--to", required=True, metavar="FORMAT", help=f"Format: {', '.join(MODULES)}, or a plugin's.")
+@click.option("-o", "--out", required=True, type=click.Path(), help="File to write.")
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
 def export(to: str, out: str, force: bool, **flags: Any) -> None:
     """Write a pruned network as one file, checked against the masked network on sample inputs.

@@ -1,4 +1,4 @@
-"""``prunekit list``: what the installed plugins bring."""
+"""``prunekit list``: list what the installed plugins contribute."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
 
 @click.command("list")
-@click.option("--no-plugin", "no_plugins", multiple=True, metavar="NAME", help="Switch a plugin off; repeatable.")
+@click.option("--no-plugin", "no_plugins", multiple=True, metavar="NAME", help="Plugin to disable; repeatable.")
 def list_plugins(no_plugins: tuple[str, ...]) -> None:
-    """List criteria, schedules, tasks, export formats and commands, and the plugins that bring them."""
+    """List criteria, schedules, tasks, export formats and commands, and the plugins that contribute them."""
     from prunekit.cli import COMMANDS
     from prunekit.plugins.contributions import brought, commands, export_formats
     from prunekit.plugins.manager import make_manager
@@ -44,21 +44,21 @@ def list_plugins(no_plugins: tuple[str, ...]) -> None:
 def _print(title: str, rows: "Iterable[tuple[str, str, Source]]") -> None:
     from prunekit.cli.tables import make_table, print_table
 
-    table = make_table(title, "name", "what it does", "package")
+    table = make_table(title, "name", "description", "package")
     for name, text, source in rows:
         table.add_row(name, text, f"{source.package} {source.version}".rstrip())
     if not table.row_count:
-        table.add_row("-", "none is installed", "-")
+        table.add_row("-", "none installed", "-")
     print_table(table)
 
 
 def _print_plugins(manager: "PluginManager", texts: dict[str, list[str]]) -> None:
-    """Print what each plugin brings, those of other packages first."""
+    """Print what each plugin contributes, third-party plugins first."""
     from prunekit.cli.tables import make_table, print_table
 
-    table = make_table("Plugins", "plugin", "what it brings", "package")
+    table = make_table("Plugins", "plugin", "contributions", "package")
     for plugin, parts in sorted(texts.items(), key=lambda item: manager.source(item[0]).package == "prunekit"):
         source = manager.source(plugin)
         table.add_row(plugin, "; ".join(parts), f"{source.package} {source.version}".rstrip())
     print_table(table)
-    click.echo("Switch a plugin off with --no-plugin NAME, in any command that loads plugins.")
+    click.echo("Disable a plugin with --no-plugin NAME, in any command that loads plugins.")

@@ -16,7 +16,7 @@ def masks() -> None:
     """Show, check, compare, combine, apply and convert mask files."""
 
 
-_out = click.option("-o", "--out", required=True, type=click.Path(), help="The file to write.")
+_out = click.option("-o", "--out", required=True, type=click.Path(), help="File to write.")
 _file = click.Path()
 
 

@@ -1,4 +1,4 @@
-"""The argument and options by which ``export`` and ``bench`` are told of a pruned network."""
+"""The argument and options with which ``export`` and ``bench`` name a pruned network."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -10,17 +10,17 @@ if TYPE_CHECKING:
 
 _OPTIONS = (
     click.argument("name", metavar="RUN_OR_MODEL"),
-    click.option("--masks", metavar="FILE", help="A model's masks; without, what is exactly zero is dropped."),
-    click.option("--weights", metavar="FILE", help="A model's weights: safetensors, sparse checkpoint or state dict."),
+    click.option("--masks", metavar="FILE", help="Masks of a model; by default, its zero weights are dropped."),
+    click.option("--weights", metavar="FILE", help="Weights of a model: safetensors, sparse checkpoint or state dict."),
     click.option(
         "--input",
         "inputs",
         metavar="SHAPE",
         multiple=True,
-        help="Shape of one sample of a model's argument, without the batch: 3x55x47; whole numbers from 0 to 999: "
-        "128:0..999; one for each argument.",
+        help="Shape of one sample of a model's input, without the batch dimension: 3x55x47, or 128:0..999 for integers "
+        "from 0 to 999. Repeat for each input.",
     ),
-    click.option("--no-plugin", "no_plugins", multiple=True, metavar="NAME", help="Do without a plugin; repeatable."),
+    click.option("--no-plugin", "no_plugins", multiple=True, metavar="NAME", help="Plugin to disable; repeatable."),
 )
 
 
@@ -37,7 +37,7 @@ def read_pruned(
     """Open the network that the options of ``pruned_options`` name.
 
     Raises:
-        PrunekitError: as ``open_pruned``.
+        PrunekitError: see ``prunekit.deployment.pruned_network.open_pruned``.
     """
     from prunekit.deployment.pruned_network import open_pruned
 

@@ -1,4 +1,4 @@
-"""The options that ``run`` and ``plan`` share, and from them the configuration of a run."""
+"""The options that ``run`` and ``plan`` share, and the configuration that they describe."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -10,36 +10,50 @@ if TYPE_CHECKING:
 
 _OPTIONS = (
     click.argument("recipe", required=False, type=click.Path()),
-    click.option("--task", metavar="NAME", help="What is being learned; also module:Class or file.py:Class."),
-    click.option("--data", metavar="FOLDER", help="The task's data; short for -o task.data=FOLDER."),
-    click.option("--criterion", metavar="NAME", help="Which connections of a layer to keep."),
-    click.option("--schedule", metavar="NAME", help="When to prune what."),
-    click.option("--structure", metavar="TEXT", help="Layers and densities in order: 'f=1/256 5b=1/128'."),
-    click.option("--density", metavar="NUMBER", help="One density for all layers, in (0, 1]."),
+    click.option(
+        "--task", metavar="NAME", help="Task: a name that 'prunekit list' shows, module:Class or file.py:Class."
+    ),
+    click.option("--data", metavar="FOLDER", help="Folder of the task's data; short for -o task.data=FOLDER."),
+    click.option("--criterion", metavar="NAME", help="Criterion that selects the connections to keep."),
+    click.option("--schedule", metavar="NAME", help="Schedule that divides the run into stages."),
+    click.option("--structure", metavar="TEXT", help="Layers to prune, in order, and densities: 'f=1/256 5b=1/128'."),
+    click.option("--density", metavar="NUMBER", help="One density for all layers: kept / total, in (0, 1]."),
     click.option(
         "--distribution",
         metavar="NAME",
-        help="How layers share --density: uniform, erdos-renyi, erdos-renyi-kernel; the total is met exactly.",
+        help="Distribution of --density over layers, which is then exact in total: uniform, erdos-renyi or "
+        "erdos-renyi-kernel.",
     ),
-    click.option("--keep-dense", multiple=True, metavar="LAYER", help="Do not prune it; also first, last; repeatable."),
     click.option(
-        "--pattern", metavar="TEXT", help="What stays or goes together: 2:4, 4x1 (rows x columns), units, channels."
+        "--keep-dense", multiple=True, metavar="LAYER", help="Layer to keep dense, or first or last; repeatable."
     ),
-    click.option("--scope", metavar="NAME", help="What competes: unit, layer or global."),
+    click.option(
+        "--pattern",
+        metavar="TEXT",
+        help="Pattern of kept weights: N:M (2:4), blocks (4x1: rows x columns), units, channels.",
+    ),
+    click.option("--scope", metavar="NAME", help="Scope in which weights are ranked: unit, layer, global."),
     click.option("--masks", metavar="FILE", help="Start from the masks in FILE."),
-    click.option("--freeze-masks", is_flag=True, default=None, help="Only re-train under --masks, in one stage."),
-    click.option("--dense", is_flag=True, default=None, help="Train through all stages, prune nothing: the control."),
-    click.option("--weights", metavar="FILE", help="Start from the deployed network's weights in FILE."),
+    click.option("--freeze-masks", is_flag=True, default=None, help="Only retrain under --masks, in one stage."),
+    click.option("--dense", is_flag=True, default=None, help="Train through all stages without pruning (control)."),
+    click.option("--weights", metavar="FILE", help="Start from the weights of the network in FILE."),
     click.option("--sparse-model", is_flag=True, default=None, help="Write the model as a sparse checkpoint."),
     click.option(
-        "-o", "--option", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Set anything; repeatable."
+        "-o",
+        "--option",
+        "overrides",
+        multiple=True,
+        metavar="SECTION.KEY=VALUE",
+        help="Set any setting or option of a plugin; repeatable.",
     ),
-    click.option("--seed", metavar="NUMBER", help="The root of all randomness."),
-    click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1."),
+    click.option("--seed", metavar="NUMBER", help="Root seed of all random numbers; by default 0."),
+    click.option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N; by default auto."),
     click.option("--precision", metavar="NAME", help="fp32, bf16 or fp16; short for -o training.precision=NAME."),
-    click.option("--keep", metavar="NUMBER", help="Checkpoints to keep; short for training.keep_checkpoints."),
-    click.option("--out", metavar="FOLDER", help="The run folder."),
-    click.option("--no-plugin", "no_plugins", multiple=True, metavar="NAME", help="Do without a plugin; repeatable."),
+    click.option(
+        "--keep", metavar="NUMBER", help="Step checkpoints to keep; short for -o training.keep_checkpoints=NUMBER."
+    ),
+    click.option("--out", metavar="FOLDER", help="Run folder; by default a new one in runs/."),
+    click.option("--no-plugin", "no_plugins", multiple=True, metavar="NAME", help="Plugin to disable; repeatable."),
 )
 
 
@@ -60,17 +74,17 @@ def read_config(
     keep_dense: tuple[str, ...],
     **flags: str | bool | None,
 ) -> "RunConfig":
-    """Return the configuration that a recipe and the options of ``config_options`` ask for.
+    """Return the configuration that a recipe and the options of ``config_options`` describe.
 
     Raises:
-        ConfigError: the recipe or an option is wrong.
+        ConfigError: a wrong recipe or option.
     """
     from prunekit.errors import ConfigError
     from prunekit.runs.recipes import build_config, read_recipe
 
     for name, value in {"recipe": recipe, "--data": data, "--out": flags.get("out")}.items():
         if value == "":
-            raise ConfigError(f"{name} is empty, expected a path; leave it out where none is meant")
+            raise ConfigError(f"{name} is empty, expected a path; leave it out if there is none")
     short = {"task.data": data, "training.precision": precision, "training.keep_checkpoints": keep}
     spelled = tuple(f"{path}={value}" for path, value in short.items() if value is not None)
     lists = {"no_plugins": list(no_plugins) or None, "keep_dense": list(keep_dense) or None}

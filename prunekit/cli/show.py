@@ -1,4 +1,4 @@
-"""``prunekit show``: everything about one criterion, schedule or task."""
+"""``prunekit show``: show the documentation of one criterion, schedule or task."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("kind", type=click.Choice(["criterion", "schedule", "task"]))
 @click.argument("name")
-@click.option("--no-plugin", "no_plugins", multiple=True, metavar="NAME", help="Do without a plugin; repeatable.")
+@click.option("--no-plugin", "no_plugins", multiple=True, metavar="NAME", help="Plugin to disable; repeatable.")
 def show(kind: Any, name: str, no_plugins: tuple[str, ...]) -> None:
-    """Show documentation, options and source of one criterion, schedule or task."""
+    """Show the documentation, options and source file of one criterion, schedule or task."""
     from prunekit.plugins.manager import make_manager
     from prunekit.plugins.registry import collect
 
@@ -31,7 +31,7 @@ def _print_entry(kind: str, name: str, entry: "Registered[Any]") -> None:
     click.echo(f"class:   {entry.cls.__module__}.{entry.cls.__qualname__}")
     click.echo(f"file:    {inspect.getsourcefile(entry.cls)}\n")
     if not entry.options:
-        click.echo("It has no options.")
+        click.echo("No options.")
         return
     table = make_table(f"Options: -o {kind}.NAME=VALUE", "name", "type", "default", "meaning")
     for option in entry.options.values():

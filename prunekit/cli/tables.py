@@ -1,4 +1,4 @@
-"""Tables for people, and for pipes: no number is ever cut, however narrow the terminal."""
+"""Tables for terminals and pipes, which never truncate a number, however narrow the terminal."""
 
 from typing import TYPE_CHECKING
 
@@ -14,9 +14,9 @@ def make_table(title: str, *columns: str, numbers: tuple[str, ...] = ()) -> "Tab
     """Return an empty table.
 
     Args:
-        title: above it.
-        columns: their headings.
-        numbers: those of the columns that are aligned right and never wrapped.
+        title: printed above the table.
+        columns: headings.
+        numbers: headings of the columns that are right-aligned and never wrapped.
     """
     from rich import box
     from rich.table import Table
@@ -29,7 +29,7 @@ def make_table(title: str, *columns: str, numbers: tuple[str, ...] = ()) -> "Tab
 
 
 def print_table(table: "Table") -> None:
-    """Print a table: in a terminal as wide as that, but never narrower than its numbers; else unwrapped."""
+    """Print a table, fitted to the width of a terminal as far as its numbers allow; to a pipe, without wrapping."""
     from rich.console import Console
     from rich.measure import Measurement
 
@@ -38,5 +38,5 @@ def print_table(table: "Table") -> None:
     console.width = max(console.width, needed.minimum) if console.is_terminal else needed.maximum
     with console.capture() as capture:
         console.print(table)
-    # Rich fills every line up with spaces, which only get in the way of other tools.
+    # Rich pads every line with spaces, which would disturb other tools.
     click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n")

@@ -107,7 +107,7 @@ def select(
             Seeds(seed),
         )
     keys = {name: parameter_name(name, layers[name]) for name in targets}
-    info = {"criterion": make().name, "seed": seed, "asked": {keys[name]: targets[name] for name in targets}}
+    info = {"criterion": make().name, "seed": seed, "requested": {keys[name]: targets[name] for name in targets}}
     return Masks(by_parameter(layers, chosen.masks, channel_groups), info)
 
 

@@ -72,7 +72,7 @@ def current_masks(run: ActiveRun) -> Masks:
         "criterion": Path(config.criterion.name).name,  # of a file, only the name
         "schedule": Path(config.schedule.name).name,
         "seed": config.seed,
-        "asked": {parameter_name(name, views[name]): density for name, density in sorted(requested.items())},
+        "requested": {parameter_name(name, views[name]): density for name, density in sorted(requested.items())},
     }
     return Masks(by_parameter(views, run.state.masks, run.prepared.channel_groups), info)
 

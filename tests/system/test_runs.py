@@ -255,7 +255,7 @@ def test_the_run_folder_says_how_to_repeat_the_run(toy_run):
     assert [stage["name"] for stage in plan["stages"]] == ["dense", "hidden", "conv_b"]
     info = load_masks(folder.masks).info
     assert info["criterion"] == "correlation"
-    assert info["asked"] == {"conv_b.weight": 0.5, "hidden.weight": 0.25}
+    assert info["requested"] == {"conv_b.weight": 0.5, "hidden.weight": 0.25}
 
 
 def test_statistics_use_evaluation_mode_and_leave_no_hook_behind(toy_run):

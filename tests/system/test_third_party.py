@@ -85,7 +85,7 @@ def test_a_plugin_is_listed_with_its_package_and_what_it_brings(
     listed = run("-m", "prunekit", "list")
     [row] = [line for line in listed.splitlines() if line.split()[:1] == [plugin] and brings in line]
     assert row.endswith(package)
-    assert "Switch a plugin off with --no-plugin NAME" in listed
+    assert "Disable a plugin with --no-plugin NAME" in listed
 
 
 @pytest.mark.slow
