@@ -38,7 +38,7 @@ def carry_out(
 
     Args:
         config: what the user requested.
-        resume: the folder of an interrupted run to resume; ``None``: start a new run in ``config.out``, or in a new
+        resume: the folder of an interrupted run to resume; ``None``: start a new run in ``RunConfig.out``, or in a new
             folder under "runs".
         force: overwrite a run that is in the folder.
         report: called on the first rank with the first request to stop, between any two instructions of the program.
