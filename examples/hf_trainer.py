@@ -11,7 +11,7 @@ TOKENS = 32
 
 
 def sequences(seed: int, count: int) -> Tensor:
-    """Return token sequences ``[count, 12]`` that each go up in steps of their own: two tokens tell the third."""
+    """Return token sequences ``[count, 12]``, each rising by a constant step: two tokens determine the third."""
     generator = torch.Generator().manual_seed(seed)
     starts = torch.randint(TOKENS, (count, 1), generator=generator)
     steps = torch.randint(1, 5, (count, 1), generator=generator)
@@ -19,7 +19,7 @@ def sequences(seed: int, count: int) -> Tensor:
 
 
 def train(model: LlamaForCausalLM, *callbacks: HoldMasks) -> None:
-    """Train for a hundred steps; nothing here knows of masks but the callback."""
+    """Train for a hundred steps; only the callback knows about masks."""
     data = [{"input_ids": row, "labels": row} for row in sequences(0, 3200)]
     arguments = TrainingArguments(
         "trainer",

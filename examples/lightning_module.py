@@ -11,7 +11,7 @@ from prunekit.integrations.lightning import HoldMasks
 
 
 def images(seed: int, count: int) -> TensorDataset:
-    """Return noisy stripes ``[count, 1, 8, 8]`` and whether they stand or lie."""
+    """Return images of noisy stripes ``[count, 1, 8, 8]``, and 1 for vertical or 0 for horizontal ones."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(2, (count,), generator=generator)
     stripes = (torch.arange(8) % 2).float().repeat(8, 1)
@@ -20,7 +20,7 @@ def images(seed: int, count: int) -> TensorDataset:
 
 
 class Stripes(pl.LightningModule):
-    """Tells them apart; it knows nothing of masks."""
+    """A classifier of vertical and horizontal stripes, without any code for masks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Stripes(pl.LightningModule):
 
 
 def train(module: Stripes, *callbacks: pl.Callback) -> None:
-    """Train for a hundred steps; nothing here knows of masks but the callback."""
+    """Train for a hundred steps; only the callback knows about masks."""
     trainer = pl.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, callbacks=list(callbacks))
     trainer.fit(module, DataLoader(images(0, 6400), batch_size=64, shuffle=True))
 

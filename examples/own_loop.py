@@ -8,7 +8,7 @@ import prunekit
 
 
 def images(generator: torch.Generator, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return noisy stripes ``[count, 1, 8, 8]`` and whether they stand or lie."""
+    """Return images of noisy stripes ``[count, 1, 8, 8]``, and 1 for vertical or 0 for horizontal ones."""
     labels = torch.randint(2, (count,), generator=generator)
     stripes = (torch.arange(8) % 2).float().repeat(8, 1)
     clean = torch.where(labels[:, None, None].bool(), stripes, stripes.T)
@@ -16,7 +16,7 @@ def images(generator: torch.Generator, count: int) -> tuple[torch.Tensor, torch.
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator, steps: int) -> None:
-    """Take some steps of a loop that knows nothing of masks."""
+    """Train for some steps, without any code for masks."""
     for _ in range(steps):
         batch, labels = images(generator, 64)
         optimizer.zero_grad()

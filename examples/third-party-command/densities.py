@@ -1,4 +1,4 @@
-"""A third-party command: ``prunekit densities FILE`` prints the masks of a file, the sparsest first."""
+"""A third-party command: ``prunekit densities FILE`` lists the masks of a file, sparsest first."""
 
 import click
 
@@ -8,7 +8,7 @@ from prunekit import hookimpl, load_masks
 @click.command()
 @click.argument("file")
 def densities(file: str) -> None:
-    """Print the density of each mask in FILE, the sparsest first."""
+    """Print the density of each mask in FILE, sparsest first."""
     for name, density in sorted(load_masks(file).densities().items(), key=lambda item: item[1]):
         click.echo(f"{density:8.4f}  {name}")
 

@@ -13,7 +13,7 @@ class ActivationWeighted(Criterion):
     name = "activation-weighted"
     needs = frozenset({"activations"})
     scope = "unit"
-    power: float = option(2.0, "the size is the root of the sum of |input| ** power: 2 is a norm", low=0.1)
+    power: float = option(2.0, "the size is (sum of |input| ** power) ** (1 / power); 2: the L2 norm", low=0.1)
     _total: torch.Tensor | float = attrs.field(default=0.0, init=False)
 
     def observe(self, seen: Observation) -> None:

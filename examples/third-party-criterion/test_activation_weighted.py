@@ -1,4 +1,4 @@
-"""Tests of the criterion: the contract by the kit, and its own formula once."""
+"""Tests of the criterion: its contract with prunekit.testing, and its formula on one example."""
 
 import torch
 from activation_weighted import ActivationWeighted
@@ -10,7 +10,7 @@ from prunekit.testing import check_criterion
 
 
 def test_it_keeps_its_contract() -> None:
-    """It works on convolutions, grouped ones and linear layers, with dead neurons, and twice the same."""
+    """It scores convolutions, grouped convolutions and linear layers, with dead neurons, reproducibly."""
     check_criterion(ActivationWeighted)
     check_criterion(ActivationWeighted, power=1.0)
 

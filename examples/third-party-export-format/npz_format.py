@@ -1,4 +1,4 @@
-"""A third-party export format: NumPy's .npz, an array for each tensor of the state dict."""
+"""A third-party export format: NumPy's .npz, with one array per tensor of the state dict."""
 
 import io
 from pathlib import Path
@@ -18,7 +18,7 @@ def encode(pruned: PrunedNetwork) -> Encoded:
 
 
 def reopen(path: Path, pruned: PrunedNetwork) -> Run:
-    """Read the file back, and return what runs it."""
+    """Read the file back and return a function that runs it."""
     arrays = np.load(path)
     return pruned.runner({name: torch.from_numpy(arrays[name]) for name in arrays.files})
 

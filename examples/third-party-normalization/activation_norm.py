@@ -1,4 +1,4 @@
-"""A third-party normalisation, and the follower that tells prunekit how to remove its channels."""
+"""A third-party normalisation, and a follower so that prunekit can remove its channels."""
 
 import torch
 from torch import Tensor, nn

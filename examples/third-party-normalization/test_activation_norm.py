@@ -1,4 +1,4 @@
-"""A network with the normalisation shrinks like one with batch normalisation; the installed plugin is used."""
+"""A network with the normalisation shrinks like one with batch normalisation, through the installed plugin."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def make() -> nn.Sequential:
 
 
 def test_its_channels_are_removed_and_the_outputs_are_equal(tmp_path: Path) -> None:
-    """Half of the filters have no connections, but their shift is a constant, which is folded."""
+    """Half of the filters have no connections; their constant shift is folded into biases."""
     network, images = make(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
     masks = prunekit.select(network, density={"0": 0.5}, pattern="units")
     small = prunekit.shrink(network, images, masks).network
@@ -31,7 +31,7 @@ def test_its_channels_are_removed_and_the_outputs_are_equal(tmp_path: Path) -> N
 
 
 def test_its_parameters_are_dropped_with_its_channels() -> None:
-    """Masks of whole channels include the scale and the shift."""
+    """Masks of whole channels cover the scale and the shift."""
     images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     masks = prunekit.select(make(), density={"0": 0.5}, pattern="channels", batches=[images])
     assert [int(masks.tensors[name].sum()) for name in ("0.bias", "1.scale", "1.shift")] == [8, 8, 8]
