@@ -1,6 +1,6 @@
-"""Masks for a model in a training loop that is not ours: one call, no task, no schedule, no run folder.
+"""Masks for a model in a training loop of the user's own: one call, without a task, a schedule or a run folder.
 
-It must not know the engine.
+It must not know how runs work.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -46,77 +46,80 @@ def select(
     activations: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> Masks:
-    """Choose which connections of a model to keep; the model itself stays as it is, its ``.grad`` too.
+    """Choose which connections of a model to keep, by default those with the largest weights; the model is not changed.
+
+    >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> masks = select(model, density=0.25)
+    >>> masks.tensors["0.weight"].sum(), masks.density()
+    (tensor(8), 0.25)
+
+    A criterion that needs data observes batches, here the inputs of pairs (inputs, labels):
+
+        masks = select(model, "wanda", density={"0": 0.5}, batches=loader)
+        masks.apply(model)
 
     Args:
-        model: any module with linear layers, convolutions or attention, or layers that a plugin knows.
-        criterion: the name of one, with its default options, or a callable that makes one.
-        density: kept / total in (0, 1], for all prunable layers, or by layer: a name, the end of one,
-            or a glob. A layer that is not named gets no mask. ``None``: that of an N:M pattern.
-        distribution: how the layers share one density, a total that is then met exactly: see
-            ``prunekit.layers.densities.allocate_density``; ``None``: each layer has that density.
-        keep_dense: layers that get no mask: names, globs, "first", "last"; the others get sparser, so that one
-            density is met.
-        scope: what competes: the connections of a "unit", of a "layer", or of all layers ("global");
-            ``None``: what the criterion prefers.
-        pattern: "2:4", "4x4", "units", "channels", or ``NofM(2, 4)``, ``Blocks(4, 4)``, ``Units()``, ``Channels()``;
-            ``None``: unstructured. Of "channels" the masks are of more than weights: biases and batch normalisation of
-            channels that are gone go with them. Layers of which no channel can go get none.
-        batches: what a criterion with needs observes, a list or a loader; read once for each pass. For "channels" the
-            first one is run to see where they flow.
-        forward: runs the model on a batch; ``None``: ``model(batch)``, or its first entry if it is a tuple.
-        loss: for criteria that need gradients.
-        activations: layer -> module whose output is the layer's activation; a layer that is not
-            named counts as its own activation.
-        seed: of everything that is drawn.
+        model: any module with linear layers, convolutions or attention, or with layers of an installed plugin.
+        criterion: a criterion's name, for its default options, or a callable that returns a fresh criterion.
+        density: kept / total, in (0, 1], for all prunable layers; or a mapping from layer names, ends of names or
+            globs, and other layers get no mask. ``None``: the density of an N:M pattern.
+        distribution: how the layers share one density, which is then their exact total: "uniform", "erdos-renyi",
+            "erdos-renyi-kernel"; ``None``: each layer has that density.
+        keep_dense: layers that get no mask: names, globs, "first", "last"; the others become sparser, so that the total
+            is the same.
+        scope: which connections compete: those of a "unit", of a "layer", or of all layers ("global"); ``None``: the
+            criterion's own scope.
+        pattern: "2:4", "4x4" (rows x columns), "units" or "channels", or a record such as ``NofM(2, 4)``; ``None``:
+            unstructured. With "channels" there are also masks of biases and normalisations, for channels that are
+            removed; layers of which no channel can be removed get no mask.
+        batches: for a criterion that needs data: a list or a loader, read once for each pass. For "channels" the model
+            runs on the first batch, to trace its channels.
+        forward: runs the model on a batch; ``None``: ``model(batch)``, or its first entry if it is a tuple or list.
+        loss: for a criterion that needs gradients: ``loss(model, batch)`` returns a scalar.
+        activations: layer -> module whose output is the layer's activation; other layers use their own output.
+        seed: the seed of everything that is drawn.
 
     Returns:
-        Masks by parameter name; ``apply`` or ``hold`` them.
+        Masks by parameter name, bool of the parameter's shape, True = keep; ``apply`` or ``hold`` them.
 
     Raises:
-        ConfigError: an unknown criterion or layer, a density outside (0, 1], data missing that the criterion needs;
-            a layer that cannot be pruned as it is (see ``prunekit.layers.lookup.check_layers``) or has no values.
-        MaskError: a pattern that does not fit a layer.
+        ConfigError: an unknown criterion or layer, a structure that contradicts itself or does not fit the model (see
+            ``prunekit.pruning.structure``), missing data, or a layer that cannot be pruned.
+        DataError: values that the criterion cannot use.
+        MaskError: a layer cannot keep the requested number of connections in the pattern.
+        PluginError: a criterion returns unusable scores or masks.
     """
     manager = make_manager()
-    registry = collect(manager)
-    make = criterion if callable(criterion) else lambda: registry.make_criterion(str(criterion))
-    layers = find_layers(model, view_of(manager))
+    views = view_of(manager)
+    make_criterion = criterion if callable(criterion) else partial(collect(manager).make_criterion, str(criterion))
+    layers = find_layers(model, views)
     if not layers:
-        raise ConfigError(f"{type(model).__name__} has no layer that can be pruned")
+        raise ConfigError(f"{type(model).__name__} has no prunable layer")
     pattern = parse_pattern(pattern) if isinstance(pattern, str) else pattern
     structure = _structure(density, distribution, keep_dense, pattern)
-    forward, channel_groups = forward or run_first_entry, None
+    channel_groups = None
     if isinstance(pattern, Channels):
         batches, first = _with_first(batches)
-        channel_groups = _channel_groups(model, layers, view_of(manager), partial(forward, model, first))
-    shapes = [view.shape(name) for name, view in layers.items()]
-    others = dict(model.named_modules()).keys() - layers.keys()
-    entries = structure.targets(shapes, others=others, channel_groups=channel_groups)
-    targets = {layer: value for entry in entries for layer, value in entry.targets.items()}
+        channel_groups = _channel_groups(model, layers, views, partial(forward or run_first_entry, model, first))
+    prunable = PrunableNetwork(model, layers, channel_groups)
+    targets = _targets(prunable, structure)
     reshard(model)
-    _check(make(), {name: layers[name] for name in targets})
-
+    _check(make_criterion(), {name: layers[name] for name in targets})
     with undisturbed(model):
-        chosen = choose_masks(
-            PrunableNetwork(model, layers, channel_groups),
-            MaskUpdate(0.0, targets, scope, pattern),
-            {},
-            make,
-            batch_evidence(model, batches, loss=loss, forward=forward, activation_of=activations),
-            Seeds(seed),
-        )
-    keys = {name: parameter_name(name, layers[name]) for name in targets}
-    info = {"criterion": make().name, "seed": seed, "requested": {keys[name]: targets[name] for name in targets}}
+        evidence = batch_evidence(model, batches, loss=loss, forward=forward, activation_of=activations)
+        update = MaskUpdate(0.0, targets, scope, pattern)
+        chosen = choose_masks(prunable, update, {}, make_criterion, evidence, Seeds(seed))
+    requested = {parameter_name(name, layers[name]): density for name, density in targets.items()}
+    info = {"criterion": make_criterion().name, "seed": seed, "requested": requested}
     return Masks(by_parameter(layers, chosen.masks, channel_groups), info)
 
 
 def _with_first(batches: Iterable[Any] | None) -> tuple[Iterable[Any], Any]:
-    """Return batches and the first of them, which is among them still if they can be read only once."""
-    left = iter(batches or ())
-    for first in left:
-        return (chain([first], left) if left is batches else batches or ()), first
-    raise ConfigError("pattern 'channels' needs a batch to see where channels flow: give batches=[...]")
+    """Return batches and the first one, which the batches still contain if they can be read only once."""
+    rest = iter(batches or ())
+    for first in rest:
+        return (chain([first], rest) if rest is batches else batches or ()), first
+    raise ConfigError("pattern 'channels' needs a batch to trace the channels of the model: give batches=[...]")
 
 
 def _channel_groups(
@@ -124,13 +127,21 @@ def _channel_groups(
 ) -> ChannelGroups:
     if any(is_sharded(view.weight) for view in layers.values()):
         raise ConfigError(
-            "pattern 'channels' runs a copy of the whole network, but its weights are spread over processes; choose "
-            "the masks before fully_shard"
+            "pattern 'channels' runs a copy of the whole model, but its weights are sharded; choose the masks before "
+            "fully_shard"
         )
     samples = called_with(model, run)
     if samples is None:
-        raise ConfigError("pattern 'channels' needs to see how the model is called, but forward(model, batch) does not")
+        raise ConfigError("pattern 'channels' traces how forward calls the model, but forward(model, batch) does not")
     return find_channel_groups(model, samples, view_of=views)
+
+
+def _targets(prunable: PrunableNetwork, structure: Structure) -> dict[str, float]:
+    """Return layer -> density, in the order of pruning."""
+    shapes = [view.shape(name) for name, view in prunable.layers.items()]
+    others = dict(prunable.module.named_modules()).keys() - prunable.layers.keys()
+    entries = structure.targets(shapes, others=others, channel_groups=prunable.channel_groups)
+    return {layer: density for entry in entries for layer, density in entry.targets.items()}
 
 
 def _structure(
@@ -157,9 +168,9 @@ def _check(criterion: Criterion, layers: Mapping[str, LayerView]) -> None:
     check_layers(layers, observed=observes(criterion), computed=not criterion.needs & {"gradients", "network"})
     for name, view in layers.items():
         if any(parameter.is_meta for parameter in view.module.parameters()):
-            raise ConfigError(f"layer {name!r} is on the device 'meta' and has no values; load the weights first")
+            raise ConfigError(f"layer {name!r} is on the device 'meta' and has no values; load its weights first")
         if "network" in criterion.needs and is_sharded(view.weight):
             raise ConfigError(
-                f"criterion {criterion.name!r} looks at the whole network at once, but layer {name!r} is spread over "
-                "processes; take another criterion, or choose the masks before fully_shard"
+                f"criterion {criterion.name!r} looks at the whole model at once, but layer {name!r} is sharded; use "
+                "another criterion, or choose the masks before fully_shard"
             )

@@ -4,7 +4,18 @@ It must not know runs or deployment.
 """
 
 from prunekit.testing.checks import check_criterion, check_schedule, check_task
+from prunekit.testing.export_format_check import check_export_format
+from prunekit.testing.listener_check import check_listener
 from prunekit.testing.scores import scores_of
 from prunekit.testing.toy_task import ToyNetwork, ToyTask
 
-__all__ = ["ToyNetwork", "ToyTask", "check_criterion", "check_schedule", "check_task", "scores_of"]
+__all__ = [
+    "ToyNetwork",
+    "ToyTask",
+    "check_criterion",
+    "check_export_format",
+    "check_listener",
+    "check_schedule",
+    "check_task",
+    "scores_of",
+]

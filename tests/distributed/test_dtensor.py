@@ -214,7 +214,7 @@ def test_selection_equals_that_of_one_process(two_ranks, criterion, options):
 
 
 def refuse_the_whole_network(name):
-    with pytest.raises(prunekit.ConfigError, match=r"layer 'conv' is spread over processes; take another criterion"):
+    with pytest.raises(prunekit.ConfigError, match=r"layer 'conv' is sharded; use another criterion"):
         prunekit.select(sharded(), name, density=0.5, batches=[batch(0)], loss=square)
 
 

@@ -128,7 +128,7 @@ def test_the_zeros_stay_in_a_plain_loop(network):
 @pytest.mark.parametrize(
     ("model", "arguments", "words"),
     [
-        (nn.ReLU(), {"density": 0.5}, "ReLU has no layer"),
+        (nn.ReLU(), {"density": 0.5}, "ReLU has no prunable layer"),
         (nn.Linear(2, 2), {"density": "much"}, "density of '\\*' is 'much', expected a number"),
         (nn.Linear(2, 2), {"density": torch.ones(2)}, "expected a number"),
         (nn.Linear(2, 2), {"density": {}}, "the structure is empty, expected for example"),

@@ -136,6 +136,9 @@ def test_the_command_prints_the_sparsest_mask_first(run: Run, finished: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("example", ["third-party-criterion", "third-party-normalization"])
+@pytest.mark.parametrize(
+    "example",
+    ["third-party-criterion", "third-party-export-format", "third-party-listener", "third-party-normalization"],
+)
 def test_the_tests_of_an_example_pass(run: Run, example: str) -> None:
     run("-m", "pytest", "-q", "-p", "no:cacheprovider", example)

@@ -203,7 +203,7 @@ def test_a_compiled_network_has_the_channels_of_the_plain_one():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"batches": None}, "needs a batch to see where channels flow: give batches="),
+        ({"batches": None}, "needs a batch to trace the channels of the model: give batches="),
         ({"batches": []}, "needs a batch"),
         ({"forward": lambda *_: None}, "forward\\(model, batch\\) does not"),
         (
