@@ -23,9 +23,10 @@ _file = click.Path()
 @masks.command()
 @click.argument("file", type=_file)
 def show(file: str) -> None:
-    """Show the shape, density and pattern of each mask in FILE, and the facts stored with them.
+    """Show shapes, densities and patterns of masks.
 
-    Empty rows are dead outputs, empty columns unused inputs.
+    Empty rows of a mask are dead outputs, and empty columns are unused inputs. The facts that FILE stores with the
+    masks, such as criterion and seed, are printed first.
     """
     import json
 
@@ -41,8 +42,9 @@ def show(file: str) -> None:
 @click.argument("first", type=_file)
 @click.argument("second", type=_file)
 def diff(first: str, second: str) -> None:
-    """Compare the masks of FIRST and SECOND: which weights both keep, one keeps, or neither keeps.
+    """Compare two mask files.
 
+    For each mask, count the weights that both FIRST and SECOND keep, that only one keeps, and that neither keeps.
     Overlap is the Jaccard index: weights kept by both / weights kept by either. Hamming is the number of weights on
     which the masks differ.
     """
@@ -73,7 +75,10 @@ def diff(first: str, second: str) -> None:
     help="and: weights that both keep; or: that either keeps; minus: that FIRST keeps and SECOND drops.",
 )
 def merge(first: str, second: str, out: str, operation: str) -> None:
-    """Combine the masks of FIRST and SECOND, which must have the same names and shapes."""
+    """Combine two mask files.
+
+    The masks of FIRST and SECOND must have the same names and shapes.
+    """
     import operator
 
     from prunekit.masks.masks import Masks, load_masks
@@ -92,7 +97,10 @@ def merge(first: str, second: str, out: str, operation: str) -> None:
 @_out
 @click.option("--sparse", is_flag=True, help="Write a sparse checkpoint: kept values and packed masks.")
 def apply(model: str, file: str, out: str, sparse: bool) -> None:
-    """Write the weights of MODEL, with the weights that the masks in FILE drop set to 0.0."""
+    """Write a model with its dropped weights set to 0.0.
+
+    MODEL is a safetensors file, sparse checkpoint or state dict, and FILE has the masks.
+    """
     from prunekit.masks.masks import load_masks
     from prunekit.masks.weight_files import load_weights, save_sparse, save_weights
 
@@ -118,7 +126,10 @@ def apply(model: str, file: str, out: str, sparse: bool) -> None:
 @click.option("--from-zeros", is_flag=True, help="FILE is a model; drop the weights that are zero in it.")
 @click.option("--weights", type=_file, help="The model's weights; --form torch-prune needs them.")
 def convert(file: str, out: str, form: str, from_zeros: bool, weights: str | None) -> None:
-    """Write the masks in FILE in another form; files of other tools are read too."""
+    """Write masks in another form.
+
+    FILE may be a mask file of prunekit or of another tool, or a pruned model.
+    """
     from prunekit.masks.foreign import torch_prune_state
     from prunekit.masks.masks import Masks, load_masks
     from prunekit.masks.weight_files import load_weights, save_weights
@@ -137,7 +148,10 @@ def convert(file: str, out: str, form: str, from_zeros: bool, weights: str | Non
 @click.argument("model", type=_file)
 @click.argument("file", type=_file)
 def check(model: str, file: str) -> None:
-    """Check that the masks in FILE fit the weights of MODEL, and that all dropped weights are zero."""
+    """Check that all dropped weights of a model are zero.
+
+    The masks in FILE must fit the weights of MODEL.
+    """
     from prunekit.errors import MaskError
     from prunekit.masks.masks import load_masks
     from prunekit.masks.matching import nonzero_dropped

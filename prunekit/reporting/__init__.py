@@ -1,4 +1,4 @@
-"""The built-in listeners: the progress display and the metric log.
+"""The built-in listeners: progress display and metric log.
 
 They must not know how a run works inside.
 """

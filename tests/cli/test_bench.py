@@ -1,4 +1,4 @@
-"""``prunekit bench`` as a command: its table, JSON, and what it refuses."""
+"""``prunekit bench`` as a command: its tables, its JSON and its refusals."""
 
 import json
 import re
@@ -56,7 +56,7 @@ def test_the_bench_of_a_run_prints_layers_forms_and_files(capsys):
     assert torch.get_num_threads() == 1
 
 
-def test_the_bench_of_a_model_is_told_as_json(capsys):
+def test_the_bench_of_a_model_is_printed_as_json(capsys):
     assert main(["bench", "models.py:sparse", "--input", "12", "--batch-sizes", "3", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [layer["kept"] for layer in found["account"]["layers"]] == [48, 16]
@@ -67,7 +67,7 @@ def test_the_bench_of_a_model_is_told_as_json(capsys):
     assert forms[0]["memory"] == 4 * (96 + 8 + 16 + 2)
 
 
-def test_what_is_in_no_layer_has_no_count_of_its_own(capsys):
+def test_a_masked_parameter_outside_layers_has_no_multiply_adds(capsys):
     assert main(["bench", "models.py:recurrent", "--input", "3x12", "--batch-sizes", "1"]) == 0
     lines = capsys.readouterr().out
     assert re.search(r"0\.weight_ih_l0 +parameter +144 +72 +0\.5000 +- +-\n", lines)
@@ -93,7 +93,7 @@ def test_what_is_in_no_layer_has_no_count_of_its_own(capsys):
         (["."], "holds no run"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_in_one_line(capsys, arguments, message):
+def test_a_network_that_cannot_be_measured_is_refused_in_one_line(capsys, arguments, message):
     assert main(["bench", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -101,7 +101,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(capsys, arguments, messa
     assert error.count("\n") == 1
 
 
-def test_a_run_without_masks_and_one_that_is_not_finished_are_refused(in_an_empty_folder, capsys):
+def test_a_run_without_masks_and_an_unfinished_run_are_refused(in_an_empty_folder, capsys):
     assert main([*RUN, *SHORT, "--dense", "--out", "a"]) == 0
     assert main(["bench", "a"]) == 2
     assert "a has no masks that drop a weight, so there is nothing to compare" in capsys.readouterr().err
@@ -132,7 +132,7 @@ def test_large_counts_are_rounded(amount, text):
 @pytest.mark.parametrize(
     ("rate", "text"), [(0.5, "0.500"), (17.06, "17.1"), (999, "999"), (8825, "8.82 k"), (2.69e6, "2.69 M")]
 )
-def test_slow_networks_have_a_rate_too(rate, text):
+def test_rates_have_three_digits(rate, text):
     from prunekit.cli.bench_table import _rate
 
     assert _rate(rate) == text

@@ -27,7 +27,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Run a command line that must fail, and return the one line it says."""
+    """Run a command line that must fail, and return its one line."""
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -36,7 +36,7 @@ def error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return line
 
 
-def test_list_names_everything_with_one_line_and_its_package(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_prints_one_line_and_the_package_of_each_plugin(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     printed = lines(capsys)
     registry = collect(make_manager())
@@ -46,7 +46,7 @@ def test_list_names_everything_with_one_line_and_its_package(capsys: pytest.Capt
             assert "prunekit" in row
 
 
-def test_show_says_documentation_options_and_source(capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_prints_documentation_options_and_source(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "schedule", "one-shot"]) == 0
     printed = "\n".join(lines(capsys))
     for part in (
@@ -84,7 +84,7 @@ def test_plan_prints_layers_stages_and_the_weights_left(capsys: pytest.CaptureFi
     assert "1,576 prunable weights, biases not counted; weights left 0.36" in printed[-1]
 
 
-def test_plan_shows_the_ends_of_a_long_list_of_updates(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_prints_the_ends_of_a_long_list_of_updates(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *TOY, "--structure", "hidden=1/4", "--schedule", "rigl"]) == 0
     printed = " ".join(" ".join(lines(capsys)).split())
     assert "hidden=1/4 at random" in printed
@@ -100,7 +100,7 @@ def test_plan_takes_a_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert "1,640 prunable weights, biases not counted; weights left 0.50" in lines(capsys)[-1]
 
 
-def test_plan_counts_whole_pieces_and_shares_one_density_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_counts_whole_pieces_and_distributes_one_density(capsys: pytest.CaptureFixture[str]) -> None:
     magnitude = [*TOY, "--criterion", "magnitude", "--schedule", "one-shot"]
     assert main(["plan", *magnitude, "--pattern", "units", "--density", "0.6"]) == 0
     printed = "\n".join(lines(capsys))
@@ -158,7 +158,7 @@ def test_plan_draws_nothing_from_the_global_generator() -> None:
         (["pln"], "No such command"),
     ],
 )
-def test_what_a_user_can_mend_is_one_line_and_exit_code_2(
+def test_a_user_error_is_one_line_and_exit_code_2(
     capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert message in error(capsys, *arguments)
@@ -243,7 +243,7 @@ def test_masks_show_names_patterns_and_empty_rows_and_columns(
     assert row[-3:] == ["0", "4", "columns"]
 
 
-def test_masks_diff_counts_what_is_common_and_what_is_not(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_masks_diff_counts_common_and_different_weights(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["masks", "diff", *pair(tmp_path)]) == 0
     rows = {line.split()[0]: line.split()[1:] for line in lines(capsys) if line.strip()}
     assert rows["fc.weight"] == rows["total"] == ["12", "12", "4", "4", "0.428571", "16"]
@@ -294,9 +294,7 @@ def test_masks_convert_writes_every_form(capsys: pytest.CaptureFixture[str], tmp
     assert load_masks(tmp_path / "read") == load_masks(masks)
 
 
-def test_a_mask_command_that_fails_leaves_the_target_as_it_was(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_failing_mask_command_does_not_change_its_target(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     first, second = pair(tmp_path)
     Masks({"other.weight": torch.ones(2, 2, dtype=torch.bool)}).save(second)
     target, model = tmp_path / "target", tmp_path / "model"
@@ -316,7 +314,7 @@ def test_a_mask_command_that_fails_leaves_the_target_as_it_was(
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_narrow_terminal_cuts_no_number(
+def test_a_narrow_terminal_truncates_no_number(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
 ) -> None:
     monkeypatch.setenv("COLUMNS", "12")

@@ -1,4 +1,4 @@
-"""``prunekit run`` as a command: where it writes, what it refuses, what it prints."""
+"""``prunekit run`` as a command: its folder, its refusals and its output."""
 
 import pytest
 
@@ -22,14 +22,14 @@ def test_a_run_prints_its_table_and_where_the_files_are(capsys):
     assert "[2/2] hidden" in output.err
 
 
-def test_without_out_every_run_gets_a_folder_of_its_own(in_an_empty_folder):
+def test_without_out_each_run_gets_a_new_folder(in_an_empty_folder):
     assert main([*TOY, *SHORT]) == 0
     assert main([*TOY, *SHORT]) == 0
     names = sorted(path.name for path in (in_an_empty_folder / "runs").iterdir())
     assert names == ["ToyTask-magnitude-seed0", "ToyTask-magnitude-seed0-2"]
 
 
-def test_an_existing_run_is_refused_and_force_writes_over_it(capsys):
+def test_an_existing_run_is_refused_unless_force_overwrites_it(capsys):
     assert main([*TOY, *SHORT, "--out", "a"]) == 0
     assert main([*TOY, *SHORT, "--out", "a"]) == 2
     assert "--resume a" in capsys.readouterr().err
@@ -45,9 +45,7 @@ def test_the_config_of_a_run_starts_the_same_run(in_an_empty_folder):
 
 
 @pytest.mark.parametrize("more", [[], ["-o", "training.decay=linear", "--keep", "3"], ["--distribution", "uniform"]])
-def test_from_any_folder_the_config_of_a_run_starts_the_same_run_and_a_resumed_one_goes_on(
-    in_an_empty_folder, monkeypatch, more
-):
+def test_the_config_of_a_run_works_from_any_directory(in_an_empty_folder, monkeypatch, more):
     (in_an_empty_folder / "mine.py").write_text(
         "from prunekit.testing.toy_task import ToyTask\nclass Mine(ToyTask): pass\n"
     )
@@ -67,16 +65,16 @@ def test_from_any_folder_the_config_of_a_run_starts_the_same_run_and_a_resumed_o
     assert main(["run", "--resume", "../a"]) == 0
 
 
-def test_keep_says_how_many_checkpoints_stay(in_an_empty_folder):
+def test_keep_sets_the_number_of_checkpoints(in_an_empty_folder):
     often = ["-o", "training.checkpoint_every=1", "--keep", "4"]
     assert main([*TOY, *SHORT, *often, "--out", "a"]) == 0
     assert len(list((in_an_empty_folder / "a/checkpoints").iterdir())) == 4
 
 
-def test_resume_goes_on_with_the_run_as_it_was(capsys):
+def test_resume_takes_no_other_options(capsys):
     assert main([*TOY, *SHORT, "--out", "a"]) == 0
     assert main(["run", "--resume", "a"]) == 0
-    assert "resuming at the end: nothing is left to do" in capsys.readouterr().err
+    assert "resuming at the end: all stages are finished" in capsys.readouterr().err
     assert main(["run", "--resume", "a", "--seed", "3"]) == 2
     assert "leave out: --seed" in capsys.readouterr().err
 
@@ -90,7 +88,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(in_an_empty_
     assert "[1/2]" not in error
 
 
-def test_a_wrong_device_leaves_no_folder_behind(in_an_empty_folder, capsys):
+def test_a_wrong_device_creates_no_folder(in_an_empty_folder, capsys):
     assert main([*TOY, *SHORT, "--device", "gpu", "--out", "a"]) == 2
     assert "device 'gpu' is not available here" in capsys.readouterr().err
     assert not (in_an_empty_folder / "a").exists()

@@ -1,4 +1,4 @@
-"""``prunekit sweep`` as a command: what it prints, writes and refuses."""
+"""``prunekit sweep`` as a command: its output, its files and its refusals."""
 
 import json
 
@@ -29,9 +29,7 @@ def recipe(tmp_path, monkeypatch):
     return path
 
 
-def test_a_sweep_prints_and_writes_figures_and_differences_and_the_same_command_gives_them_again(
-    tmp_path, recipe, capsys
-):
+def test_a_sweep_prints_and_writes_both_tables_and_repeating_it_gives_the_same_bytes(tmp_path, recipe, capsys):
     assert main(["sweep", "small.toml", "--seeds", "2", "--seed", "5"]) == 0
     output = capsys.readouterr().out
     for words in ("4 rows, 2 seeds: 8 runs", "seed5-dense-", "0 remaining", "magnitude - random", "2 seeds"):
@@ -59,7 +57,7 @@ def test_a_sweep_prints_and_writes_figures_and_differences_and_the_same_command_
         (["small.toml", "--data", "faces"], "has no option 'data'"),
     ],
 )
-def test_what_is_wrong_is_one_line_before_anything_runs(arguments, message, capsys, tmp_path):
+def test_user_errors_are_one_line_before_any_run(arguments, message, capsys, tmp_path):
     assert main(["sweep", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error

@@ -43,7 +43,7 @@ WHOLE = [
 ]
 
 
-def test_every_notification_is_a_line(tmp_path):
+def test_every_notification_is_logged_as_one_line(tmp_path):
     fill(MetricLog(), tmp_path)
     assert lines(tmp_path) == WHOLE
 
@@ -51,7 +51,7 @@ def test_every_notification_is_a_line(tmp_path):
 @pytest.mark.parametrize(
     ("checkpoint", "kept"), [((0, 5), 1), ((0, 7), 1), ((1, 0), 3), ((1, 3), 4), ((1, 5), 5), ((2, 0), 7)]
 )
-def test_a_resumed_run_keeps_the_lines_before_its_checkpoint_and_no_others(tmp_path, checkpoint, kept):
+def test_a_resumed_run_keeps_only_the_lines_before_its_checkpoint(tmp_path, checkpoint, kept):
     fill(MetricLog(), tmp_path)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"event": "epoch_fin')  # cut off by a crash
@@ -59,7 +59,7 @@ def test_a_resumed_run_keeps_the_lines_before_its_checkpoint_and_no_others(tmp_p
     assert lines(tmp_path) == WHOLE[:kept]
 
 
-def test_a_whole_line_that_lost_its_end_is_not_run_into_by_the_next(tmp_path):
+def test_a_line_without_a_newline_is_not_joined_with_the_next(tmp_path):
     fill(MetricLog(), tmp_path)
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text().rstrip("\n"))
@@ -69,13 +69,13 @@ def test_a_whole_line_that_lost_its_end_is_not_run_into_by_the_next(tmp_path):
     assert lines(tmp_path) == [*WHOLE, ("epoch", 2, 5)]
 
 
-def test_a_log_that_cannot_be_written_is_named(tmp_path):
+def test_an_unwritable_log_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(CheckpointError, match=r"cannot write .*metrics\.jsonl: Is a directory"):
         MetricLog().prunekit_run_started(started(tmp_path))
 
 
-def test_lines_that_are_none_of_ours_do_not_stop_a_resumed_run(tmp_path):
+def test_a_resumed_run_removes_foreign_lines(tmp_path):
     fill(MetricLog(), tmp_path)
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(b'5\n\xff\xfe\n{"event": "epoch_finished"}\n')
@@ -83,7 +83,7 @@ def test_lines_that_are_none_of_ours_do_not_stop_a_resumed_run(tmp_path):
     assert lines(tmp_path) == WHOLE
 
 
-def test_what_is_no_number_is_null(tmp_path):
+def test_nan_is_logged_as_null(tmp_path):
     log = MetricLog()
     log.prunekit_run_started(started(tmp_path))
     log.prunekit_epoch_finished(events.EpochFinished(0, 1, 5, 5, float("nan"), 0.1, 1.0))

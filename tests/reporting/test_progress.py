@@ -11,7 +11,7 @@ from prunekit.reporting.progress import LiveProgress, PlainProgress
 PLAN = Plan((Stage("dense", Budget(20, "steps")), Stage("f", Budget(10, "steps"))))
 
 
-def tell(display, tmp_path):
+def report(display, tmp_path):
     display.prunekit_run_started(events.RunStarted(tmp_path, "400 faces [RGB]", PLAN, (20, 10), (0, 5), ("a note",)))
     display.prunekit_stage_started(events.StageStarted(0, "dense", 20, 5))
     display.prunekit_epoch_finished(events.EpochFinished(0, 2, 20, 20, 0.25, 0.1, 1.0))
@@ -25,11 +25,11 @@ def tell(display, tmp_path):
 
 def written(display_class, tmp_path, *, terminal):
     file = io.StringIO()
-    tell(display_class(Console(file=file, force_terminal=terminal, highlight=False, width=60)), tmp_path)
+    report(display_class(Console(file=file, force_terminal=terminal, highlight=False, width=60)), tmp_path)
     return file.getvalue()
 
 
-def test_plain_lines_tell_the_run_without_escape_codes(tmp_path):
+def test_plain_lines_report_a_run_without_escape_codes(tmp_path):
     text = written(PlainProgress, tmp_path, terminal=False)
     assert "\x1b" not in text
     for words in (
@@ -40,13 +40,13 @@ def test_plain_lines_tell_the_run_without_escape_codes(tmp_path):
         "[1/2] dense",
         "epoch 2, step 20/20: loss 0.25, learning rate 0.1",
         "accuracy 0.8750; weights left 1; 0:01:01",
-        "f: keeps 4 of 8 (0.5), mean score 1 of the kept, 0.5 of all",
+        "f: keeps 4 of 8 (0.5), mean score 1 (kept), 0.5 (all)",
         "weights left 0.5",
     ):
         assert words in text
 
 
-def test_many_updates_of_a_stage_are_one_line_each(tmp_path):
+def test_a_stage_with_many_updates_has_one_line_per_update(tmp_path):
     file = io.StringIO()
     display = PlainProgress(Console(file=file, highlight=False, width=60))
     updates = tuple(MaskUpdate(at, {"f": 0.5, "g": 0.5}) for at in (0.1, 0.2, 0.3, 0.4))
@@ -56,12 +56,12 @@ def test_many_updates_of_a_stage_are_one_line_each(tmp_path):
     display.prunekit_masks_updated(events.MasksUpdated(0, 4, {"f": layer, "g": layer}, 0.1))
     display.prunekit_masks_updated(events.MasksUpdated(0, 6, {"f": layer}, 0.1))
     assert file.getvalue().splitlines()[2:] == [
-        "  step 4: keeps 8 of 16 (0.5) in 2 layers, chosen in 0.1 s",
-        "  step 6: keeps 4 of 8 (0.5) in 1 layer, chosen in 0.1 s",
+        "  step 4: keeps 8 of 16 (0.5) in 2 layers, updated in 0.1 s",
+        "  step 6: keeps 4 of 8 (0.5) in 1 layer, updated in 0.1 s",
     ]
 
 
-def test_where_all_come_back_no_score_is_told(tmp_path):
+def test_an_update_without_scores_prints_no_score(tmp_path):
     file = io.StringIO()
     display = PlainProgress(Console(file=file, highlight=False, width=60))
     display.prunekit_run_started(events.RunStarted(tmp_path, "faces", PLAN, (20, 10), None))
@@ -71,7 +71,7 @@ def test_where_all_come_back_no_score_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("stop_early", [False, True])
-def test_on_a_terminal_a_bar_moves_and_the_cursor_comes_back(tmp_path, stop_early):
+def test_in_a_terminal_a_bar_advances_and_the_cursor_is_restored(tmp_path, stop_early):
     file = io.StringIO()
     display = LiveProgress(Console(file=file, force_terminal=True, highlight=False, width=100))
     display.prunekit_run_started(events.RunStarted(tmp_path, "faces", PLAN, (20, 10), None))

@@ -110,6 +110,7 @@ class Hardware:
 
     def __str__(self) -> str:
         where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine()
-        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        count = torch.get_num_threads()
+        threads = f", {count} thread{'' if count == 1 else 's'}" if self.device.type == "cpu" else ""
         ranks = f", {rank_count()} ranks" if rank_count() > 1 else ""
         return f"{self.device} ({where}{threads}), {self.precision}{ranks}"
