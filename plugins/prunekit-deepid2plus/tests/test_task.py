@@ -6,9 +6,10 @@ import torch
 from PIL import Image
 from prunekit_deepid2plus import embedded
 from prunekit_deepid2plus.embedded import Group
+from prunekit_deepid2plus.features import face_features
 from prunekit_deepid2plus.plugin import prunekit_layer_views, prunekit_tasks
 from prunekit_deepid2plus.presets import PRESETS
-from prunekit_deepid2plus.task import DeepID2Plus
+from prunekit_deepid2plus.task import DeepID2Plus, comparable_test_faces
 from torch import nn
 
 from prunekit.contracts.seeds import Seeds
@@ -90,7 +91,7 @@ def test_options_override_the_preset_and_the_rest_comes_from_it() -> None:
         ({"auxiliary": "3 9"}, "auxiliary names stage '9'"),
         ({"test_folds": "seven"}, "test_folds is 'seven'"),
         ({"verify_on": "pairs.bin"}, "verify_on needs data"),
-        ({"verify_on": "pairs.bin", "data": "faces", "test_folds": "7 8"}, "verify_on needs data, and no test_folds"),
+        ({"verify_on": "pairs.bin", "data": "faces", "test_folds": "7 8"}, "excludes test_folds"),
         ({"preset": "huge"}, "preset is 'huge'"),
         ({"patches": "whole ears"}, "patches names 'ears'"),
         ({"comparison": "euclidean"}, "comparison is 'euclidean'"),
@@ -109,8 +110,8 @@ def test_evaluation_takes_the_mean_of_the_features_of_mirror_images() -> None:
     model = task.build_model().eval()
     images = task.faces.test.images
     with torch.inference_mode():
-        features = task._features(model, images, torch.device("cpu"))
-        mirrored = task._features(model, images.flip(3), torch.device("cpu"))
+        features = face_features(task.deployed(model), images, task.mirror, torch.device("cpu"))
+        mirrored = face_features(task.deployed(model), images.flip(3), task.mirror, torch.device("cpu"))
         result = task.evaluate(model, torch.device("cpu"))
     torch.testing.assert_close(features, mirrored)
     rates = {f"{name}_at_far_{rate}" for name in ("tar", "tar_by_person") for rate in ("0.1", "0.01", "0.001")}
@@ -125,8 +126,8 @@ def test_a_face_and_its_mirror_are_concatenated_on_request() -> None:
     model = task.build_model().eval()
     images = task.faces.test.images
     with torch.inference_mode():
-        features = task._features(model, images, torch.device("cpu"))
-        mirrored = task._features(model, images.flip(3), torch.device("cpu"))
+        features = face_features(task.deployed(model), images, task.mirror, torch.device("cpu"))
+        mirrored = face_features(task.deployed(model), images.flip(3), task.mirror, torch.device("cpu"))
     assert features.shape == (36, 32)
     torch.testing.assert_close(features.roll(16, 1), mirrored)
 
@@ -138,12 +139,12 @@ def test_joint_bayesian_is_fitted_on_training_people_alone(pca: int) -> None:
     model = task.build_model().eval()
     test = task.faces.test
     with torch.inference_mode():
-        before = task._comparable(model, torch.device("cpu"))
+        before = comparable_test_faces(task, model, torch.device("cpu"))
         assert task.evaluate(model, torch.device("cpu")).metrics["auc"] > 0.5
         # Half of the test images is replaced by noise, and so are their people; the scores of the others stay.
         test.images[18:] = torch.randint(256, (18, 3, 28, 24), dtype=torch.uint8)
         test.people[18:] = 0
-        after = task._comparable(model, torch.device("cpu"))
+        after = comparable_test_faces(task, model, torch.device("cpu"))
     rest = slice(0, 18)
     torch.testing.assert_close(after.matrix(rest, rest), before.matrix(rest, rest))
     assert not torch.allclose(after.own, before.own)

@@ -76,6 +76,11 @@ def _scaled(first: float, last: float, scale: int, length: int) -> slice:
     return slice(max(0, round((centre - half) * length)), min(length, round((centre + half) * length)))
 
 
+def is_whole_face(patches: Sequence[Patch]) -> bool:
+    """Return True if the only patch is the whole face in colour, at its usual scale."""
+    return tuple(patches) == (Patch("whole"),)
+
+
 def parse_patches(text: str) -> tuple[Patch, ...]:
     """Read "REGION[@PERCENT][:grey] ...".
 

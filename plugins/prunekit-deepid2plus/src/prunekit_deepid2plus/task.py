@@ -1,6 +1,6 @@
-"""The task: DeepID2+ face verification, put together from network, signals, data and measures.
+"""The task ``deepid2plus``: face verification, assembled from network, signals, data and metrics.
 
-This module must not know how any of them is computed.
+This module must not know how any of these is computed.
 """
 
 import math
@@ -21,24 +21,21 @@ from prunekit.contracts.training import Training
 from prunekit.distributed.batch_shares import BatchShare
 from prunekit.distributed.ranks import gather_samples
 from prunekit_deepid2plus import embedded
-from prunekit_deepid2plus.batches import Augmentation, BalancedBatches, PlainBatches, table_of, to_float
+from prunekit_deepid2plus.batches import Augmentation, BalancedBatches, PlainBatches, table_of
 from prunekit_deepid2plus.comparable import Comparable, cosine
 from prunekit_deepid2plus.comparison import joint_bayesian
 from prunekit_deepid2plus.data import FaceData
 from prunekit_deepid2plus.evaluation import evaluate_faces
+from prunekit_deepid2plus.features import EVALUATION_BATCH, MIRRORS, face_features
 from prunekit_deepid2plus.folders import read_folder
 from prunekit_deepid2plus.network import POOLED, Network, NetworkSettings, activation_names
-from prunekit_deepid2plus.patches import Patch, PatchedNetwork, parse_patches, patch_activation_names
+from prunekit_deepid2plus.patches import Patch, PatchedNetwork, is_whole_face, parse_patches, patch_activation_names
 from prunekit_deepid2plus.presets import PRESETS
 from prunekit_deepid2plus.signals import SupervisedNetwork, identification, verification
 
 SIZES = {f"{rows}x{columns}": (rows, columns) for rows, columns in POOLED}
 USUAL = SIZES["112x96"]
 STAGES = ("1", "2", "3", "4", "5")
-
-MIRRORS = ("mean", "concatenate")
-
-EVALUATION_BATCH = 256
 
 
 def _preset(text: str, **limits: Any) -> Any:
@@ -82,6 +79,7 @@ class DeepID2Plus(Task):
     data_seed: int = option(0, "draws the faces, or chooses a folder's test people, and the pairs", low=0)
 
     structure: str = attrs.field(init=False)
+    settings: NetworkSettings = attrs.field(init=False)
     _patches: tuple[Patch, ...] = attrs.field(init=False)
     _faces: FaceData | None = attrs.field(init=False, default=None)
 
@@ -94,29 +92,23 @@ class DeepID2Plus(Task):
                 setattr(self, field.name, getattr(preset, field.name))
         for stage in self.auxiliary.split():
             if stage not in STAGES:
-                raise ValueError(f"auxiliary names stage {stage!r}, expected some of {' '.join(STAGES)}")
+                raise ValueError(f"auxiliary names stage {stage!r}, expected stages among {' '.join(STAGES)}")
         if self.pca and self.comparison == "cosine":
             raise ValueError(f"pca is {self.pca}, but cosine has no PCA; set comparison to joint-bayesian too")
         if not all(fold.isascii() and fold.isdigit() for fold in self.test_folds.split()):
             raise ValueError(f"test_folds is {self.test_folds!r}, expected numbers such as '7 8'")
         if self.verify_on is not None and (self.data is None or self.test_folds):
-            raise ValueError("verify_on needs data, and no test_folds: everybody in data is trained on")
-
-    @property
-    def settings(self) -> NetworkSettings:
-        """What the network is to be."""
-        return NetworkSettings(self.width, self.feature, SIZES[self.input_size], self.batch_norm, self.feature_relu)
-
-    @property
-    def one_network(self) -> bool:
-        """Whether the whole face is all there is."""
-        return self._patches == (Patch("whole"),)
+            raise ValueError("verify_on needs data and excludes test_folds, because all people of data then train")
+        size = SIZES[self.input_size]
+        self.settings = NetworkSettings(self.width, self.feature, size, self.batch_norm, self.feature_relu)
 
     @property
     def face_size(self) -> tuple[int, int]:
-        """Rows and columns of the faces: twice the network's, so that a small patch has details, to the usual crop."""
+        """Rows and columns of the faces; patches are cut from twice the input size, at most the usual crop."""
         rows, columns = SIZES[self.input_size]
-        return (rows, columns) if self.one_network else (min(2 * rows, USUAL[0]), min(2 * columns, USUAL[1]))
+        if is_whole_face(self._patches):
+            return rows, columns
+        return min(2 * rows, USUAL[0]), min(2 * columns, USUAL[1])
 
     def training(self) -> Training:
         preset = PRESETS[self.preset]
@@ -125,13 +117,13 @@ class DeepID2Plus(Task):
             retraining=preset.retraining,
             retraining_rate=0.3,
             warmup=0.1,
-            clip_norm=5.0 * math.sqrt(len(self._patches)),  # of the gradient of all networks together
+            clip_norm=5.0 * math.sqrt(len(self._patches)),  # limits the joint gradient of all networks
             precision="bf16",
             channels_last=True,
         )
 
     def setup(self, seeds: Seeds) -> str:
-        # Drawing takes time and can be no error of the user: it waits until a batch is wanted.
+        # Drawing faces takes time and cannot fail by a user error, so it waits for the first batch.
         if self.data is None:
             return embedded.DESCRIPTION
         folds = [int(fold) for fold in self.test_folds.split()]
@@ -147,7 +139,7 @@ class DeepID2Plus(Task):
 
     @cached_property
     def faces(self) -> FaceData:
-        """The data, drawn when first asked for."""
+        """The data; embedded faces are drawn at the first access."""
         return self._faces or embedded.embedded_data(self.face_size, Seeds(self.data_seed))
 
     @cached_property
@@ -156,7 +148,8 @@ class DeepID2Plus(Task):
 
     def build_model(self) -> nn.Module:
         people = embedded.TRAIN.people if self._faces is None else self._faces.train.person_count
-        network = Network(self.settings) if self.one_network else PatchedNetwork(self.settings, self._patches)
+        whole = is_whole_face(self._patches)
+        network = Network(self.settings) if whole else PatchedNetwork(self.settings, self._patches)
         return SupervisedNetwork(network, people, self.auxiliary.split(), self.dropout)
 
     def deployed(self, model: nn.Module) -> nn.Module:
@@ -164,7 +157,7 @@ class DeepID2Plus(Task):
         return network
 
     def activations(self, network: nn.Module) -> Mapping[str, str]:
-        return activation_names() if self.one_network else patch_activation_names(self._patches)
+        return activation_names() if is_whole_face(self._patches) else patch_activation_names(self._patches)
 
     def batches(self, split: Split, epoch: int, seeds: Seeds) -> Sequence[tuple[Tensor, Tensor]]:
         if split == "calibration":
@@ -187,7 +180,7 @@ class DeepID2Plus(Task):
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, people = batch
-        everyone = gather_samples(people)  # pairs are those of the whole batch, with several processes, too
+        everyone = gather_samples(people)  # pairs are formed within the whole batch, across ranks
         losses = [
             identification(scores, people)
             + self.verification_weight * verification(gather_samples(feature.float()), everyone, self.margin)
@@ -201,22 +194,14 @@ class DeepID2Plus(Task):
         )
 
     def evaluate(self, model: nn.Module, device: torch.device) -> Evaluation:
-        return evaluate_faces(self._comparable(model, device), self.faces, Seeds(self.data_seed))
+        return evaluate_faces(comparable_test_faces(self, model, device), self.faces, Seeds(self.data_seed))
 
-    def _comparable(self, model: nn.Module, device: torch.device) -> Comparable:
-        """Return the test faces, ready to be compared; what is fitted for it comes from the training people."""
-        tested = self._features(model, self.faces.test.images, device)
-        if self.comparison == "cosine":
-            return cosine(tested)
-        known = self._features(model, self.faces.train.images, device)
-        return joint_bayesian(known, self.faces.train.people, self.pca)(tested)
 
-    def _features(self, model: nn.Module, images: Tensor, device: torch.device) -> Tensor:
-        """Return the mean or the concatenation of the features of images and their mirrors, float32 on the CPU."""
-        network = self.deployed(model)
-        parts = []
-        for batch in torch.split(images, EVALUATION_BATCH):
-            faces = to_float(batch.to(device))
-            both = network(faces).float(), network(faces.flip(3)).float()
-            parts.append((torch.cat(both, 1) if self.mirror == "concatenate" else (both[0] + both[1]) / 2).cpu())
-        return torch.cat(parts)
+def comparable_test_faces(task: DeepID2Plus, model: nn.Module, device: torch.device) -> Comparable:
+    """Return the test faces in comparable form; the comparison is fitted to the training people alone."""
+    network, faces = task.deployed(model), task.faces
+    tested = face_features(network, faces.test.images, task.mirror, device)
+    if task.comparison == "cosine":
+        return cosine(tested)
+    known = face_features(network, faces.train.images, task.mirror, device)
+    return joint_bayesian(known, faces.train.people, task.pca)(tested)
