@@ -1,6 +1,6 @@
-"""How long calls take beside each other: they take turns, so that a drift of the machine hits all alike.
+"""Time calls against each other in turns, so that drift of the machine affects all of them alike.
 
-Times are wall-clock. This module must not know what is called.
+Times are wall-clock. This module must not know the calls.
 """
 
 import itertools
@@ -12,32 +12,32 @@ from collections.abc import Callable, Mapping, Sequence
 import attrs
 
 _TURN = 5e-3
-"""Seconds that a call gets in a turn where it is shorter than that: most of its calls then find their data in the
-cache, as in a server that runs nothing else."""
+"""Seconds for which a shorter call is repeated in each turn: most repetitions then find their data in the cache, as on
+a server that runs nothing else."""
 
 _SHORTEST = 1e-6
-"""Seconds below which nothing is estimated: such a call is none."""
+"""Lower bound in seconds for the estimated time of a call."""
 
 _FIRST = 3
-"""Calls of each that warm up, and tell how many there are to be; one where it is long."""
+"""Warm-up calls, from which the number of repetitions is estimated; a long call is made once."""
 
 _LONG = 0.5
-"""Seconds of such a call: what is cold at its beginning is warm long before its end."""
+"""Seconds after which warming up ends: caches that are cold when a long call begins are warm long before its end."""
 
 _LEAST_TURNS = 5
-"""With fewer, quartiles mean nothing."""
+"""Quartiles of fewer turns are meaningless."""
 
 
 @attrs.frozen
 class Latency:
-    """Seconds of one call: the median, and the quartiles around it.
+    """Time of one call in seconds: median and quartiles.
 
     Attributes:
-        median: of all calls.
-        lower: the first quartile.
-        upper: the third quartile.
-        calls: how many were timed.
-        turns: the median of each turn.
+        median: median of all calls.
+        lower: first quartile.
+        upper: third quartile.
+        calls: number of timed calls.
+        turns: median of each turn.
     """
 
     median: float
@@ -48,20 +48,20 @@ class Latency:
 
     @classmethod
     def of(cls, turns: Sequence[Sequence[float]]) -> "Latency":
-        """Summarise the times of each turn, at least two together."""
+        """Summarise the times of all turns; at least two in total."""
         seconds = list(itertools.chain(*turns))
         lower, median, upper = statistics.quantiles(seconds, n=4, method="inclusive")
         return cls(median, lower, upper, len(seconds), tuple(map(statistics.median, turns)))
 
     def ratio(self, other: "Latency") -> float:
-        """Return the median of the ratios to another call in the same turns; what slows both down changes it little."""
+        """Return the median ratio to another call over the same turns; load that slows both changes it little."""
         return statistics.median(own / theirs for own, theirs in zip(self.turns, other.turns, strict=True))
 
 
 def take_turns(
     calls: Mapping[str, Callable[[], object]], repeats: Mapping[str, int], turns: int, warmup: int = 0
 ) -> dict[str, list[list[float]]]:
-    """Call each so often in each turn, and return the seconds of its calls, turn by turn, after the warm-up turns."""
+    """Repeat each call in every turn, and return the seconds of its calls, turn by turn, without the warm-up turns."""
     seconds: dict[str, list[list[float]]] = {name: [] for name in calls}
     for _ in range(warmup + turns):
         for name, call in calls.items():
@@ -75,11 +75,11 @@ def take_turns(
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, Latency]:
-    """Time calls in turns for about so long, or for five turns where those take longer.
+    """Time calls in turns for about ``seconds``, but for at least five turns.
 
     Args:
-        calls: what to call, by name; on a device that works on its own, each waits until that has finished.
-        seconds: for all together, beside the first calls of each, which are not counted.
+        calls: name -> call; on an asynchronous device each must wait until the device has finished.
+        seconds: wall-clock time for all calls together, without warming up.
     """
     first = {name: warm_up(call) for name, call in calls.items()}
     repeats = {name: max(1, math.ceil(_TURN / max(taken, _SHORTEST))) for name, taken in first.items()}
@@ -89,9 +89,9 @@ def interleaved(calls: Mapping[str, Callable[[], object]], seconds: float) -> di
 
 
 def warm_up(call: Callable[[], object]) -> float:
-    """Call a few times what is short, once what is long, and return the shortest time in seconds."""
+    """Make up to three calls (one if it is long), and return the shortest time in seconds."""
     times: list[float] = []
-    # The first call after another form's waits for threads that sleep or serve that form; those behind it tell more.
+    # The first call may wait for threads to wake up; the calls after it are more accurate.
     while len(times) < _FIRST and sum(times) < _LONG:
         began = time.perf_counter()
         call()

@@ -34,7 +34,7 @@ def test_short_calls_are_timed_more_often_and_each_at_least_five_times(clock):
         assert (latency.lower, latency.median, latency.upper) == pytest.approx((took, took, took))
 
 
-def test_calls_that_take_no_time_that_a_clock_can_tell_are_timed_often(clock):
+def test_calls_below_the_resolution_of_the_clock_are_repeated_often(clock):
     clock(timing)
     assert interleaved({"none": lambda: None}, seconds=0.0)["none"].calls == pytest.approx(5 * 5e-3 / 1e-6, abs=5)
 
@@ -46,12 +46,12 @@ def test_the_time_given_bounds_the_turns(clock):
     assert clock.now == pytest.approx(0.00501 * (3 + 19))
 
 
-def test_calls_are_timed_by_the_clock_on_the_wall():
+def test_calls_are_timed_in_wall_clock_time():
     times = interleaved({"sleep": lambda: time.sleep(0.01)}, seconds=0.0)
     assert times["sleep"].lower >= 0.01
 
 
-def test_a_long_call_is_warm_after_once(clock):
+def test_a_long_call_warms_up_once(clock):
     clock(timing)
     counts = {"long": 0, "short": 0}
 

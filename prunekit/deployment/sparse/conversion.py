@@ -1,4 +1,4 @@
-"""From a pruned network to a copy of it whose layers run sparse where they can, and where they gain by it.
+"""Convert a pruned network to a copy whose layers run sparse where that is possible and faster.
 
 This module must not know files.
 """
@@ -11,8 +11,8 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from prunekit.deployment.sparse.form_choice import Timing, measure
-from prunekit.deployment.sparse.input_recorder import Calls, find_calls, watching
+from prunekit.deployment.sparse.form_choice import FormTiming, measure
+from prunekit.deployment.sparse.input_recorder import LayerInputs, intercepted_calls, record_inputs
 from prunekit.deployment.sparse.products import MatrixProduct, TapProducts
 from prunekit.deployment.sparse.sparse_layer import DENSE, SparseLayer, make_product, why_dense
 from prunekit.distributed.torch_internals import has_forward_hooks
@@ -32,14 +32,14 @@ class LayerReport:
     """How a masked layer runs.
 
     Attributes:
-        layer: its name.
-        parameter: the name of its weight.
-        kind: "linear", "convolution", or what a plugin calls its own.
-        density: kept / total of its weight.
-        forms: number of samples (of a linear layer: rows) -> "vectors", "columns", "taps" or "dense"; of a number
-            between, the nearest; nothing where the layer is dense altogether.
-        timings: one for each batch size that was measured.
-        reason: why it is dense altogether; else "".
+        layer: name of the layer.
+        parameter: name of its weight.
+        kind: "linear", "convolution", or the kind that a plugin gives its layers.
+        density: kept / total connections of its weight.
+        forms: number of samples (rows for a linear layer) -> "vectors", "columns", "taps" or "dense"; other numbers
+            take the form of the nearest one. Empty if the layer is always dense.
+        timings: one for each measured batch size.
+        reason: why the layer is always dense; else "".
     """
 
     layer: str
@@ -47,7 +47,7 @@ class LayerReport:
     kind: str
     density: float
     forms: Mapping[int, str] = attrs.field(factory=dict)
-    timings: tuple[Timing, ...] = ()
+    timings: tuple[FormTiming, ...] = ()
     reason: str = ""
 
 
@@ -60,35 +60,41 @@ def run_sparse(
     form: Literal["auto", "csr"] = "auto",
     view_of: ViewOf | None = None,
 ) -> tuple[nn.Module, tuple[LayerReport, ...]]:
-    """Return a copy of a model whose masked layers run sparse, for inference on the CPU; the model stays as it is.
+    """Return a copy of a model whose masked layers run sparse, for inference on the CPU.
 
-    Measuring takes about 0.3 s for each layer and batch size, with as many threads as torch has now.
+        masks = prunekit.select(model, density=0.1)
+        network, reports = prunekit.run_sparse(model, masks, torch.randn(32, 784))
+        for report in reports:
+            print(report.layer, report.forms or report.reason)
+
+    The model is not changed. Measuring takes about 0.3 s per layer and batch size and uses the number of threads that
+    torch is set to.
 
     Args:
-        model: any module; its dropped weights need not be zero.
-        masks: which weights stay.
-        sample_input: what the model is called with: a tensor, a tuple of arguments, or a mapping of named ones; their
-            first dimension is the batch. Layers that are neither linear nor convolutions are made for its size.
-        batch_sizes: at which "auto" measures. Of a batch size between, the nearest decides.
-        form: "auto" measures each layer, dense and sparse, and keeps the faster; "csr" measures nothing and runs
-            each layer sparse that can.
-        view_of: gives the views of the layers; ``None``: the core and all installed plugins do.
+        model: any module with float32 or float64 weights on the CPU; dropped weights need not be zero.
+        masks: parameter name -> ``torch.bool`` in the shape of the weight, True = keep.
+        sample_input: an input of the model: a tensor, a tuple of arguments, or a mapping of named arguments, with the
+            batch as first dimension. Layers other than linear ones and convolutions then take this size only.
+        batch_sizes: batch sizes in samples at which "auto" measures; other sizes take the form of the nearest one.
+        form: "auto" measures each layer, dense and sparse, and keeps the faster form; "csr" measures nothing and runs
+            every layer sparse that can.
+        view_of: returns the view of a layer; ``None``: the views of the core and of all installed plugins.
 
     Returns:
         The copy, in evaluation mode, and how each masked layer runs, in the order of the network.
 
     Raises:
-        ConfigError: no batch size or one below 1; a sample without samples; for "csr", a torch without MKL; a model
-            that uses a layer's weight itself.
-        MaskError: listing the masks that do not fit the model.
+        ConfigError: no batch size or one below 1; an empty sample; "csr" with a torch without MKL; a model that uses
+            the weight of a layer outside of that layer.
+        MaskError: masks that do not fit the model.
     """
     if not batch_sizes or min(batch_sizes) < 1:
-        raise ConfigError(f"batch_sizes is {list(batch_sizes)}, expected numbers of at least 1")
+        raise ConfigError(f"batch_sizes is {list(batch_sizes)}, expected whole numbers of at least 1, such as (1, 8)")
     samples = Samples.of(sample_input)
-    # torch's stubs leave it untyped.
+    # torch's stubs do not type it.
     kernels = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
     if form == "csr" and not kernels:
-        raise ConfigError("this torch has no sparse kernels for the CPU (MKL); run the model dense")
+        raise ConfigError("form 'csr' needs a torch with MKL, whose sparse kernels it uses; run the model dense")
     network = copy_of(model).eval().requires_grad_(requires_grad=False)
     masks.apply(network)
     layers = masked_layers(network, masks, installed_views() if view_of is None else view_of)
@@ -96,7 +102,7 @@ def run_sparse(
     reasons = dict.fromkeys(layers, "this torch has no sparse kernels for the CPU (MKL)")
     if kernels:
         products, reasons = make_products(network, layers, samples)
-    timings: dict[str, list[Timing]] = {name: [] for name in layers}
+    timings: dict[str, list[FormTiming]] = {name: [] for name in layers}
     forms: dict[str, Mapping[int, str]] = {name: product.usual for name, product in products.items()}
     if form == "auto":
         for batch_size in sorted(set(batch_sizes)):
@@ -120,14 +126,14 @@ def run_sparse(
 def make_products(
     network: nn.Module, layers: Mapping[str, LayerView], samples: Samples
 ) -> tuple[Products, dict[str, str]]:
-    """Return the sparse products of the layers that can have one, and of the others why they cannot."""
-    reasons = {name: reason for name, view in layers.items() if (reason := _why_left(view))}
+    """Return the sparse products of the layers that can run sparse, and the reason for each layer that cannot."""
+    reasons = {name: reason for name, view in layers.items() if (reason := _exclusion(view))}
     modules = {name: view.module for name, view in layers.items() if name not in reasons}
-    calls = find_calls(network, modules, samples)
+    recorded = record_inputs(network, modules, samples)
     products: Products = {}
     for name in modules:
-        view, called = layers[name], calls[name]
-        if reason := _why_not(view, called):
+        view, called = layers[name], recorded[name]
+        if reason := _unsupported_use(view, called):
             reasons[name] = reason
             continue
         product = make_product(view, tuple(called.shapes[0][1:])).eval()
@@ -145,10 +151,10 @@ def put_in(
     forms: Mapping[str, Mapping[int, str]],
     samples: Samples,
 ) -> nn.Module:
-    """Put sparse layers where the dense ones are; the network is changed.
+    """Replace dense layers of a network by sparse ones, in place.
 
     Raises:
-        ConfigError: when the network uses the weight of such a layer itself.
+        ConfigError: the network uses the weight of a replaced layer outside of that layer.
     """
     sparse = {}
     for name, product in products.items():
@@ -166,31 +172,31 @@ def put_in(
     except AttributeError as error:
         raise ConfigError(
             f"{type(network).__name__} uses more of a layer than its outputs ({error}); "
-            "leave the masks of such layers out"
+            "exclude such layers from the masks"
         ) from error
     return network
 
 
-def _why_left(view: LayerView) -> str:
-    """Return why a layer is not even looked at."""
+def _exclusion(view: LayerView) -> str:
+    """Return why a layer is excluded before the network runs; "" if it is not."""
     module = view.module
     if not view.observable:
-        return f"computes inside {type(module).__name__}"
+        return f"is computed inside {type(module).__name__}"
     if parameter_of(view) is None:
-        return "computes its weight from other parameters; make it one with remove_parametrizations"
+        return "is parametrized; call torch.nn.utils.parametrize.remove_parametrizations first"
     if view.weight.count_nonzero() == view.weight.numel():
-        return "drops nothing"
-    # A module whose forward was set is one that some library has wrapped.
+        return "keeps all its weights"
+    # An attribute forward on the instance means that some library has wrapped the module.
     if has_forward_hooks(module) or "forward" in vars(module):
         return "has forward hooks, which a sparse layer would not call"
     return ""
 
 
-def _why_not(view: LayerView, called: Calls) -> str:
-    if not called.shapes and not called.odd:
-        return "was not called with the sample input, at least not as a module"
-    if called.odd:
-        return "is called with something else than one tensor"
+def _unsupported_use(view: LayerView, called: LayerInputs) -> str:
+    if not called.shapes and not called.unsupported:
+        return "is not called as a module for the sample input"
+    if called.unsupported:
+        return "is called with other arguments than one tensor"
     assert called.dtype is not None
     reason = why_dense(view, tuple(called.shapes[0][1:]), called.dtype)
     if not reason and len({shape[1:] for shape in called.shapes}) > 1 and view.kind not in {"linear", "convolution"}:
@@ -199,7 +205,7 @@ def _why_not(view: LayerView, called: Calls) -> str:
 
 
 def _agree(product: MatrixProduct | TapProducts, module: nn.Module, shape: torch.Size) -> bool:
-    """Say whether a product gives the outputs of the layer it was made of, for random inputs."""
+    """Return True if a product has the outputs of its layer for random inputs."""
     dtype = product.constant.dtype
     inputs = torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -215,9 +221,9 @@ def _measure(
     products: Products,
     samples: Samples,
     batch_size: int,
-    timings: dict[str, list[Timing]],
+    timings: dict[str, list[FormTiming]],
 ) -> None:
-    """Time each layer in passing, when it is first called, with the inputs it then has."""
+    """Run a batch and time each layer at its first call, with the inputs of that call."""
 
     def time(name: str, inputs: Tensor) -> None:
         if name in done:
@@ -229,11 +235,11 @@ def _measure(
         timings[name].append(measure(calls, batch_size, product.size(inputs)))
 
     done: set[str] = set()
-    with watching({name: layers[name].module for name in products}, time):
+    with intercepted_calls({name: layers[name].module for name in products}, time):
         samples.call(network)
 
 
-def _forms(timings: Sequence[Timing]) -> dict[int, str]:
-    """Return the forms by size; nothing where all are dense."""
+def _forms(timings: Sequence[FormTiming]) -> dict[int, str]:
+    """Return the form for each measured size; empty if all are dense."""
     forms = {timing.size: timing.form for timing in timings}
     return {} if set(forms.values()) <= {DENSE} else forms

@@ -1,12 +1,12 @@
-"""A pruned network as a file of compressed sparse rows, which loads into a fresh dense model and runs sparse.
+"""Files of compressed sparse rows: store a pruned network and load it into a dense model, whose layers run sparse.
 
-A safetensors file. Each masked weight, as a matrix of ``columns`` (the longest product of its last dimensions that 16
-bits count, at least its last dimension), has three tensors: ``<name>_crow``, int32 ``[rows + 1]``, where each row
-begins; ``<name>_col``, the columns of the kept values, uint8, uint16 or int32, ascending in each row; and
-``<name>_values``. A weight that would be larger so, and every other tensor of the state dict, stands in it as it is, a
-tied one once. After the header (see ``prunekit.files.headers``) come ``matrices`` (name -> columns), ``tied`` (name ->
-name it is stored under) and ``forms`` (layer -> number of samples -> form). Nothing is unpickled, and what a header
-claims costs no memory, since sizes are those of the model.
+The format is safetensors. Each masked weight is a matrix of ``columns`` (the longest product of its last dimensions
+that 16 bits can index, at least its last dimension) in three tensors: ``<name>_crow``, int32 ``[rows + 1]``, where each
+row begins; ``<name>_col``, the columns of the kept values, uint8, uint16 or int32, ascending in each row; and
+``<name>_values``. A weight that would grow by this, and every other tensor of the state dict, is stored unchanged, a
+tied one once. The header (see ``prunekit.files.headers``) also has ``matrices`` (name -> columns), ``tied`` (name ->
+name it is stored under) and ``forms`` (layer -> number of samples -> form). Nothing is unpickled, and no header makes
+a reader allocate more memory than the model has, because all sizes are those of the model.
 """
 
 import math
@@ -40,17 +40,20 @@ _DTYPE_NAMES = {torch.uint8: "U8", torch.uint16: "U16", torch.int32: "I32"}
 
 
 def save_csr(path: str | os.PathLike[str], model: nn.Module, masks: Masks, reports: tuple[LayerReport, ...]) -> None:
-    """Write a pruned model as compressed sparse rows, whole or not at all.
+    """Write a pruned model as compressed sparse rows, atomically.
+
+        network, reports = prunekit.run_sparse(model, masks, sample_input)
+        prunekit.save_csr("model.safetensors", model, masks, reports)
 
     Args:
-        path: where to; by custom it ends in ``.safetensors``.
-        model: the dense model that was given to ``run_sparse``.
-        masks: that were given to it.
-        reports: that it returned; they say which layers run sparse, and in which form.
+        path: file to write, usually with the suffix ``.safetensors``.
+        model: the dense model passed to ``run_sparse``.
+        masks: the masks passed to ``run_sparse``.
+        reports: the reports it returned; they say which layers run sparse, and in which form.
 
     Raises:
-        CheckpointError: when the file cannot be written.
-        MaskError: listing every mask that fits no weight.
+        CheckpointError: the file cannot be written.
+        MaskError: masks that fit no weight.
     """
     write_atomically(path, encode_csr(model, masks, reports))
 
@@ -59,8 +62,8 @@ def encode_csr(model: nn.Module, masks: Masks, reports: tuple[LayerReport, ...])
     """Return the bytes that ``save_csr`` writes.
 
     Raises:
-        CheckpointError: a tensor of the model has a name that is in the way.
-        MaskError: listing every mask that fits no weight.
+        CheckpointError: a tensor of the model has the name of a tensor of compressed rows.
+        MaskError: masks that fit no weight.
     """
     state = model.state_dict(keep_vars=True)
     matched = match_names(masks.tensors, state)
@@ -85,7 +88,10 @@ def encode_csr(model: nn.Module, masks: Masks, reports: tuple[LayerReport, ...])
                 continue
         tensors[name] = weight.clone()
     if len(tensors) != len(state) - len(tied) + 2 * len(matrices):
-        raise CheckpointError("cannot write compressed rows: a tensor of the model has the name of a part; rename it")
+        raise CheckpointError(
+            "cannot write compressed rows: a tensor of the model is named like a part of another "
+            "(_crow, _col or _values); rename it"
+        )
     forms = {report.layer: {str(size): form for size, form in report.forms.items()} for report in reports}
     content = {
         "matrices": matrices,
@@ -98,21 +104,24 @@ def encode_csr(model: nn.Module, masks: Masks, reports: tuple[LayerReport, ...])
 def load_csr(
     path: str | os.PathLike[str], model: nn.Module, sample_input: Any, *, view_of: ViewOf | None = None
 ) -> nn.Module:
-    """Return a copy of a dense model with the weights of a file, whose layers run sparse as the file says.
+    """Load a file of compressed sparse rows into a copy of a dense model, whose layers then run sparse.
 
-    Nothing is measured: the forms are those found when the file was made.
+        network = prunekit.load_csr("model.safetensors", make_model(), torch.randn(1, 784))
+        outputs = network(inputs)
+
+    Nothing is measured: the file has the forms chosen when it was written.
 
     Args:
-        path: a file of ``save_csr``.
-        model: of the same architecture, with any weights; it stays as it is.
-        sample_input: what the model is called with; see ``run_sparse``.
-        view_of: gives the views of the layers; ``None``: the core and all installed plugins do.
+        path: a file written by ``save_csr`` or ``prunekit export --to csr``.
+        model: the same architecture with any weights, on the CPU; it is not changed.
+        sample_input: an input of the model; see ``run_sparse``.
+        view_of: returns the view of a layer; ``None``: the views of the core and of all installed plugins.
 
     Returns:
         The copy, in evaluation mode.
 
     Raises:
-        CheckpointError: naming the file, and what is wrong with it or does not fit the model.
+        CheckpointError: the file cannot be read, is damaged, or does not fit the model.
     """
     path = Path(path)
     refuse_other_kinds(path, (KIND,), CheckpointError)
@@ -126,7 +135,7 @@ def load_csr(
     found = masked_layers(network, masks, installed_views() if view_of is None else view_of)
     if unknown := sorted(header["forms"].keys() - found.keys()):
         raise CheckpointError(
-            f"{path}: the model has no layers {some(unknown)} that could run sparse; build the same one"
+            f"{path}: the model has no masked layers {some(unknown)}; build the model that was exported"
         )
     layers = {name: found[name] for name in header["forms"]}
     samples = Samples.of(sample_input)
@@ -141,7 +150,7 @@ def load_csr(
 
 
 def _columns(shape: torch.Size) -> int:
-    """Return the columns of the matrix that a weight is stored as."""
+    """Return the number of columns of the matrix that stores a weight."""
     products = [math.prod(shape[axis:]) for axis in range(len(shape) - 1, 0, -1)]
     return max([product for product in products if product <= _NARROW[-1][0]], default=shape[-1] if shape else 1)
 
@@ -157,7 +166,7 @@ def _compressed(weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _header(header: dict[str, Any] | None, path: Path) -> dict[str, Any]:
-    """Return the header, checked for its types."""
+    """Check the types in the header and return it."""
     header = check_header(header, (KIND,), path, CheckpointError)
     matrices, tied, forms = (header.get(key) for key in ("matrices", "tied", "forms"))
     good = (
@@ -184,7 +193,7 @@ def _is_forms(forms: Any) -> bool:
 
 
 def _read(file: Any, header: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Return the state dict in an open file, for a model whose state dict is given."""
+    """Read the state dict of an open file and check it against that of the model."""
     matrices, tied = header["matrices"], header["tied"]
     parts = {f"{name}_{part}" for name in matrices for part in _PARTS}
     keys = set(file.keys())
@@ -192,7 +201,9 @@ def _read(file: Any, header: Mapping[str, Any], state: Mapping[str, Tensor], pat
     if odd := sorted((parts - keys) | (set(tied.values()) - names) | (names & tied.keys()) | (matrices.keys() & keys)):
         raise CheckpointError(f"{path}: header and tensors differ in {some(odd)}; the file is damaged, write it again")
     if odd := sorted((names | tied.keys()) ^ state.keys()):
-        raise CheckpointError(f"{path}: is of another network, they differ in {some(odd)}; build the same model")
+        raise CheckpointError(
+            f"{path}: is of another network, they differ in {some(odd)}; build the model that was exported"
+        )
     weights = {}
     for name in sorted(names):
         model = state[name]
@@ -206,12 +217,15 @@ def _read(file: Any, header: Mapping[str, Any], state: Mapping[str, Tensor], pat
             )
     for name, other in tied.items():
         if weights[other].shape != state[name].shape:
-            raise CheckpointError(f"{path}: {name} is {list(state[name].shape)} in the model, not as {other}")
+            raise CheckpointError(
+                f"{path}: {name} has the shape of {other}, expected {list(state[name].shape)}; "
+                "build the model that was exported"
+            )
     return weights | {name: weights[other] for name, other in tied.items()}
 
 
 def _tensor(file: Any, key: str, shape: list[int], path: Path, dtype: str | None = None) -> Tensor:
-    """Return a tensor, after a look at what the file says of it."""
+    """Read a tensor after checking the shape and dtype that the file declares."""
     entry = file.get_slice(key)
     if entry.get_shape() != shape or dtype not in {None, entry.get_dtype()}:
         raise CheckpointError(
@@ -223,11 +237,11 @@ def _tensor(file: Any, key: str, shape: list[int], path: Path, dtype: str | None
 
 
 def _dense(file: Any, name: str, columns: int, model: Tensor, path: Path) -> Tensor:
-    """Return a weight from its compressed rows, all checked."""
+    """Check compressed rows and return the dense weight."""
     wrong = f"{path}: {name}_{{}} {{}}; the file is damaged, write it again"
     if columns != _columns(model.shape) or not model.numel():
         raise CheckpointError(
-            f"{path}: {name} has {columns} columns, {list(model.shape)} in the model; build the same one"
+            f"{path}: {name} has {columns} columns, {list(model.shape)} in the model; build the model that was exported"
         )
     rows = model.numel() // columns
     crow = _tensor(file, f"{name}_crow", [rows + 1], path, "I32").long()

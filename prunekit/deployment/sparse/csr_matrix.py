@@ -1,9 +1,8 @@
-"""A matrix in compressed sparse rows, as plain tensors that a module can copy, move and store.
+"""A matrix in compressed sparse rows, held as plain tensors that a module can copy, move and store.
 
-torch's own CSR tensors cannot be deep-copied, nor written by safetensors, so they are put together when used, and kept
-for the next use: at one sample a product takes microseconds, and what surrounds it counts. Indices are 32 bits: MKL
-takes no others, and torch converts longer ones at every product, which makes it up to 2.5 times as slow. This module
-must not know layers.
+torch's CSR tensors can neither be deep-copied nor written by safetensors, so one is built at the first use and cached:
+a product with one sample takes microseconds, and building would dominate it. Indices have 32 bits: MKL takes no others,
+and torch converts 64-bit indices at every product, which is up to 2.5 times slower. This module must not know layers.
 """
 
 import warnings
@@ -13,22 +12,22 @@ import torch
 from torch import Tensor, nn
 
 DTYPES = (torch.float32, torch.float64)
-"""The dtypes of which MKL has sparse products."""
+"""Dtypes for which MKL has sparse products."""
 
-# torch says once in a process that CSR is in beta; it says so here, where nobody is bothered.
+# torch warns once per process that CSR is in beta; trigger and suppress the warning here.
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state", UserWarning)
     torch.sparse_csr_tensor([0, 1], [0], [1.0], check_invariants=True)
 
 
 class CompressedRows(nn.Module):
-    """A matrix of which only the entries that are not 0 are stored.
+    """A matrix stored by its nonzero entries only.
 
     Args:
         crow_indices: int ``[rows + 1]``, where each row begins in the other two.
         col_indices: int ``[entries]``, ascending in each row.
         values: ``[entries]``.
-        columns: how many there are.
+        columns: number of columns.
     """
 
     crow_indices: Tensor
@@ -55,7 +54,7 @@ class CompressedRows(nn.Module):
 
     @classmethod
     def from_entries(cls, rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Self:
-        """Compress entries in any order; those in one place are added."""
+        """Compress entries in any order; entries with the same row and column are added."""
         places, of_entry = torch.unique(rows * shape[1] + columns, return_inverse=True)
         sums = values.new_zeros(len(places)).index_add_(0, of_entry, values)
         return cls._of_sorted(places // shape[1], places % shape[1], sums, shape)
@@ -66,9 +65,9 @@ class CompressedRows(nn.Module):
         return cls(torch.cat([ends.new_zeros(1), ends]), columns, values, shape[1])
 
     def tensor(self) -> Tensor:
-        """Return the matrix as torch's CSR tensor; it shares the memory of this one."""
+        """Return the matrix as a CSR tensor of torch, which shares memory with this module."""
         values = self.values
-        # Whatever converts, moves or loads a module puts other tensors there, or other numbers into the same ones.
+        # Converting, moving or loading a module either replaces the buffers or writes into them.
         if self._tensor is None or self._made_of is not values:
             parts = (self.crow_indices, self.col_indices, values)
             self._tensor = torch.sparse_csr_tensor(*parts, self.shape, check_invariants=False)

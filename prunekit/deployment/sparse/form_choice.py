@@ -1,8 +1,8 @@
-"""Measuring dense against sparse, once, on this machine, and keeping the faster.
+"""Choose the fastest form of a layer by timing its dense and sparse forms on this machine.
 
-The calls take turns, so that whatever else the machine does hits all alike. A sparse form is judged by the median of
-its ratios to the dense time of the same turn, and by the ratio of the shortest times, which others disturb least; the
-worse of the two counts. This module must not know layers.
+The forms run in turns, so that other load on the machine affects all of them alike. A sparse form is judged by the
+median of its ratios to the dense time of the same turn and by the ratio of the shortest times, which other load
+disturbs least; the worse of the two counts. This module must not know layers.
 """
 
 import statistics
@@ -13,23 +13,23 @@ import attrs
 
 from prunekit.deployment.sparse.sparse_layer import DENSE
 
-# A form has to win by this much, so that an error of a tenth leaves the layer within 1.05 of dense.
+# A sparse form must be this much faster, so that after a measurement error of 10 % it takes at most 1.05 of dense.
 _MARGIN = 0.95
 _SECONDS = 0.25  # of each layer at each batch size
 _FEWEST_TURNS, _MOST_TURNS = 5, 25
-_PATIENCE = 10 * _SECONDS  # where turns are so long that the fewest take longer, two will do
-_HOPELESS = 2.0  # a form that is slower than this twice is not measured again
+_PATIENCE = 10 * _SECONDS  # seconds after which two turns are enough
+_HOPELESS = 2.0  # a form above this ratio in both of the first two turns is dropped
 
 
 @attrs.frozen
-class Timing:
-    """What a layer takes at one batch size.
+class FormTiming:
+    """Time of one layer in each form at one batch size.
 
     Attributes:
-        batch_size: of the model's inputs.
-        size: samples that the layer gets: of a linear layer rows, so tokens count.
-        form: the one chosen.
-        milliseconds: form -> median; "dense" is one of them.
+        batch_size: samples in a batch of the model.
+        size: samples in an input of the layer; for a linear layer its rows, so each token counts.
+        form: the chosen form.
+        milliseconds: form -> median time in ms, including "dense".
         ratios: sparse form -> its time / the dense time, as judged.
     """
 
@@ -41,17 +41,17 @@ class Timing:
 
     @property
     def ratio(self) -> float:
-        """The time in the form chosen / the dense time."""
+        """Time in the chosen form / dense time."""
         return self.ratios.get(self.form, 1.0)
 
 
-def measure(calls: Mapping[str, Callable[[], object]], batch_size: int, size: int) -> Timing:
-    """Time calls in turns and choose.
+def measure(calls: Mapping[str, Callable[[], object]], batch_size: int, size: int) -> FormTiming:
+    """Time the forms of a layer in turns and choose one.
 
     Args:
-        calls: form -> what to time; "dense" is one of them.
-        batch_size: of the model's inputs.
-        size: of the layer's.
+        calls: form -> call to time, including "dense".
+        batch_size: samples in a batch of the model.
+        size: samples in the input of the layer.
     """
     for call in calls.values():
         call()
@@ -61,7 +61,7 @@ def measure(calls: Mapping[str, Callable[[], object]], batch_size: int, size: in
         for form, call in calls.items():
             if turn > 1 and min(_ratios(times, form)) > _HOPELESS:
                 continue
-            call()  # the first one after another form's waits for threads that sleep or serve that form
+            call()  # untimed: the first call after another form waits for threads to wake up
             start = time.perf_counter()
             call()
             times[form].append((time.perf_counter() - start) * 1e3)
@@ -76,7 +76,7 @@ def measure(calls: Mapping[str, Callable[[], object]], batch_size: int, size: in
     best = min(ratios, key=ratios.__getitem__)
     form = best if ratios[best] <= _MARGIN else DENSE
     medians = {form: statistics.median(values) for form, values in times.items()}
-    return Timing(batch_size, size, form, medians, ratios)
+    return FormTiming(batch_size, size, form, medians, ratios)
 
 
 def _ratios(times: Mapping[str, list[float]], form: str) -> list[float]:

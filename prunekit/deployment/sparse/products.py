@@ -1,9 +1,9 @@
-"""The products that sparse layers consist of, in the forms among which measuring chooses.
+"""The matrix products of sparse layers, each in one or more forms.
 
-``MatrixProduct`` is one matrix for the whole flat input of a sample: a linear layer, or any other that was unrolled.
-``TapProducts`` is a convolution as one small matrix for each tap of its kernel. Forms: "vectors" takes sample after
-sample, "columns" many at once, "taps" is the one of convolutions. Each product names its ``forms``, and in ``usual``
-the one to take by number of samples where nothing was measured. This module must not know views or networks.
+``MatrixProduct`` is one matrix for the flat input of a sample: a linear layer, or an unrolled layer of another kind.
+``TapProducts`` is a convolution as one small matrix per kernel tap. The form "vectors" multiplies sample by sample,
+"columns" many samples at once; "taps" is the only form of convolutions. Each product lists its ``forms`` and, in
+``usual``, the form per number of samples to use without measurements. This module must not know views or networks.
 """
 
 import itertools
@@ -18,23 +18,23 @@ from prunekit.deployment.sparse.csr_matrix import CompressedRows
 from prunekit.distributed.torch_internals import reversed_padding
 from prunekit.errors import ConfigError
 
-# Samples in one product of a matrix: 4096 x 4096 at density 0.12 takes 7.2 ms for 128 samples in four products, 10.3
+# Samples per matrix product: 4096 x 4096 at density 0.12 takes 7.2 ms for 128 samples in four products, 10.3
 # ms in one, 8.4 ms in eight; 512 samples 29, 45 and 32 ms (two cores with 1 MiB of cache each, AVX-512).
-TOGETHER = 32
+SAMPLES_PER_PRODUCT = 32
 
 
 class MatrixProduct(nn.Module):
-    """Outputs = matrix x flat inputs + constant, for each sample.
+    """Computes outputs = matrix x flat inputs + constant for each sample.
 
     Args:
         matrix: ``[flat outputs, flat inputs]``.
         constant: ``[flat outputs]``.
-        input_shape: the trailing dimensions of the inputs that are one sample; all dimensions before are samples.
-        output_shape: the trailing dimensions of the outputs that are one sample.
+        input_shape: shape of one sample; all leading dimensions of the inputs count samples.
+        output_shape: shape of the outputs of one sample.
     """
 
     forms = ("vectors", "columns")
-    # At two samples the forms take the same time, at four "columns" is ahead.
+    # The forms are equally fast at two samples; "columns" is faster at four.
     usual: ClassVar[dict[int, str]] = {1: "vectors", 4: "columns"}
     constant: Tensor
 
@@ -61,7 +61,7 @@ class MatrixProduct(nn.Module):
         if inputs.shape[len(leading) :] != self.input_shape:
             raise ConfigError(
                 f"a layer that runs sparse takes samples of {list(self.input_shape)}, got inputs of "
-                f"{list(inputs.shape)}; give run_sparse a sample input of the size that is wanted"
+                f"{list(inputs.shape)}; call run_sparse with a sample input of that size"
             )
         flat = inputs.reshape(-1, self.inputs)
         matrix, constant = self.matrix.tensor(), self.constant
@@ -70,19 +70,20 @@ class MatrixProduct(nn.Module):
             for number in range(len(flat)):
                 torch.addmv(constant, matrix, flat[number], out=outputs[number])
         else:
-            for samples, into in zip(torch.split(flat, TOGETHER), torch.split(outputs, TOGETHER), strict=True):
+            inputs_and_outputs = (torch.split(each, SAMPLES_PER_PRODUCT) for each in (flat, outputs))
+            for samples, into in zip(*inputs_and_outputs, strict=True):
                 torch.add(torch.mm(matrix, samples.t().contiguous()).t(), constant, out=into)
         return outputs.reshape(*leading, *self.output_shape)
 
 
 class TapProducts(nn.Module):
-    """A convolution: for each tap of the kernel, matrix ``[maps, channels]`` x the image moved by that tap.
+    """A convolution as a sum over kernel taps: matrix ``[maps, channels]`` x the image shifted by the tap.
 
-    The padded image is flat, so that a moved image is a slice of it and nothing is unfolded; what is computed
-    between the rows of the output is thrown away. With a stride, the image is first parted into one for each remainder.
+    The padded image is flat, so a shifted image is a slice of it and nothing is unfolded; values computed between the
+    rows of the output are discarded. With a stride, the image is first split into one image per remainder.
 
     Args:
-        convolution: whose weights are taken, with any groups, stride, padding, padding mode and dilation.
+        convolution: the layer, with any groups, stride, padding, padding mode and dilation.
     """
 
     forms = ("taps",)
@@ -95,7 +96,7 @@ class TapProducts(nn.Module):
         self.register_buffer("constant", weight.new_zeros(len(weight)) if bias is None else bias.detach().clone())
         self.stride = convolution.stride
         self.mode = "constant" if convolution.padding_mode == "zeros" else convolution.padding_mode
-        # The attribute that forward itself uses; it also resolves padding="same". Last dimension first.
+        # The attribute that forward uses; it also resolves padding="same". Last dimension first.
         self.margins: list[int] = reversed_padding(convolution)
         self.extents = [
             (kernel - 1) * dilation + 1
@@ -126,8 +127,10 @@ class TapProducts(nn.Module):
             for size, extent, step in zip(images.shape[2:], self.extents, self.stride, strict=True)
         ]
         if min(sizes) < 1:
-            raise ConfigError(f"a convolution with a reach of {self.extents} gets inputs of {list(inputs.shape)}")
-        # The grid on which images are moved: outputs, and beyond them as far as the kernel reaches.
+            raise ConfigError(
+                f"a convolution with a reach of {self.extents} got inputs of {list(inputs.shape)}; give larger ones"
+            )
+        # The grid on which images are shifted: the outputs plus the reach of the kernel.
         grid = [
             size + (extent - 1) // step for size, extent, step in zip(sizes, self.extents, self.stride, strict=True)
         ]
@@ -159,7 +162,7 @@ class TapProducts(nn.Module):
         return ordered.reshape(len(images), math.prod(self.stride), images.shape[1], math.prod(grid))
 
     def _move(self, offset: tuple[int, ...], pitches: list[int]) -> tuple[int, int]:
-        """Return which part a tap reads, and from where."""
+        """Return the remainder image that a tap reads, and the offset in it."""
         part = start = 0
         for distance, step, pitch in zip(offset, self.stride, pitches, strict=True):
             part = part * step + distance % step

@@ -1,6 +1,6 @@
-"""What stands in a network where a layer runs sparse. It dispatches on the number of samples.
+"""The module that replaces a layer that runs sparse; it selects the form by the number of samples.
 
-This module must not know how forms are chosen, nor what network a layer is in.
+This module must not know how forms are chosen, or the network around a layer.
 """
 
 import math
@@ -19,18 +19,18 @@ from prunekit.layers.torch_views import ConvolutionView, LinearView
 from prunekit.layers.view import LayerView
 
 DENSE = "dense"
-# Above that, the matrix of an unrolled layer with shared weights takes more memory than all else that it has.
+# Above this, the matrix of an unrolled layer with shared weights dominates the memory of the layer.
 _MOST_ENTRIES_PER_WEIGHT = 2
 
 
 class SparseLayer(nn.Module):
-    """A layer that runs sparse, for inference on the CPU, and dense where that was found to be faster.
+    """A layer that runs sparse on the CPU, for inference only, or dense at sizes where that was measured to be faster.
 
     Args:
-        product: the layer's sparse weights.
-        forms: number of samples (of a linear layer: rows, tokens count) -> form; of a number that is not there, the
-            form of the nearest one, by ratio, is taken.
-        dense: the layer itself, its dropped weights zero; needed where a form is "dense".
+        product: the sparse weights of the layer.
+        forms: number of samples (rows for a linear layer, so each token counts) -> form; other numbers take the form
+            of the nearest one by ratio.
+        dense: the dense layer with its dropped weights zero; required if a form is "dense".
     """
 
     def __init__(
@@ -45,18 +45,18 @@ class SparseLayer(nn.Module):
         self._form_of_stretch = list(self.forms.values())
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the layer's outputs, contiguous; a linear layer's, a convolution's or a plugin's inputs go in.
+        """Return the outputs of the layer, contiguous, for the inputs that the dense layer takes.
 
         Raises:
-            TrainingError: in training mode, or when a gradient is asked for.
-            ConfigError: inputs of another dtype or device than the weights, or of a shape the layer was not made for;
-                ``torch.autocast``.
+            TrainingError: in training mode, or if a gradient is required.
+            ConfigError: inputs of another dtype or device than the weights, or of a shape that the layer was not
+                built for; ``torch.autocast``.
         """
-        # What runs at each call is kept short: at one sample a product may take no longer than ten lines of Python.
+        # Keep the work per call short: a product with one sample may be as fast as ten lines of Python.
         if self.training or (inputs.requires_grad and torch.is_grad_enabled()):
             raise TrainingError(
                 "a layer that runs sparse has no gradients; call eval() and use torch.no_grad() for inference, "
-                "or train the dense model under its masks and make it sparse again"
+                "or train the dense model under its masks and call run_sparse again"
             )
         product = self.product
         form = self._form_of_stretch[bisect_left(self._limits, product.size(inputs))]
@@ -67,7 +67,7 @@ class SparseLayer(nn.Module):
         try:
             return product.forward(inputs, form)
         except RuntimeError as error:
-            # torch's own error names a kernel, where it is the dtype or the device that does not fit.
+            # The error of torch names a kernel, although the dtype or the device is wrong.
             weights = product.constant
             fits = weights.dtype in DTYPES and (inputs.dtype, inputs.device) == (weights.dtype, torch.device("cpu"))
             if fits and not torch.is_autocast_enabled("cpu"):
@@ -82,32 +82,32 @@ class SparseLayer(nn.Module):
 
 
 def why_dense(view: LayerView, input_shape: tuple[int, ...], dtype: torch.dtype) -> str:
-    """Return why a layer cannot run sparse; "" where it can.
+    """Return why a layer cannot run sparse; "" if it can.
 
     Args:
-        view: of a layer that is called with one tensor.
-        input_shape: of one sample of that.
-        dtype: of that.
+        view: the view of a layer that is called with one tensor.
+        input_shape: shape of one sample of this tensor.
+        dtype: its dtype.
     """
     weight = view.weight
     if weight.device.type != "cpu":
-        return f"is on {weight.device}, and sparse kernels are for the CPU"
+        return f"is on {weight.device}, but sparse kernels run on the CPU only"
     if weight.dtype not in DTYPES or dtype != weight.dtype:
-        return f"has weights of {weight.dtype} and inputs of {dtype}; sparse kernels are for float32 and float64"
+        return f"has weights of {weight.dtype} and inputs of {dtype}; sparse kernels take float32 or float64 for both"
     if isinstance(view, LinearView | ConvolutionView):
         return ""
     most = _MOST_ENTRIES_PER_WEIGHT * weight.numel()
     if (entries := unrolled_entries(view, input_shape)) > most:
-        return f"would be unrolled into {entries} entries, more than {most}: twice its weights"
+        return f"would be unrolled into {entries} entries, more than {most}, twice the number of its weights"
     return ""
 
 
 def make_product(view: LayerView, input_shape: tuple[int, ...]) -> MatrixProduct | TapProducts:
-    """Return the sparse product of a layer, from its weights that are not 0.
+    """Return the sparse product of a layer, built from its nonzero weights.
 
     Args:
-        view: of a layer on the CPU, float32 or float64.
-        input_shape: of one sample.
+        view: the view of a float32 or float64 layer on the CPU.
+        input_shape: shape of one sample.
     """
     if isinstance(view, LinearView):
         assert isinstance(view.module, nn.Linear)

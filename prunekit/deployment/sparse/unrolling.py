@@ -1,8 +1,8 @@
-"""Any layer that has a view, as one matrix for flat inputs of one shape.
+"""Unroll any layer that has a view into one matrix for flat inputs of one shape.
 
-Nothing is asked of a layer beyond its view: what ``inputs_at`` makes of the numbers 1, 2, 3, ... tells which input each
-weight multiplies, what ``outputs_at`` makes of 0, 1, 2, ... tells where its products go, and what the module makes
-of zeros is its bias. This module must not know which kinds of layers there are.
+The view is enough: applied to the numbers 1, 2, 3, ..., ``inputs_at`` shows which input each weight multiplies;
+applied to 0, 1, 2, ..., ``outputs_at`` shows which output the product is added to; the output of the module for zeros
+is its bias. This module must not know any kind of layer.
 """
 
 import torch
@@ -13,22 +13,22 @@ from prunekit.layers.view import LayerView
 
 
 def unrolled_entries(view: LayerView, input_shape: tuple[int, ...]) -> int:
-    """Return how many entries the matrix of a layer has at most: kept weights x positions."""
+    """Return the upper bound of the entries in the matrix of a layer: kept weights x positions."""
     positions = view.positions(torch.empty(1, *input_shape, device="meta"))
     return int(view.weight.count_nonzero()) * positions
 
 
 def unroll(view: LayerView, input_shape: tuple[int, ...]) -> MatrixProduct:
-    """Return a layer as one product, from its weights that are not 0.
+    """Return a layer as one matrix product, built from its nonzero weights.
 
     Args:
-        view: of a layer on the CPU whose outputs are its weights times its inputs, plus a constant.
-        input_shape: of one sample.
+        view: the view of a layer on the CPU whose outputs are its weights times its inputs, plus a constant.
+        input_shape: shape of one sample.
     """
     weight = view.to_matrix(view.weight.detach())
     inputs = weight.new_zeros(1, *input_shape)
     outputs = view.module(inputs).detach()
-    # float64 counts exactly far beyond the memory of any machine, and unlike integers it can be unfolded.
+    # float64 represents these counts exactly, and unlike integers it can be unfolded.
     numbers = torch.arange(1, inputs.numel() + 1, dtype=torch.float64).reshape(inputs.shape)
     everywhere = slice(0, view.positions(inputs))
     sources = view.inputs_at(numbers, everywhere)[:, :, 0].long()  # [G, M, fan]; 0 is padding

@@ -332,7 +332,7 @@ def test_outputs_of_another_shape_are_refused(pruned, monkeypatch):
     monkeypatch.setattr(
         "prunekit.deployment.export.dense.FORMAT", attrs.evolve(dense, reopen=reopen, tolerance=1e-4, load="")
     )
-    with pytest.raises(ExportError, match=r"as dense, its outputs have the shapes \[32, 2\] instead of \[32, 4\]"):
+    with pytest.raises(ExportError, match=r"as dense, the outputs have the shapes \[32, 2\], expected \[32, 4\]"):
         export(pruned, "dense", "out")
 
 

@@ -42,7 +42,7 @@ def check(model, sample, masks=None, **options):
     return {report.layer: report.reason for report in reports}
 
 
-def test_a_network_of_all_kinds_runs_sparse_and_the_given_one_stays_as_it_is(mixed_network, labelled_batches):
+def test_a_network_of_all_kinds_runs_sparse_and_the_original_is_unchanged(mixed_network, labelled_batches):
     before = copy.deepcopy(mixed_network.state_dict())
     masks = masks_for(mixed_network)
     sparse, reports = run_sparse(mixed_network, masks, labelled_batches[0][0], form="csr")
@@ -61,7 +61,7 @@ def test_a_network_of_all_kinds_runs_sparse_and_the_given_one_stays_as_it_is(mix
     assert not list(sparse.parameters())
 
 
-def test_layers_without_a_mask_stay_as_they_are():
+def test_layers_without_a_mask_are_unchanged():
     network = ToyNetwork()
     masks = prunekit.Masks({"hidden.weight": torch.rand(network.hidden.weight.shape) < 0.2})
     sparse, reports = run_sparse(network, masks, torch.randn(4, 1, 6, 6), form="csr")
@@ -80,7 +80,7 @@ def test_a_deep_network_gives_the_same_numbers():
     assert set(check(nn.Sequential(*layers).double(), torch.randn(3, 5, 32).double()).values()) == {""}
 
 
-def test_a_layer_that_is_called_twice_and_stands_in_two_places_runs_sparse_in_both():
+def test_a_layer_that_is_called_twice_and_registered_twice_runs_sparse_in_both_places():
     layer = nn.Linear(6, 6)
     network = nn.Sequential(layer, nn.ReLU(), nn.Sequential(layer))
     sparse, reports = run_sparse(network, masks_for(network), torch.randn(2, 6), form="csr")
@@ -126,8 +126,8 @@ def test_attention_stays_dense_and_is_named():
 
     reasons = check(Attending(), torch.randn(2, 5, 8))
     assert reasons == {
-        "attention.in_proj": "computes inside MultiheadAttention",
-        "attention.out_proj": "computes inside MultiheadAttention",
+        "attention.in_proj": "is computed inside MultiheadAttention",
+        "attention.out_proj": "is computed inside MultiheadAttention",
         "out": "",
     }
 
@@ -167,7 +167,7 @@ class Parts(nn.Module):
         return self.good(self.wrapped(self.whole(self.normed(inputs))))
 
 
-def test_what_no_sparse_layer_can_stand_for_is_left_and_named():
+def test_layers_that_cannot_run_sparse_are_reported_with_the_reason():
     network = Parts()
     masks = masks_for(network).tensors
     chosen = {name: mask for name, mask in masks.items() if name.endswith(".weight")}
@@ -177,10 +177,10 @@ def test_what_no_sparse_layer_can_stand_for_is_left_and_named():
     beginnings = {
         "odd": "is a Odd, whose outputs are not",
         "hooked": "has forward hooks",
-        "keyword": "is called with something else than one tensor",
-        "unused": "was not called",
-        "normed": "computes its weight from other parameters",
-        "whole": "drops nothing",
+        "keyword": "is called with other arguments than one tensor",
+        "unused": "is not called",
+        "normed": "is parametrized; call torch.nn.utils",
+        "whole": "keeps all its weights",
         "wrapped": "has forward hooks",
         "good": "",
     }
@@ -247,7 +247,7 @@ def test_a_layer_of_a_plugin_that_sees_several_sizes_stays_dense():
     assert check(Both(), torch.randn(5, 2, 4), view_of=view_of) == {"scaled": "is called with inputs of several sizes"}
 
 
-def test_a_network_that_uses_the_weight_of_a_layer_itself_is_refused():
+def test_a_network_that_uses_the_weight_of_a_layer_outside_of_it_is_refused():
     class Peeking(nn.Module):
         def __init__(self):
             super().__init__()
@@ -284,19 +284,19 @@ def test_tokens_count_as_samples_of_a_linear_layer():
     assert [(timing.batch_size, timing.size) for timing in report.timings] == [(1, 7), (3, 21)]
 
 
-def test_a_network_that_torch_prunes_runs_and_stays_dense_there():
+def test_layers_pruned_by_torch_stay_dense():
     network, sample = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4)), torch.randn(2, 6)
     prune.l1_unstructured(network[0], "weight", amount=0.5)
     mask = torch.rand(4, 6) < 0.5
     masks = prunekit.Masks({"0.weight_orig": mask, "1.weight": mask[:, :4]})
     sparse, (first, second) = run_sparse(network, masks, sample, form="csr")
-    assert "computes its weight from other parameters" in first.reason
+    assert "is parametrized" in first.reason
     assert not second.reason
     masks.apply(network)
     torch.testing.assert_close(sparse(sample), network(sample).detach())
 
 
-def test_what_cannot_be_is_refused_by_name():
+def test_impossible_arguments_are_refused_by_name():
     model, sample = nn.Linear(6, 4), torch.randn(2, 6)
     with pytest.raises(ConfigError, match=r"batch_sizes is \[\], expected"):
         run_sparse(model, masks_for(model), sample, batch_sizes=())

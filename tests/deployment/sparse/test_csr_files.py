@@ -89,7 +89,7 @@ def test_the_same_model_gives_the_same_bytes_in_the_documented_layout(tmp_path):
 
 
 @pytest.mark.parametrize(("inputs", "dtype"), [(256, "U8"), (257, "U16"), (65536, "U16"), (65537, "I32")])
-def test_columns_are_counted_in_as_few_bits_as_they_need(inputs, dtype, tmp_path):
+def test_columns_have_the_smallest_sufficient_dtype(inputs, dtype, tmp_path):
     layer = nn.Linear(inputs, 2)
     mask = torch.zeros(2, inputs, dtype=torch.bool)
     mask[0, 0] = mask[1, -1] = True
@@ -102,7 +102,7 @@ def test_columns_are_counted_in_as_few_bits_as_they_need(inputs, dtype, tmp_path
     torch.testing.assert_close(loaded(torch.ones(1, inputs)), layer(torch.ones(1, inputs)))
 
 
-def test_a_weight_that_would_be_larger_stands_there_dense_with_its_zeros(tmp_path):
+def test_a_weight_that_would_grow_is_stored_dense(tmp_path):
     dense, _ = pruned()
     masks = Masks({"4.weight": torch.rand(40, 128) < 0.9})
     save_csr(tmp_path / "m", dense, masks, ())
@@ -131,7 +131,7 @@ def test_tied_weights_are_stored_once(tmp_path):
     assert torch.equal(loaded(sample), sparse(sample))
 
 
-def test_a_file_for_another_network_is_refused_by_what_differs(tmp_path):
+def test_a_file_for_another_network_is_refused_with_the_difference(tmp_path):
     write(tmp_path / "m")
     with pytest.raises(CheckpointError, match=r"another network, they differ in 5.bias, 5.weight"):
         load_csr(tmp_path / "m", network()[:5], SAMPLE)
@@ -164,13 +164,13 @@ def test_other_files_are_refused(tmp_path):
         prunekit.load_masks(tmp_path / "m")
 
 
-def test_what_cannot_be_written_is_refused_and_nothing_is_written(tmp_path):
+def test_a_model_that_cannot_be_written_is_refused_without_a_file(tmp_path):
     dense, masks = pruned()
     with pytest.raises(MaskError, match=r"no parameter 'g.weight'"):
         save_csr(tmp_path / "m", dense, Masks({"g.weight": torch.ones(2, 2, dtype=torch.bool)}), ())
     dense.register_buffer("4_", torch.ones(1))
     dense[4].register_buffer("weight_col", torch.ones(1))
-    with pytest.raises(CheckpointError, match="has the name of a part"):
+    with pytest.raises(CheckpointError, match="is named like a part"):
         save_csr(tmp_path / "m", dense, masks, ())
     assert not list(tmp_path.iterdir())
 

@@ -23,7 +23,7 @@ def calls(clock):
     return make
 
 
-def test_the_fastest_form_is_chosen_and_what_is_hopeless_is_timed_twice(calls):
+def test_the_fastest_form_is_chosen_and_a_hopeless_one_is_timed_twice(calls):
     counts, forms = calls(dense=10, vectors=4, columns=100)
     timing = measure(forms, 8, 16)
     assert (timing.batch_size, timing.size, timing.form) == (8, 16, "vectors")
@@ -35,7 +35,7 @@ def test_the_fastest_form_is_chosen_and_what_is_hopeless_is_timed_twice(calls):
 
 
 @pytest.mark.parametrize(("columns", "chosen"), [(9.6, "dense"), (9.4, "columns")])
-def test_a_form_that_hardly_wins_is_not_taken(calls, columns, chosen):
+def test_a_form_that_is_barely_faster_is_not_chosen(calls, columns, chosen):
     timing = measure(calls(dense=10, columns=columns)[1], 1, 1)
     assert timing.form == chosen
     assert timing.ratio == pytest.approx(1 if chosen == "dense" else 0.94)

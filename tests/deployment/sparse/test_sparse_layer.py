@@ -55,7 +55,7 @@ def test_entries_in_any_order_are_compressed_and_those_of_one_place_added(rows, 
     assert torch.equal(CompressedRows.from_entries(row, column, values, (rows, columns)).tensor().to_dense(), wanted)
 
 
-def test_a_matrix_that_is_copied_converted_or_loaded_is_the_new_one():
+def test_a_copied_converted_or_loaded_matrix_has_the_new_values():
     rows = CompressedRows.from_dense(torch.tensor([[0.0, 2.0], [1.0, 0.0]]))
     first = rows.tensor()
     twin = copy.deepcopy(rows)
@@ -79,7 +79,7 @@ def test_a_matrix_that_is_copied_converted_or_loaded_is_the_new_one():
     DENSITIES,
     st.integers(0, 99),
 )
-def test_a_linear_layer_gives_in_each_form_what_the_dense_one_gives(
+def test_a_linear_layer_has_the_outputs_of_the_dense_one_in_each_form(
     inputs, outputs, leading, bias, dtype, density, seed
 ):
     generator = torch.Generator().manual_seed(seed)
@@ -126,7 +126,7 @@ def convolutions(draw):
 @OF_TORCH
 @settings(deadline=None, max_examples=150)
 @given(convolutions())
-def test_a_convolution_of_any_kind_gives_tap_by_tap_what_the_dense_one_gives(case):
+def test_a_convolution_of_any_kind_has_the_outputs_of_the_dense_one(case):
     layer, images = case
     product = make_product(ConvolutionView(layer), tuple(images.shape[1:]))
     found = product(images, "taps")
@@ -186,7 +186,7 @@ def test_the_number_of_samples_decides_and_between_two_the_nearer_one_by_ratio()
     assert seen[-1] == "columns"  # four rows
 
 
-def test_whoever_trains_a_sparse_layer_is_told():
+def test_training_a_sparse_layer_is_an_error():
     _, layer = sparse_linear({1: "vectors"})
     with pytest.raises(TrainingError, match="has no gradients; call eval"):
         layer(torch.ones(1, 6, requires_grad=True))
@@ -208,7 +208,7 @@ def test_inputs_that_do_not_fit_are_refused():
     with pytest.raises(ConfigError, match=r"both must be float32 or float64"):
         layer.bfloat16()(torch.ones(1, 6, dtype=torch.bfloat16))
     convolution = make_product(ConvolutionView(nn.Conv2d(1, 1, 3)), (1, 8, 8))
-    with pytest.raises(ConfigError, match=r"reach of \[3, 3\] gets inputs of \[1, 1, 2, 8\]"):
+    with pytest.raises(ConfigError, match=r"reach of \[3, 3\] got inputs of \[1, 1, 2, 8\]"):
         convolution(torch.ones(1, 1, 2, 8), "taps")
     with pytest.raises(RuntimeError):  # torch's own, as from a dense convolution
         SparseLayer(convolution.eval(), {1: "taps"}).eval()(torch.ones(1, 2, 8, 8))
@@ -221,7 +221,7 @@ def test_a_layer_says_why_it_cannot_run_sparse():
     assert not why_dense(LinearView(nn.Linear(2, 2)), (2,), torch.float32)
 
 
-def test_no_warning_of_torch_reaches_anyone():
+def test_torch_prints_no_warning():
     code = """
 import torch
 from torch import nn
