@@ -30,26 +30,26 @@ def test_the_probability_is_the_integral_of_the_density(t, freedom):
 
 
 @given(st.floats(0.5, 0.9999), st.integers(1, 40))
-def test_the_quantile_undoes_the_probability(probability, freedom):
+def test_the_quantile_inverts_the_probability(probability, freedom):
     assert student_probability(student_quantile(probability, freedom), freedom) == pytest.approx(probability, abs=1e-9)
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=30))
-def test_mean_error_and_count_are_those_of_the_standard_library(figures):
-    found = mean_of(figures)
-    assert found.value == pytest.approx(statistics.fmean(figures), abs=1e-9)
-    assert found.standard_error == pytest.approx(statistics.stdev(figures) / math.sqrt(len(figures)), abs=1e-6)
-    assert found.count == len(figures)
-    assert found.above == sum(figure > 0 for figure in figures)
+def test_mean_error_and_count_are_those_of_the_standard_library(values):
+    found = mean_of(values)
+    assert found.value == pytest.approx(statistics.fmean(values), abs=1e-9)
+    assert found.standard_error == pytest.approx(statistics.stdev(values) / math.sqrt(len(values)), abs=1e-6)
+    assert found.count == len(values)
+    assert found.above == sum(single > 0 for single in values)
 
 
-def test_one_figure_has_no_interval_and_tells_nothing():
+def test_one_value_has_no_interval_and_is_inconclusive():
     assert mean_of([0.5]).half_width is None
     assert mean_of([0.5]).verdict == "inconclusive"
 
 
 @pytest.mark.parametrize(
-    ("figures", "verdict"),
+    ("values", "verdict"),
     [
         ([1.0, 1.1, 0.9, 1.0], "more"),
         ([-1.0, -1.1, -0.9, -1.0], "less"),
@@ -57,5 +57,5 @@ def test_one_figure_has_no_interval_and_tells_nothing():
         ([0.0, 0.0], "inconclusive"),
     ],
 )
-def test_the_verdict_is_the_side_of_zero_that_the_interval_lies_on(figures, verdict):
-    assert mean_of(figures).verdict == verdict
+def test_the_verdict_is_the_side_of_zero_that_the_interval_lies_on(values, verdict):
+    assert mean_of(values).verdict == verdict

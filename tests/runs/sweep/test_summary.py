@@ -22,7 +22,7 @@ RECIPE = {
     },
 }
 SEEDS = (0, 1, 2)
-# kind, criterion, schedule -> what every seed is better by than the dense network, in hundredths
+# cell -> for each seed, hundredths by which it is better than the dense network
 BONUS = {
     "correlation; layerwise": (3, 4, 5),
     "random; layerwise": (2, 2, 2),
@@ -35,7 +35,7 @@ BONUS = {
 
 @pytest.fixture
 def summary():
-    """Summarise made-up outcomes."""
+    """Return the summary of made-up outcomes."""
     manager = make_manager(third_party=False)
     grid = read_grid(RECIPE)
     cells = make_cells(grid, manager, collect(manager))
@@ -49,7 +49,7 @@ def summary():
                 correlations = dict.fromkeys(run.layers, 0.1 * (seed + 1))
                 metrics = {"accuracy": 0.8 + seed / 20 + bonus / 100}
                 outcome = Outcome(metrics, kept, 1576, 1.0, correlations, correlations)
-                # What a cell passes through is another cell's end.
+                # An earlier stage of one cell may be the last stage of another.
                 outcomes |= {run.name: outcome} if run == runs[-1] else {}
                 outcomes.setdefault(run.name, outcome)
     return summarise(grid, cells, SEEDS, outcomes)
@@ -63,7 +63,7 @@ def difference(summary, question, criterion="correlation", schedule="layerwise")
     raise KeyError(question)
 
 
-def test_figures_are_means_over_the_seeds(summary):
+def test_metrics_are_means_over_the_seeds(summary):
     dense = summary.rows[0]
     assert dense.kind == "dense"
     assert dense.metrics["accuracy"].value == pytest.approx(0.85)
@@ -90,14 +90,14 @@ def test_only_the_first_schedule_is_compared_with_the_dense_network_that_was_not
         difference(summary, "pruned - dense, not trained on", schedule="layerwise (scratch=long)")
 
 
-def test_correlations_are_shown_where_the_last_stage_pruned(summary):
+def test_a_row_has_correlations_only_if_its_last_stage_pruned(summary):
     scratch = next(row for row in summary.rows if "scratch" in row.schedule)
     assert summary.rows[1].correlation_before.value == pytest.approx(0.2)
     assert scratch.correlation_before is None
     assert summary.rows[0].correlation_before is None
 
 
-def test_a_control_takes_as_many_steps_as_what_it_is_compared_with():
+def test_a_control_takes_as_many_steps_as_the_pruned_cell():
     manager = make_manager(third_party=False)
     grid = read_grid({**RECIPE, "sweep": {**RECIPE["sweep"], "schedules": ["layerwise", "one-shot"]}})
     cells = make_cells(grid, manager, collect(manager))
@@ -111,7 +111,7 @@ def test_a_control_takes_as_many_steps_as_what_it_is_compared_with():
     assert all(pruned == control for pruned, control in compared)
 
 
-def test_the_data_is_json_and_the_text_holds_both_tables(summary):
+def test_the_data_is_json_and_the_page_has_both_tables(summary):
     data = json.loads(json.dumps(to_json(summary)))
     assert data["rows"][1]["metrics"]["accuracy"]["count"] == 3
     text = to_markdown(summary, "table")
@@ -147,7 +147,7 @@ def test_entries_of_training_and_orders_of_a_structure_are_compared():
     assert questions.count("pruned - dense, trained on for as many steps") == 6
 
 
-def test_ways_to_share_a_density_have_a_column_and_are_compared_at_the_same_density():
+def test_distributions_have_a_column_and_are_compared_at_equal_density():
     manager = make_manager(third_party=False)
     rules = ["uniform", "global"]
     base = {"task": RECIPE["task"], "schedule": {"name": "one-shot"}, "criterion": {"name": "magnitude"}}

@@ -1,4 +1,4 @@
-"""Each test is a program of its own, since what is at stake is whether it ends, and leaves nobody behind."""
+"""Worker processes never outlive their program; each test starts a program of its own and waits for its end."""
 
 import os
 import signal
@@ -39,18 +39,18 @@ def start():
 
     yield go
     for program in started:
-        if program.returncode is None:  # it did not end
+        if program.returncode is None:  # it hangs
             os.killpg(program.pid, signal.SIGKILL)
             program.communicate()
 
 
 def ends(program):
-    """Return exit code and last line of standard error, once the program and all that it started have closed it."""
+    """Return exit code and last line of standard error, once the program and all its children have closed it."""
     _, errors = program.communicate(timeout=60)
     return program.returncode, errors.splitlines()[-1] if errors else ""
 
 
-def test_work_is_done_side_by_side_and_what_it_raises_is_raised(start):
+def test_calls_run_in_other_processes_and_their_errors_are_raised(start):
     program = start("""
     assert submit(os.getppid).result() == os.getpid()
     assert submit(signal.getsignal, signal.SIGINT).result() == signal.SIG_IGN
@@ -60,7 +60,7 @@ def test_work_is_done_side_by_side_and_what_it_raises_is_raised(start):
     assert ends(program) == (0, "")
 
 
-def test_an_error_ends_processes_that_are_at_work_and_idle_ones_whatever_they_ignore(start):
+def test_an_error_ends_busy_and_idle_processes_even_if_they_ignore_sigterm(start):
     program = start("""
     submit(time.sleep, 1000), submit(os.getpid).result()
     1 / 0
@@ -70,7 +70,7 @@ def test_an_error_ends_processes_that_are_at_work_and_idle_ones_whatever_they_ig
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("to", [os.kill, os.killpg])
-def test_a_request_to_stop_ends_them(start, number, to):
+def test_a_request_to_stop_ends_all_processes(start, number, to):
     program = start("""
     assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM)
     work = submit(time.sleep, 1000)
@@ -83,23 +83,23 @@ def test_a_request_to_stop_ends_them(start, number, to):
     assert ends(program) == (1, f"prunekit.errors.Interrupted: stopped by {number.name}")
 
 
-def test_a_request_while_a_process_starts_waits_until_it_can_be_ended(start):
+def test_a_request_during_the_start_of_a_process_is_deferred(start):
     program = start("""
     spawn = util.spawnv_passfds
-    def asked_to_stop(*arguments):
+    def interrupted(*arguments):
         started = spawn(*arguments)
         os.kill(os.getpid(), signal.SIGTERM)
         return started
-    util.spawnv_passfds = asked_to_stop
+    util.spawnv_passfds = interrupted
     submit(time.sleep, 1000)
-    say("it went on")
+    say("it continued")
 """)
     out, errors = program.communicate(timeout=60)
     assert (program.returncode, out) == (1, "")
     assert errors.endswith("prunekit.errors.Interrupted: stopped by SIGTERM\n")
 
 
-def test_one_that_dies_is_told_by_its_work_and_ends_the_others(start):
+def test_a_process_that_dies_breaks_its_future_and_ends_the_others(start):
     program = start("""
     submit(time.sleep, 1000)
     submit(os._exit, 1).result()
@@ -116,7 +116,7 @@ def test_one_that_dies_is_told_by_its_work_and_ends_the_others(start):
         ("ProcessPoolExecutor.shutdown", "os.kill(os.getpid(), signal.SIGTERM)", "Interrupted: stopped by SIGTERM"),
     ],
 )
-def test_further_requests_do_not_disturb_the_end(start, where, why, last):
+def test_further_requests_do_not_disturb_the_shutdown(start, where, why, last):
     program = start(f"""
     whole = {where}
     def disturbed(*arguments, **options):
@@ -132,7 +132,7 @@ def test_further_requests_do_not_disturb_the_end(start, where, why, last):
     assert error.endswith(last)
 
 
-def test_processes_notice_that_theirs_was_killed(start):
+def test_processes_exit_when_their_parent_is_killed(start):
     program = start("""
     submit(time.sleep, 1000), submit(os.getpid).result()
     say("at work")
@@ -143,7 +143,7 @@ def test_processes_notice_that_theirs_was_killed(start):
     assert ends(program)[0] == -signal.SIGKILL
 
 
-def test_in_another_thread_there_are_no_signals_to_take(start):
+def test_signals_are_not_handled_outside_the_main_thread(start):
     program = start("""
     pass
 from threading import Thread
