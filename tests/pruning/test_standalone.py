@@ -22,7 +22,7 @@ def network():
 BATCHES = list(ToyTask().batches("train", 0, prunekit.Seeds(0)))
 
 
-def test_one_density_masks_every_layer_and_leaves_the_model_as_it_is(network):
+def test_one_density_masks_every_layer_and_does_not_change_the_model(network):
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     masks = prunekit.select(network, density=0.25)
     assert {name: float(density) for name, density in masks.densities().items()} == {
@@ -35,7 +35,7 @@ def test_one_density_masks_every_layer_and_leaves_the_model_as_it_is(network):
     assert network.training
 
 
-def test_layers_can_be_named_in_short_and_others_stay_dense(network):
+def test_layers_can_be_named_by_globs_and_other_layers_get_no_mask(network):
     masks = prunekit.select(network, "random", density={"conv*": 0.5, "hidden": 1 / 8}, seed=3)
     assert masks.densities() == {"conv_a.weight": 0.5, "conv_b.weight": 0.5, "hidden.weight": 0.125}
     assert masks == prunekit.select(network, "random", density={"conv*": 0.5, "hidden": 1 / 8}, seed=3)
@@ -51,8 +51,8 @@ def test_a_criterion_that_observes_takes_batches(network):
 
 @pytest.mark.parametrize("density", [Fraction(1, 4), Decimal("0.25"), torch.tensor(0.25), np.float64(0.25), 1])
 def test_a_density_may_be_any_kind_of_number(network, density):
-    asked = {key: float(density) for key in ("conv_a.weight", "conv_b.weight", "hidden.weight", "classifier.weight")}
-    assert prunekit.select(network, density=density).densities() == asked
+    expected = {key: float(density) for key in ("conv_a.weight", "conv_b.weight", "hidden.weight", "classifier.weight")}
+    assert prunekit.select(network, density=density).densities() == expected
     assert prunekit.select(network, density={"hidden": density}).densities() == {"hidden.weight": float(density)}
 
 
@@ -79,7 +79,7 @@ def test_a_criterion_made_by_a_callable_sees_gradients_of_the_loss(network):
 
 
 @pytest.mark.parametrize("criterion", [Gradient, "correlation"])
-def test_gradients_that_are_there_stay_there(network, criterion):
+def test_existing_gradients_are_not_changed(network, criterion):
     def loss(model, batch):
         return F.cross_entropy(model(batch[0]), batch[1])
 
@@ -98,7 +98,7 @@ def test_a_pattern_and_a_global_scope_are_met(network):
     assert prunekit.select(network, density=0.1, scope="global").density() == pytest.approx(0.1, abs=0.001)
 
 
-def test_a_pattern_may_be_text_and_n_of_m_is_a_density(network):
+def test_a_pattern_can_be_text_and_n_of_m_implies_its_density(network):
     rest = ["conv_a"]
     assert prunekit.select(network, pattern="2:4", keep_dense=rest) == prunekit.select(
         network, density={"conv_b": 0.5, "hidden": 0.5, "classifier": 0.5}, pattern=NofM(2, 4)
@@ -107,14 +107,14 @@ def test_a_pattern_may_be_text_and_n_of_m_is_a_density(network):
     assert set(masks.tensors["hidden.weight"].sum(1).tolist()) == {0, 72}
 
 
-def test_a_distribution_meets_one_density_exactly_beside_layers_that_stay_dense(network):
+def test_a_distribution_meets_one_density_exactly_with_layers_kept_dense(network):
     masks = prunekit.select(network, density=0.2, distribution="erdos-renyi-kernel", keep_dense=["first"])
     total = sum(module.weight.numel() for module in network.modules() if hasattr(module, "weight"))
     assert "conv_a.weight" not in masks.tensors
     assert sum(int(mask.sum()) for mask in masks.tensors.values()) + network.conv_a.weight.numel() == round(0.2 * total)
 
 
-def test_the_zeros_stay_in_a_plain_loop(network):
+def test_dropped_weights_remain_zero_in_a_plain_loop(network):
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.01, weight_decay=0.1)
     masks = prunekit.select(network, density=0.2)
     with masks.hold(network, optimizer):
@@ -147,6 +147,6 @@ def test_the_zeros_stay_in_a_plain_loop(network):
         (nn.Linear(2, 2), {"density": 0.5, "criterion": "magnitud"}, "did you mean 'magnitude'"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(model, arguments, words):
+def test_an_impossible_request_is_an_error_in_one_line(model, arguments, words):
     with pytest.raises(ConfigError, match=words):
         prunekit.select(model, **arguments)

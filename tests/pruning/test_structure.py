@@ -34,20 +34,20 @@ def test_fractions_and_decimals_keep_the_order_written() -> None:
     )
 
 
-def test_densities_that_are_read_already_need_no_text() -> None:
+def test_densities_by_layer_can_be_resolved_without_text() -> None:
     names = ["a b", "c=d"]
     assert resolve_densities([("c=d", 0.5), ("a b", 1.0)], names) == alone(("c=d", 0.5), ("a b", 1.0))
     with pytest.raises(ConfigError, match="named twice"):
         resolve_densities([("a b", 0.5), ("a*", 1.0)], names)
 
 
-def test_spaces_around_the_equals_sign_do_no_harm() -> None:
+def test_spaces_around_the_equals_sign_are_ignored() -> None:
     assert parse_structure(" f = 1/2 ,  g= 1/4\n") == (("f", 0.5), ("g", 0.25))
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.integers(1, 99), st.integers(99, 9999)), min_size=1, max_size=5))
-def test_every_fraction_is_read_exactly(fractions: list[tuple[int, int]]) -> None:
+def test_every_fraction_is_parsed_exactly(fractions: list[tuple[int, int]]) -> None:
     text = " ".join(f"layer{index}={above}/{below}" for index, (above, below) in enumerate(fractions))
     assert [density for _, density in parse_structure(text)] == [above / below for above, below in fractions]
 
@@ -80,7 +80,7 @@ def test_names_ends_aliases_and_globs_are_resolved() -> None:
     assert resolved == alone(("features.f", 0.25), ("conv1", 0.5), ("conv2", 0.5), ("head", 0.1))
 
 
-def test_what_an_alias_means_in_several_networks_is_one_entry_under_the_name_written() -> None:
+def test_an_alias_of_layers_in_several_networks_is_one_entry_under_that_alias() -> None:
     layers, aliases = ["eyes.conv1", "eyes.f", "nose.conv1", "nose.f"], {"f": "*f", "1": "*conv1"}
     assert resolve_structure("f=1/4 1=1/2", layers, aliases) == (
         Target("f", {"eyes.f": 0.25, "nose.f": 0.25}),
@@ -94,17 +94,17 @@ def test_what_an_alias_means_in_several_networks_is_one_entry_under_the_name_wri
 
 
 @pytest.mark.parametrize("text", ["head=0.5 head=0.5", "h=0.5 head=0.1", "conv*=0.5 conv2=0.1", "f=0.5 *=0.1"])
-def test_a_layer_named_twice_is_refused_in_whatever_way_it_is_named(text: str) -> None:
+def test_a_layer_named_twice_is_refused_whatever_the_names(text: str) -> None:
     with pytest.raises(ConfigError, match=r"is named twice: by '.*' and by '.*'"):
         resolve_structure(text, LAYERS, {"h": "head"})
 
 
-def test_an_unknown_layer_says_the_nearest() -> None:
+def test_an_unknown_layer_is_an_error_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match="did you mean 'conv1'"):
         resolve_structure("cov1=0.5", LAYERS)
 
 
-def test_a_module_without_a_view_is_told_from_an_unknown_one() -> None:
+def test_a_module_without_a_view_has_its_own_message() -> None:
     with pytest.raises(ConfigError, match="module 'pool' has no weights that can be pruned"):
         resolve_structure("pool=0.5", LAYERS, others=["pool"])
 
@@ -121,7 +121,7 @@ SHAPES = [
 ]
 
 
-def test_layers_stay_dense_by_name_end_glob_alias_and_place():
+def test_keep_dense_takes_names_ends_globs_aliases_and_places():
     def rest(*keep_dense):
         entries = distribute(0.6, SHAPES, "uniform", keep_dense, {"head": "fc"})
         assert all(entry.targets.keys() == {entry.name} for entry in entries)
@@ -137,7 +137,7 @@ def test_layers_stay_dense_by_name_end_glob_alias_and_place():
         rest("frist")
 
 
-def test_entries_whose_layers_make_the_same_channels_are_joined_through_others_too():
+def test_entries_whose_layers_share_channels_are_joined_even_through_other_layers():
     known = channel_groups(["a", "b"], ["b", "c"], ["d"])
     entries = resolve_structure("d=0.5 c=0.25 last=0.1 a=0.25 b=0.25", ["a", "b", "c", "d", "last"])
     assert join_channel_groups(entries, known) == (
@@ -148,7 +148,7 @@ def test_entries_whose_layers_make_the_same_channels_are_joined_through_others_t
     assert [entry.name for entry in join_channel_groups(alias, known)] == ["all", "c+2"]
 
 
-def test_layers_that_make_the_same_channels_need_one_density_or_get_that_of_their_sum():
+def test_layers_that_share_channels_need_the_same_density_or_get_that_of_their_sum():
     known = channel_groups(["a", "b"], ["c"])
     entries = (Target("a", {"a": 0.5}), Target("b", {"b": 0.2}), Target("c", {"c": 0.3}))
     with pytest.raises(ConfigError, match=r"but got a=0\.5 b=0\.2; use one density or exclude them all"):
@@ -161,7 +161,7 @@ def test_layers_that_make_the_same_channels_need_one_density_or_get_that_of_thei
 
 
 def channel_groups(*layers):
-    """Return streams of two channels, each through some layers."""
+    """Return channel groups of two channels each, one for each list of layers."""
     return ChannelGroups(
         tuple(ChannelGroup({name: torch.tensor([[0], [1]]) for name in names}) for names in layers),
         {name: 2 for names in layers for name in names},
@@ -175,19 +175,19 @@ def test_a_layer_that_is_called_last_is_that_layer():
     assert [entry.name for entry in distribute(0.6, layers, keep_dense=["last"])] == ["end"]
 
 
-def test_the_total_is_met_by_the_layers_that_are_left():
+def test_the_pruned_layers_make_up_for_the_dense_ones():
     entries = distribute(0.5, SHAPES, "erdos-renyi", ["first"])
     targets = {name: density for entry in entries for name, density in entry.targets.items()}
     kept = sum(kept_count(targets.get(layer.name, 1.0), layer.weights) for layer in SHAPES)
     assert kept == kept_count(0.5, sum(layer.weights for layer in SHAPES))
 
 
-def test_n_of_m_has_its_density_in_each_layer_that_is_left():
+def test_n_of_m_has_its_density_in_each_pruned_layer():
     entries = distribute(0.5, SHAPES, keep_dense=["first"], pattern=NofM(2, 4))
     assert [dict(entry.targets) for entry in entries] == [{"features.conv2": 0.5}, {"fc": 0.5}]
 
 
-def test_all_layers_that_a_pattern_does_not_fit_are_named_with_a_way_out():
+def test_all_layers_that_a_pattern_does_not_fit_are_named_with_the_next_step():
     entries = [Target(layer.name, {layer.name: 0.5}) for layer in SHAPES]
     with pytest.raises(ConfigError) as caught:
         check_fit(entries, SHAPES, NofM(2, 4))

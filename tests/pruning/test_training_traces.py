@@ -88,7 +88,7 @@ def test_gradients_are_summed_as_the_optimiser_sees_them(settings) -> None:
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_a_step_that_the_scaler_leaves_out_adds_nothing(fused) -> None:
+def test_a_step_that_the_scaler_skips_adds_nothing(fused) -> None:
     batches = Numbers().batches("train", 0, None)
     batches[2] = (batches[2][0], batches[2][1] * torch.inf)
     adam = lambda model: torch.optim.Adam(model.parameters(), lr=0.0, fused=fused)  # noqa: E731 - two words
@@ -99,7 +99,7 @@ def test_a_step_that_the_scaler_leaves_out_adds_nothing(fused) -> None:
     assert total.isfinite().all()
 
 
-def test_nothing_is_summed_afterwards() -> None:
+def test_nothing_is_summed_after_the_context_ends() -> None:
     model = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     layers = {"layer": core_view(model)}

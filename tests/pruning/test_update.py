@@ -54,7 +54,7 @@ def test_global_ranking_meets_the_total_and_equals_a_sort_of_all_weights(first, 
 
 @given(st.floats(0.1, 1), st.floats(0, 1), st.sampled_from(["gradient", "random"]), st.integers(0, 5))
 @settings(deadline=None, max_examples=40)
-def test_growth_fills_up_to_the_density_exactly_and_exchanges_what_was_asked(density, fraction, by, seed):
+def test_growth_fills_up_to_the_density_exactly_and_exchanges_the_requested_fraction(density, fraction, by, seed):
     model = network(seed)
     evidence = Evidence(None, gradients_of(model, [torch.randn(4, 12)]))
     static = choose(model, MaskUpdate(0.0, {"0": density}))
@@ -82,7 +82,7 @@ def test_growth_by_gradient_takes_the_largest_gradients_among_the_dropped():
     assert torch.equal(chosen.masks["0"].flatten(), expected)
 
 
-def test_where_all_come_back_nobody_is_asked_and_what_was_dropped_is_named():
+def test_reopening_scores_nothing_and_returns_the_connections_that_were_kept():
     class Silent(Magnitude):
         def score(self, weight, generator):
             raise AssertionError
@@ -97,7 +97,7 @@ def test_where_all_come_back_nobody_is_asked_and_what_was_dropped_is_named():
     assert (chosen.layers["0"].kept, chosen.layers["2"].kept) == (120, 60)
 
 
-def test_a_random_draw_asks_neither_the_criterion_nor_the_data():
+def test_a_random_draw_uses_neither_the_criterion_nor_data():
     class Needy(Magnitude):
         needs = frozenset({"gradients"})
 
@@ -108,12 +108,12 @@ def test_a_random_draw_asks_neither_the_criterion_nor_the_data():
     assert not torch.equal(first.masks["0"], other.masks["0"])
 
 
-def test_a_dropped_connection_does_not_come_back_by_itself():
+def test_a_dropped_connection_does_not_come_back_without_growth():
     model = network()
     mask = torch.rand(10, 12) < 0.5
     kept = int(mask.sum()) / 120
     with torch.no_grad():
-        model[0].weight[~mask] = 9.0  # attractive, but gone
+        model[0].weight[~mask] = 9.0  # attractive, but dropped
     chosen = choose(model, MaskUpdate(0.0, {"0": kept / 2}), {"0": mask})
     assert not (chosen.masks["0"] & ~mask).any()
 
@@ -160,7 +160,7 @@ def test_a_criterion_without_the_data_it_needs_says_what_to_give():
 
 @attrs.define
 class Recorder(Criterion):
-    """Sums what it sees; asks for three passes."""
+    """Records every observation; requests three passes."""
 
     name = "recorder"
     needs = frozenset({"gradients"})
@@ -178,7 +178,7 @@ class Recorder(Criterion):
         return weight
 
 
-def test_a_criterion_sees_inputs_outputs_activations_and_gradients_as_often_as_it_asks():
+def test_a_criterion_sees_inputs_outputs_activations_and_gradients_in_every_pass_it_requests():
     model, made = network(), []
     batches = [torch.randn(4, 12), torch.randn(3, 12)]
 
@@ -200,7 +200,7 @@ def test_a_criterion_sees_inputs_outputs_activations_and_gradients_as_often_as_i
         torch.testing.assert_close(seen.weight_gradient[0], hidden.grad.T @ batch)
 
 
-def test_an_inplace_activation_does_not_spoil_the_outputs():
+def test_an_inplace_activation_does_not_change_the_outputs():
     torch.manual_seed(0)
     model, made = nn.Sequential(nn.Linear(12, 10), nn.ReLU(inplace=True)), []
     batch = torch.randn(4, 12)
@@ -234,7 +234,7 @@ def test_one_update_after_another_keeps_the_exact_count_in_any_scope(first_scope
 
 @pytest.mark.parametrize("scope", ["unit", "layer"])
 @pytest.mark.parametrize("criterion", [Magnitude, lambda: Correlation(mode="highest"), Correlation])
-def test_growth_with_a_decaying_exchange_goes_on_in_any_scope(scope, criterion):
+def test_growth_with_a_decaying_exchange_works_in_any_scope(scope, criterion):
     if scope == "layer" and criterion is Correlation:
         scope = "unit"  # halves are those of a unit
     model, masks = network(), {}
@@ -269,7 +269,7 @@ class Lowest(Criterion):
 
 
 @pytest.mark.parametrize("scope", ["unit", "layer", "global"])
-def test_a_candidate_with_the_lowest_score_still_comes_before_what_is_gone(scope):
+def test_a_candidate_with_the_lowest_score_ranks_before_dropped_connections(scope):
     mask = torch.rand(10, 12, generator=torch.Generator().manual_seed(0)) < 0.5
     update = MaskUpdate(0.0, {"0": 0.3}, scope=scope)
     chosen = choose(network(), update, {"0": mask}, Lowest)
@@ -289,7 +289,7 @@ def test_blocks_keep_whole_blocks_at_any_density_and_again_under_their_own_mask(
     assert not (second["0"] & ~first["0"]).any()
 
 
-def test_whole_units_stay_by_their_sums_and_again_under_their_own_mask():
+def test_whole_units_are_kept_by_their_sums_and_again_under_their_own_mask():
     model = network()
     first = choose(model, MaskUpdate(0.0, {"0": 0.5, "2": 0.5}, pattern=Units())).masks
     second = choose(model, MaskUpdate(0.0, {"0": 0.33}, pattern=Units()), first).masks
@@ -374,7 +374,7 @@ def test_data_a_criterion_cannot_use_names_the_layer():
 
 @attrs.define(eq=False)
 class Surveyor(NetworkCriterion):
-    """Scores by how often it was asked; reads batches as often as it is told to."""
+    """Scores by the number of surveys; reads the batches ``reads`` times."""
 
     name = "surveyor"
     reads: int = 1
@@ -423,7 +423,7 @@ def test_a_survey_without_what_it_needs_says_what_to_give(losses_and_batches, re
 used_up = iter([1])
 
 
-def test_a_criterion_that_has_surveyed_nothing_says_so():
+def test_a_criterion_that_has_not_surveyed_a_network_raises_an_error():
     with pytest.raises(DataError, match="criterion 'surveyor' has not surveyed a network"):
         Surveyor().score(torch.ones(1, 2, 3), torch.Generator())
 
