@@ -21,7 +21,7 @@ def print_bench(found: "Bench") -> None:
     dense = found.comparisons[0].forms[0].file
     for comparison in found.comparisons:
         _print_comparison(comparison)
-    if found.layers and all(layer.reason for layer in found.layers) and "csr" not in found.comparisons[0].absent:
+    if found.layers and all(layer.reason for layer in found.layers) and "csr" not in found.comparisons[0].unavailable:
         click.echo("auto: all layers remain dense")
     click.echo(
         f"on disk, a sparse checkpoint takes {_bytes(found.checkpoint)} ({found.checkpoint / dense:.2g} of dense; "
@@ -66,7 +66,7 @@ def _print_comparison(comparison: "DeviceResult") -> None:
         table.add_row("samples/s", *(_rate(size / median) for median in medians))
         table.add_row("of dense", *(f"{form.ratios[size]:.2f}" for form in comparison.forms))
     print_table(table)
-    for form, reason in comparison.absent.items():
+    for form, reason in comparison.unavailable.items():
         click.echo(f"{form}: {reason}")
 
 

@@ -1,4 +1,4 @@
-"""The contract of an export format: how to write a pruned network as one file, and how to prove that file.
+"""The contract of an export format: write a pruned network as one file, and read the file to check it.
 
 This module must not know any format.
 """
@@ -18,20 +18,20 @@ from prunekit.masks.masks import Masks
 from prunekit.masks.matching import match
 
 Run = Callable[[Samples], tuple[Tensor, ...]]
-"""Runs a network that was read back from a file, and returns all its output tensors."""
+"""Runs a network that was read from a file, and returns all its output tensors."""
 
 
 @attrs.frozen(eq=False)
 class PrunedNetwork:
-    """A pruned network and what to run it on.
+    """A pruned network with its masks, views and sample inputs.
 
     Attributes:
         network: the deployed network, in evaluation mode, on the CPU, without gradients; dropped weights are exactly 0.
-        masks: parameter name in the network -> bool; what has none is dense.
+        masks: parameter name in the network -> ``torch.bool``, True = keep; parameters without a mask are dense.
         views: its prunable layers by name, from input to output.
-        samples: what to call it with.
-        name: what the user called it.
-        view_of: what the views came from.
+        samples: inputs of the network.
+        name: the name that the user gave: a run folder or a model.
+        view_of: returns the view of a layer.
     """
 
     network: nn.Module
@@ -42,26 +42,26 @@ class PrunedNetwork:
     view_of: ViewOf = core_view
 
     def outputs(self, samples: Samples | None = None) -> tuple[Tensor, ...]:
-        """Run the network and return its output tensors; without ``samples`` on its own."""
+        """Run the network on ``samples`` (default: its own) and return its output tensors."""
         return (samples or self.samples).through(self.network)
 
     def runner(self, weights: Mapping[str, Tensor]) -> Run:
-        """Return what runs a copy of the network with other weights: what ``ExportFormat.reopen`` often returns.
+        """Return a function that runs a copy of the network with other weights, for use in ``ExportFormat.reopen``.
 
         Args:
-            weights: a whole ``state_dict`` of the network.
+            weights: a complete ``state_dict`` of the network.
         """
         network = copy.deepcopy(self.network)
         network.load_state_dict(weights)
         return lambda samples: samples.through(network)
 
     def layer_masks(self) -> dict[str, Tensor]:
-        """Return layer -> mask of the weight's shape, of the prunable layers that have one."""
+        """Return layer -> mask in the shape of its weight, for all prunable layers with a mask."""
         matched = match(self.masks.tensors, self.network)
         by_weight = {id(parameter): mask for parameter, mask in matched.values()}
         found = {}
         for name, view in self.views.items():
-            # By name too: a computed weight is another tensor at each look.
+            # By name too, since a parametrized weight is a new tensor at each access.
             mask = self.masks.tensors.get(parameter_name(name, view), by_weight.get(id(view.weight)))
             if mask is not None:
                 found[name] = mask
@@ -93,14 +93,15 @@ class ExportFormat:
     renames the file only if the outputs agree with those of the masked network.
 
     Attributes:
-        name: what ``--to`` takes.
+        name: the value of ``--to``.
         summary: one line for ``prunekit list``.
-        encode: returns the file of a pruned network.
-        reopen: reads such a file as its users do, given the path and the pruned network, and returns what runs it.
-        tolerance: greatest difference of an output from that of the masked network, relative to outputs above 1; see
+        encode: returns the bytes of the file of a pruned network.
+        reopen: reads the file as its users do, given the path and the pruned network, and returns a function that
+            runs it.
+        tolerance: largest difference from the outputs of the masked network, relative to outputs above 1; see
             ``prunekit.deployment.output_check``.
         load: one line of code that loads the file; ``{path}`` is its quoted path.
-        form: returns the network that ``prunekit bench`` times beside the dense one; ``None`` if there is none.
+        form: returns the network that ``prunekit bench`` times against the dense one; ``None`` if there is none.
     """
 
     name: str

@@ -71,7 +71,7 @@ def test_a_masked_parameter_outside_layers_has_no_multiply_adds(capsys):
     assert main(["bench", "models.py:recurrent", "--input", "3x12", "--batch-sizes", "1"]) == 0
     lines = capsys.readouterr().out
     assert re.search(r"0\.weight_ih_l0 +parameter +144 +72 +0\.5000 +- +-\n", lines)
-    assert "csr: no layer can run sparse: the masks are on none\n" in lines
+    assert "csr: no layer can run sparse: no mask is on a layer\n" in lines
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_network_that_cannot_be_measured_is_refused_in_one_line(capsys, argume
 def test_a_run_without_masks_and_an_unfinished_run_are_refused(in_an_empty_folder, capsys):
     assert main([*RUN, *SHORT, "--dense", "--out", "a"]) == 0
     assert main(["bench", "a"]) == 2
-    assert "a has no masks that drop a weight, so there is nothing to compare" in capsys.readouterr().err
+    assert "a has no masks that drop a weight, so no form differs from the dense network" in capsys.readouterr().err
     (in_an_empty_folder / "a" / "model.safetensors").unlink()
     assert main(["bench", "a"]) == 2
     assert "finish it with: prunekit run --resume a" in capsys.readouterr().err

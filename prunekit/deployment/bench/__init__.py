@@ -1,5 +1,4 @@
-"""What a pruned network costs and takes: ``prunekit bench``.
+"""Measure a pruned network for ``prunekit bench``: weights, multiply-adds, bytes and latency in every form.
 
-``running.bench`` measures, and gives ``records``. Knows pruned networks and the forms they can run in; must not know
-the command line.
+``running.bench`` measures and returns ``records``. This package must not know the command line.
 """

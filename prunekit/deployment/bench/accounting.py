@@ -1,9 +1,9 @@
-"""What a network costs: weights and multiply-adds of each layer, dense and under masks.
+"""Count weights and multiply-adds of each layer, dense and under masks.
 
-Multiply-adds are theoretical: every kept weight once for each use of it, and how often it is used is read off the
-shapes of one forward pass. Products outside of layers, such as those of attention and of layers of
-kinds that have no view, are counted by ``torch.utils.flop_counter``, as "other", as far as it knows them (on a CPU no
-recurrent layers); what works number by number (norms, activations, biases) counts nothing.
+Multiply-adds are theoretical: one per use of each kept weight, with the number of uses derived from the shapes of one
+forward pass. Products outside of layers with a view, such as those of attention, are counted as "other" by
+``torch.utils.flop_counter``, as far as it supports them (no recurrent layers on a CPU); elementwise operations (norms,
+activations, biases) count as zero.
 This module knows layers and masks; it must not know time, files or formats.
 """
 
@@ -26,15 +26,16 @@ from prunekit.masks.matching import match
 
 @attrs.frozen
 class LayerCount:
-    """A layer, or a masked parameter that is in none.
+    """Counts of a layer, or of a masked parameter outside of all layers.
 
     Attributes:
-        name: of the layer, or of the parameter.
-        kind: as in tables; "parameter" where it is in no layer.
-        weights: connections, no biases; what layers share counts once, under the first of them.
-        kept: those that the mask keeps, all where there is none.
-        multiply_adds: of the pass, over all uses; of a parameter that is in no layer 0, since its uses are not seen.
-        kept_multiply_adds: those of kept weights.
+        name: name of the layer or parameter.
+        kind: kind of the layer, as in tables; "parameter" outside of layers.
+        weights: number of connections, without biases; shared weights count once, in their first layer.
+        kept: number of kept connections; all without a mask.
+        multiply_adds: multiply-adds of the pass over all uses; 0 for a parameter outside of layers, whose uses are
+            unknown.
+        kept_multiply_adds: multiply-adds of kept weights.
     """
 
     name: str
@@ -47,10 +48,11 @@ class LayerCount:
 
 @attrs.frozen
 class Account:
-    """A network and one forward pass through it.
+    """Counts of a network for one forward pass.
 
     Attributes:
-        layers: in the order of the network; then masked parameters that are in none, but biases and normalisation.
+        layers: layers in the order of the network, then masked parameters outside of layers, without biases and
+            normalisation.
         other: multiply-adds outside of layers, which masks do not change.
     """
 
@@ -59,22 +61,22 @@ class Account:
 
     @property
     def weights(self) -> int:
-        """Of all layers."""
+        """Weights of all layers."""
         return sum(layer.weights for layer in self.layers)
 
     @property
     def kept(self) -> int:
-        """Weights that masks keep."""
+        """Kept weights of all layers."""
         return sum(layer.kept for layer in self.layers)
 
     @property
     def multiply_adds(self) -> int:
-        """Of the dense network."""
+        """Multiply-adds of the dense network."""
         return self.other + sum(layer.multiply_adds for layer in self.layers)
 
     @property
     def kept_multiply_adds(self) -> int:
-        """Of kept weights, and the others."""
+        """Multiply-adds of kept weights, plus those outside of layers."""
         return self.other + sum(layer.kept_multiply_adds for layer in self.layers)
 
 
@@ -84,21 +86,25 @@ def account(
     masks: Mapping[str, Tensor] | None = None,
     view_of: ViewOf = core_view,
 ) -> Account:
-    """Count a network's weights, and the multiply-adds of one forward pass.
+    """Count the weights of a network and the multiply-adds of one forward pass.
+
+        found = account(network, lambda: network(torch.zeros(1, 784)), masks.tensors)
+        print(found.kept / found.weights, found.kept_multiply_adds)
 
     Args:
-        network: in evaluation mode; the dense one, its weights need not be masked.
-        run: runs it, best on one sample: multiply-adds are those of all samples that it takes.
-        masks: parameter name -> True = keep; what has none is kept.
-        view_of: the view, or the views, of a module.
+        network: the dense network in evaluation mode; dropped weights need not be zero.
+        run: runs the network, usually on one sample; multiply-adds are the sum over its samples.
+        masks: parameter name -> ``torch.bool`` in the shape of the parameter, True = keep; parameters without a mask
+            are kept.
+        view_of: returns the view or views of a module.
 
     Raises:
-        MaskError: when masks do not fit the network.
+        MaskError: masks that do not fit the network.
     """
     matched = match(masks or {}, network)
     layers = find_layers(network, view_of)
     kept, strangers = _kept(layers, matched)
-    # A weight that several modules share is the layer of the first.
+    # A weight that several modules share is counted for the first of them.
     owners = {id(parameter_of(view)): name for name, view in layers.items()}
     products = {name: [0, 0] for name in layers}  # dense, and of kept weights
     explained = 0
@@ -109,12 +115,12 @@ def account(
         found = sum(uses) * view.outputs * view.fan
         products[owner][0] += found
         products[owner][1] += sum(times * left for times, left in zip(uses, kept[owner], strict=True))
-        explained += min(found, seen)  # torch does not count every operation, mv for one
+        explained += min(found, seen)  # torch does not count every operation, such as mv
 
     with FlopCounterMode(display=False) as counter, ExitStack() as stack:
         for name, view in all_views(network, view_of):
-            stack.enter_context(_watched(name, view, counter, count))
-        # So that layers are called one by one, and the products of attention are counted on every device.
+            stack.enter_context(_counted_calls(name, view, counter, count))
+        # Without fused paths, layers are called one by one and attention is counted on every device.
         stack.enter_context(_no_fast_path())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         with torch.no_grad():
@@ -129,11 +135,11 @@ def account(
 def _kept(
     layers: Mapping[str, LayerView], matched: Mapping[str, tuple[nn.Parameter, Tensor]]
 ) -> tuple[dict[str, list[int]], list[LayerCount]]:
-    """Return how many weights of each group masks keep, by layer; and the masked weights that are in no layer."""
+    """Return layer -> kept weights of each group, and the masked weights outside of layers."""
     by_parameter = {id(parameter): name for name, (parameter, _) in matched.items()}
     kept, found = {}, set()
     for layer, view in layers.items():
-        # A computed weight is no parameter; its mask bears its name.
+        # A parametrized weight is not a parameter; its mask is found by name.
         name = by_parameter.get(id(parameter_of(view)), parameter_name(layer, view))
         found.add(name)
         if name in matched:
@@ -149,13 +155,13 @@ def _kept(
 
 
 @contextmanager
-def _watched(
+def _counted_calls(
     name: str,
     view: LayerView,
     counter: FlopCounterMode,
     count: Callable[[str, LayerView, tuple[int, ...], int], None],
 ) -> Iterator[None]:
-    """Count every call of a layer, beside what torch counts inside of it."""
+    """Count every call of a layer, and the multiply-adds that torch counts inside it."""
     began: list[int] = []
 
     def before(*_: object) -> None:
@@ -184,7 +190,7 @@ def _multiply_adds(counter: FlopCounterMode) -> int:
 
 @contextmanager
 def _no_fast_path() -> Iterator[None]:
-    """Keep attention and encoder layers of torch from running as one operation."""
+    """Disable the fused operation of torch for attention and encoder layers."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -1,7 +1,7 @@
-"""From which density on a layer gains by running sparse, found by measuring it at several.
+"""Find the density below which a layer runs faster sparse, by measuring it at several densities.
 
-The layer's own dense form is timed against its sparse ones, with as many weights left, at random places, as the density
-says. This module must not know networks.
+The dense form of the layer is timed against its sparse forms, with weights kept at random positions. This module must
+not know networks.
 """
 
 import copy
@@ -16,17 +16,17 @@ from prunekit.layers.view import LayerView, ViewOf
 from prunekit.masks.masks import Masks
 
 LEAST = 1 / 256
-"""Below that nobody prunes."""
+"""Lowest density measured."""
 
-_STEPS = 5  # of halving between LEAST and 1 on a logarithmic scale: the last two are a fifth apart
+_STEPS = 5  # bisections between LEAST and 1 on a logarithmic scale; the last two densities differ by a fifth
 
 
 def crossover(ratio: Callable[[float], float], steps: int = _STEPS) -> float | None:
-    """Return about the greatest density at which a ratio is below 1; ``None``: not even at ``LEAST``.
+    """Return approximately the highest density at which a ratio is below 1; ``None`` if it is not at ``LEAST``.
 
     Args:
-        ratio: density -> sparse time / dense time, which grows with the density.
-        steps: measurements, beside the one at ``LEAST``.
+        ratio: density -> sparse time / dense time, increasing with the density.
+        steps: number of measurements besides the one at ``LEAST``.
     """
     if ratio(LEAST) >= 1:
         return None
@@ -38,12 +38,12 @@ def crossover(ratio: Callable[[float], float], steps: int = _STEPS) -> float | N
 
 
 def layer_crossover(layer: nn.Module, inputs: Tensor, view_of: ViewOf) -> float | None:
-    """Measure from which density on a layer gains on this machine; ``None``: from none that was tried.
+    """Measure the density below which a layer runs faster sparse on this machine; ``None``: at no measured density.
 
     Args:
-        layer: with one weight, on the CPU; it is not changed.
-        inputs: that it is called with, the batch first.
-        view_of: gives its view.
+        layer: a layer with one weight, on the CPU; it is not changed.
+        inputs: inputs of the layer, the batch first.
+        view_of: returns the view of the layer.
     """
     layer = copy.deepcopy(layer)
     view = view_of(layer)

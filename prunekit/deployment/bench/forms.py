@@ -1,6 +1,6 @@
-"""The forms in which a pruned network can run, ready to be measured, and those in which it cannot, and why.
+"""Build the forms in which a pruned network can run, and give the reason for each form that is unavailable.
 
-This module must not measure networks; the form "auto" measures its layers when it is made.
+This module must not measure networks; building the form "auto" measures its layers.
 """
 
 import copy
@@ -27,7 +27,7 @@ from prunekit.layers.lookup import display_name
 from prunekit.masks.weight_files import encode_weights
 
 HALF = torch.float16
-"""Of kernels for 2:4."""
+"""Dtype of the forms on a GPU, which 2:4 kernels need."""
 
 
 @attrs.frozen(eq=False)
@@ -36,7 +36,7 @@ class Form:
 
     Attributes:
         name: "dense", "csr", ...
-        network: what is called.
+        network: the network in this form.
         file: bytes on disk.
     """
 
@@ -46,7 +46,7 @@ class Form:
 
     @property
     def memory(self) -> int:
-        """Bytes of parameters and buffers; what is shared counts once."""
+        """Bytes of parameters and buffers; shared memory counts once."""
         tensors = chain.from_iterable(map(_parts, (*self.network.parameters(), *self.network.buffers())))
         storages = [tensor.untyped_storage() for tensor in tensors]
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
@@ -54,21 +54,21 @@ class Form:
 
 @attrs.define
 class Forms:
-    """What there is on one device.
+    """The forms of a network on one device.
 
     Attributes:
-        there: the dense form first.
-        absent: form -> why it is not there.
-        layers: masked layers, where "auto" measured them.
+        available: the forms that can run, the dense one first.
+        unavailable: form -> reason.
+        layers: masked layers as measured for "auto".
     """
 
-    there: list[Form]
-    absent: dict[str, str] = attrs.field(factory=dict)
+    available: list[Form]
+    unavailable: dict[str, str] = attrs.field(factory=dict)
     layers: tuple[LayerResult, ...] = ()
 
 
 def _parts(tensor: Tensor) -> Iterator[Tensor]:
-    """Yield what a tensor keeps: itself, or the tensors that one of torch's wrappers (2:4) consists of."""
+    """Yield the tensors that hold the data of a tensor: itself, or the parts of a wrapper subclass of torch (2:4)."""
     if not hasattr(tensor, "__tensor_flatten__"):
         yield tensor
         return
@@ -77,33 +77,33 @@ def _parts(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def cpu_forms(pruned: PrunedNetwork, batch_sizes: Sequence[int]) -> Forms:
-    """Return dense, csr, auto and shrunk, of these what can be made."""
+    """Build the forms dense, csr, auto and shrunk, as far as the network has them."""
     forms = Forms([_dense(pruned.network)])
     _add_sparse(forms, pruned, batch_sizes)
     try:
-        forms.there.append(_shrunk(pruned))
+        forms.available.append(_shrunk(pruned))
     except PrunekitError as error:
-        forms.absent["shrunk"] = str(error)
+        forms.unavailable["shrunk"] = str(error)
     return forms
 
 
 def cuda_forms(pruned: PrunedNetwork) -> Forms:
-    """Return dense, shrunk and semi-structured, of these what can be made, in half precision on the GPU."""
+    """Build the forms dense, shrunk and 2:4 in half precision on the GPU, as far as the network has them."""
     forms = Forms([_on_gpu(_dense(pruned.network))])
     try:
-        forms.there.append(_on_gpu(_shrunk(pruned)))
+        forms.available.append(_on_gpu(_shrunk(pruned)))
     except PrunekitError as error:
-        forms.absent["shrunk"] = str(error)
+        forms.unavailable["shrunk"] = str(error)
     try:
         content = find_format("semi-structured").encode(pruned).data
     except PrunekitError as error:
-        forms.absent["2:4"] = str(error)
+        forms.unavailable["2:4"] = str(error)
     else:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "semi-structured.safetensors")
             path.write_bytes(content)
             network = load_semi_structured(path, copy.deepcopy(pruned.network), dtype=HALF)
-        forms.there.append(Form("2:4", network, len(content)))
+        forms.available.append(Form("2:4", network, len(content)))
     return forms
 
 
@@ -125,14 +125,14 @@ def _add_sparse(forms: Forms, pruned: PrunedNetwork, batch_sizes: Sequence[int])
             )
             made.append(Form(name, network, len(encode_csr(pruned.network, pruned.masks, reports))))
     except PrunekitError as error:
-        forms.absent["csr"] = str(error)
+        forms.unavailable["csr"] = str(error)
         return
     forms.layers = tuple(_layer(report, pruned.network) for report in reports)
     if any(layer.dense for layer in forms.layers):
-        forms.there += made
+        forms.available += made
     else:
         reasons = "; ".join(f"{display_name(layer.name)} {layer.reason}" for layer in forms.layers[:3])
-        forms.absent["csr"] = f"no layer can run sparse: {reasons or 'the masks are on none'}"
+        forms.unavailable["csr"] = f"no layer can run sparse: {reasons or 'no mask is on a layer'}"
 
 
 def _layer(report: LayerReport, network: nn.Module) -> LayerResult:
@@ -146,5 +146,5 @@ def _shrunk(pruned: PrunedNetwork) -> Form:
     shrunk = shrink(pruned.network, pruned.samples, pruned.masks, view_of=pruned.view_of)
     before, after = shrunk.report.weights
     if before == after:
-        raise PrunekitError("no unit is gone from a layer")
+        raise PrunekitError("the masks remove no whole unit of a layer")
     return Form("shrunk", shrunk.network, len(encode_shrunk(shrunk.network, pruned.view_of)))

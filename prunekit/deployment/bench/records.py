@@ -1,4 +1,7 @@
-"""What a bench found, as records without methods that measure."""
+"""Records of the results of a bench.
+
+This module must not measure.
+"""
 
 from collections.abc import Mapping
 
@@ -10,12 +13,12 @@ from prunekit.deployment.timing import Latency
 DENSE = "dense"
 
 NO_GAIN = 0.95
-"""A form gains where it takes at most this part of the dense time; what is nearer may be the machine's mood."""
+"""A form is faster if it takes at most this share of the dense time; a smaller difference may be noise."""
 
 
 @attrs.frozen
 class FormResult:
-    """A network in one form.
+    """Result of a network in one form.
 
     Attributes:
         name: "dense", "csr", ...
@@ -34,15 +37,15 @@ class FormResult:
 
 @attrs.frozen
 class LayerResult:
-    """A masked layer where forms were chosen by measurement.
+    """Result of a masked layer whose form was chosen by measurement.
 
     Attributes:
-        name: of the layer.
-        kind: as in tables.
-        shape: of its weight.
-        density: kept / total.
+        name: name of the layer.
+        kind: kind of the layer, as in tables.
+        shape: shape of its weight.
+        density: kept / total connections.
         dense: batch size -> seconds of the dense layer.
-        ratios: batch size -> fastest sparse form / dense; nothing where it cannot run sparse.
+        ratios: batch size -> time of the fastest sparse form / dense time; empty if it cannot run sparse.
         reason: why "auto" keeps it dense at every batch size; else "".
     """
 
@@ -57,31 +60,31 @@ class LayerResult:
 
 @attrs.frozen
 class DeviceResult:
-    """Forms on one device, measured in turns.
+    """Results of all forms on one device, measured in turns.
 
     Attributes:
         machine: the device, in words.
-        forms: the dense one first.
-        absent: form -> why it is not there.
+        forms: the results, the dense form first.
+        unavailable: form -> reason.
     """
 
     machine: str
     forms: tuple[FormResult, ...]
-    absent: Mapping[str, str] = attrs.field(factory=dict)
+    unavailable: Mapping[str, str] = attrs.field(factory=dict)
 
 
 @attrs.frozen
 class Bench:
-    """All that was found.
+    """Result of a bench.
 
     Attributes:
         title: the network, in words.
-        account: weights and multiply-adds of one sample.
+        account: weights, and multiply-adds of one sample.
         checkpoint: bytes of the sparse checkpoint: kept values and packed masks.
         masks: bytes of the mask file.
         comparisons: one for each device.
         layers: masked layers, as measured on the CPU.
-        advice: lines that say where times are worth little, where nothing is gained, and what would gain.
+        advice: lines about unreliable times, batch sizes at which no form is faster, and densities that would be.
     """
 
     title: str

@@ -1,7 +1,7 @@
-"""The built-in export formats, one module each with a ``FORMAT``; ``writing`` writes and proves files of any format.
+"""The built-in export formats, one module each with a ``FORMAT``; ``writing`` writes and checks files of any format.
 
-This package is the plugin ``export``. It imports no format before somebody asks, so that a command line that lists
-the names does not wait for torch. It must not know how networks are pruned.
+This package is the plugin ``export``. It imports formats only when the hook is called, so that importing it does not
+wait for torch. It must not know how networks are pruned.
 """
 
 from importlib import import_module

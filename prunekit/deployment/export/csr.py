@@ -1,4 +1,4 @@
-"""Format ``csr``: a network whose layers run sparse on the CPU, where that was found to be faster on this machine."""
+"""Format ``csr``: a network whose layers run sparse on the CPU if that was measured to be faster on this machine."""
 
 from pathlib import Path
 
@@ -12,16 +12,18 @@ from prunekit.layers.lookup import display_name
 
 def _encode(pruned: PrunedNetwork) -> Encoded:
     if not pruned.masks.tensors:
-        raise ExportError(f"{pruned.name} has no masks and no zeros, so nothing can run sparse; export it dense")
+        raise ExportError(
+            f"{pruned.name} has no masks and no zeros, so no layer can run sparse; export it with --to dense"
+        )
     _, reports = run_sparse(pruned.network, pruned.masks, pruned.samples, view_of=pruned.view_of)
-    return Encoded(encode_csr(pruned.network, pruned.masks, reports), tuple(map(_told, reports)))
+    return Encoded(encode_csr(pruned.network, pruned.masks, reports), tuple(map(_note, reports)))
 
 
-def _told(report: LayerReport) -> str:
+def _note(report: LayerReport) -> str:
     if report.reason:
         return f"{display_name(report.layer)}: dense ({report.reason})"
     ratios = ", ".join(f"{timing.ratio:.2f} at batch {timing.batch_size}" for timing in report.timings)
-    return f"{display_name(report.layer)}: sparse, {ratios} of the dense time here"
+    return f"{display_name(report.layer)}: sparse, {ratios} of the dense time on this machine"
 
 
 def _reopen(path: Path, pruned: PrunedNetwork) -> Run:
@@ -31,7 +33,7 @@ def _reopen(path: Path, pruned: PrunedNetwork) -> Run:
 
 FORMAT = ExportFormat(
     "csr",
-    "Layers that run sparse on a CPU, where that is faster.",
+    "Layers that run sparse on a CPU if that is faster.",
     _encode,
     _reopen,
     SINGLE_PRECISION,

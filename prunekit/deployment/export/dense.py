@@ -1,4 +1,4 @@
-"""Format ``dense``: plain safetensors, zeros baked in. Anything that reads safetensors loads it into the network."""
+"""Format ``dense``: plain safetensors with dropped weights as zeros, for any reader of safetensors."""
 
 from safetensors.torch import load_file
 
@@ -13,7 +13,7 @@ def _encode(pruned: PrunedNetwork) -> Encoded:
 
 FORMAT = ExportFormat(
     "dense",
-    "Plain safetensors with the zeros in it.",
+    "Plain safetensors with dropped weights as zeros.",
     _encode,
     reopen_weights(load_file),
     SAME_WEIGHTS,

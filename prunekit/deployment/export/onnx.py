@@ -1,4 +1,4 @@
-"""Format ``onnx``: one file for onnxruntime and others, weights within, with a batch of any size."""
+"""Format ``onnx``: one file with the weights for onnxruntime and other runtimes, at any batch size."""
 
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +15,7 @@ from prunekit.errors import ConfigError, ExportError
 from prunekit.layers.samples import Samples
 
 _MOST_BYTES = 2**31 - 2**20
-"""Of weights: protobuf ends at 2 GiB, and the graph needs some."""
+"""Largest total size of the weights: protobuf allows 2 GiB, and the graph needs some of it."""
 
 
 def _encode(pruned: PrunedNetwork) -> Encoded:
@@ -23,24 +23,24 @@ def _encode(pruned: PrunedNetwork) -> Encoded:
     size = sum(tensor.numel() * tensor.element_size() for tensor in pruned.network.state_dict().values())
     if size > _MOST_BYTES:
         raise ExportError(
-            f"{pruned.name} has {size:,} bytes of weights, ONNX at most 2 GiB in one file; choose another"
+            f"{pruned.name} has {size:,} bytes of weights, but an ONNX file has at most 2 GiB; use torch-export"
         )
     if any(tensor.dtype == torch.bfloat16 for tensor in pruned.network.state_dict().values()):
         raise ExportError(
-            f"{pruned.name} has bfloat16 weights, which onnxruntime does not run on a CPU; make it float32"
+            f"{pruned.name} has bfloat16 weights, which onnxruntime does not run on a CPU; convert it to float32"
         )
     names = _names(pruned)
     program = traced(pruned)
     try:
         with quiet():
             made = torch.onnx.export(program, dynamo=True, output_names=names, verbose=False)
-    except Exception as error:  # for an operator that ONNX has not, torch has errors of many kinds
+    except Exception as error:  # torch raises errors of many kinds for operators that ONNX lacks
         raise ExportError(
             f"torch.onnx.export cannot write {type(pruned.network).__name__} ({pruned.name}): "
-            f"{reason(error)}; change what it names in the network, or export to torch-export"
+            f"{reason(error)}; change that operator in the network, or export to torch-export"
         ) from error
     assert made is not None
-    for node in made.model.graph:  # names of files and lines of code of this machine
+    for node in made.model.graph:  # file names and source lines of this machine
         node.metadata_props.clear()
     return Encoded(made.model_proto.SerializeToString(deterministic=True))
 
@@ -55,8 +55,8 @@ def _reopen(path: Path, _: PrunedNetwork) -> Run:
     try:
         onnx.checker.check_model(str(path), full_check=True)
         session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime has errors of its own, one for each of its states
-        raise ExportError(f"onnxruntime cannot run what was made ({reason(error)}); export to torch-export") from error
+    except Exception as error:  # onnxruntime has many error types of its own
+        raise ExportError(f"onnxruntime cannot run the file ({reason(error)}); export to torch-export") from error
     names = [entry.name for entry in session.get_inputs()]
 
     def run(samples: Samples) -> tuple[Tensor, ...]:
@@ -72,14 +72,14 @@ def _needed(package: str) -> Any:
         return import_module(package)
     except ImportError as error:
         raise ConfigError(
-            f"format onnx needs the package {package}, which cannot be imported here ({error}); "
+            f"format onnx needs the package {package}, which cannot be imported ({error}); "
             "install it with pip install 'prunekit[onnx]'"
         ) from error
 
 
 FORMAT = ExportFormat(
     "onnx",
-    "One file for onnxruntime and others.",
+    "One file for onnxruntime and other runtimes.",
     _encode,
     _reopen,
     SINGLE_PRECISION,

@@ -1,7 +1,7 @@
 """Format ``semi-structured``: linear layers that keep two of every four inputs, for sparse tensor cores.
 
-What has another pattern or shape stays dense. Without a GPU the file is proved by unpacking it; with one, its kernels
-are run, too.
+Layers of another pattern or shape stay dense. Without a GPU the file is checked by unpacking it; with a GPU its kernels
+are run as well.
 """
 
 import copy
@@ -20,7 +20,7 @@ from prunekit.layers.lookup import display_name, parameter_name
 from prunekit.layers.samples import Samples
 
 _HALF_TOLERANCE = 2e-2
-"""Of kernels in half precision, as a part of the greatest output: ten bits, and sums in another order."""
+"""Tolerance of kernels in half precision, relative to the largest output: ten bits, and sums in another order."""
 
 
 def _encode(pruned: PrunedNetwork) -> Encoded:
@@ -30,7 +30,7 @@ def _encode(pruned: PrunedNetwork) -> Encoded:
     dense = [f"{display_name(name)} {problem}" for name, problem in problems.items() if problem]
     if not packed:
         raise ExportError(
-            f"no linear layer of {pruned.name} can run as 2:4: {some(dense) or 'it has none'}; prune with "
+            f"no linear layer of {pruned.name} can run as 2:4: {some(dense) or 'it has no linear layers'}; prune with "
             "--pattern 2:4, or choose another format"
         )
     weights = pruned.network.state_dict()
@@ -51,7 +51,7 @@ def _reopen(path: Path, pruned: PrunedNetwork) -> Run:
 
 
 def _check_kernels(path: Path, network: nn.Module, samples: Samples) -> None:
-    """Compare the sparse kernels with dense ones of the same precision."""
+    """Compare the sparse kernels with dense kernels of the same precision."""
     dense = copy.deepcopy(network).to("cuda", torch.float16)
     halves = samples.to(torch.device("cuda"), torch.float16)
     expected = halves.through(dense)

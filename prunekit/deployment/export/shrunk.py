@@ -1,4 +1,4 @@
-"""Format ``shrunk``: the network without the units that are gone; its layers are smaller, and dense."""
+"""Format ``shrunk``: the network without its removed units; its layers are smaller and dense."""
 
 from pathlib import Path
 
@@ -11,8 +11,8 @@ def _encode(pruned: PrunedNetwork) -> Encoded:
     shrunk = shrink(pruned.network, pruned.samples, pruned.masks, view_of=pruned.view_of)
     data = encode_shrunk(shrunk.network, pruned.view_of)
     before, after = shrunk.report.units
-    nothing = ("no unit is gone, so this is the dense network; prune whole channels: --pattern channels",)
-    return Encoded(data, (*str(shrunk.report).splitlines(), *(nothing if before == after else ())))
+    unchanged = ("no unit was removed, so this is the dense network; prune whole channels with --pattern channels",)
+    return Encoded(data, (*str(shrunk.report).splitlines(), *(unchanged if before == after else ())))
 
 
 def _reopen(path: Path, pruned: PrunedNetwork) -> Run:
@@ -25,6 +25,6 @@ FORMAT = ExportFormat(
     "The network without its removed units: smaller and dense.",
     _encode,
     _reopen,
-    tolerance=1e-5,  # constants are added in another order, and nothing else
+    tolerance=1e-5,  # only the order in which constants are added changes
     load="network = prunekit.load_shrunk(network, {path})",
 )

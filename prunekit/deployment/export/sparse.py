@@ -1,4 +1,4 @@
-"""Format ``sparse``: a sparse checkpoint, the kept values and packed masks. It is small on disk, dense once loaded."""
+"""Format ``sparse``: a checkpoint of kept values and packed masks, small on disk and dense once loaded."""
 
 from prunekit.contracts.export_format import Encoded, ExportFormat, PrunedNetwork
 from prunekit.deployment.export.formats import SAME_WEIGHTS, reopen_weights
@@ -8,7 +8,9 @@ from prunekit.masks.weight_files import encode_sparse, load_weights
 
 def _encode(pruned: PrunedNetwork) -> Encoded:
     if not pruned.masks.tensors:
-        raise ExportError(f"{pruned.name} has no masks and no zeros, so there is nothing to leave out; export it dense")
+        raise ExportError(
+            f"{pruned.name} has no masks and no zeros, so a sparse file saves nothing; export it with --to dense"
+        )
     return Encoded(encode_sparse(pruned.network.state_dict(), pruned.masks))
 
 

@@ -1,7 +1,7 @@
-"""Format ``torch-export``: the program of ``torch.export``, which runs without the network's code, at any batch size.
+"""Format ``torch-export``: a program of ``torch.export``, which runs without the code of the network at any batch size.
 
-torch reads its own files back with pickle for what is no plain tensor; nothing of that kind is written: weights are
-raw bytes, and the example inputs, which may be anyone's data, are left out.
+torch unpickles everything in such a file that is not a plain tensor. No such object is written: weights are raw bytes,
+and the example inputs, which may be private data, are removed.
 """
 
 import inspect
@@ -21,14 +21,14 @@ from prunekit.distributed.torch_internals import tree_map
 from prunekit.errors import ExportError
 from prunekit.layers.samples import Samples
 
-_TRACED = 2  # samples: with one, torch takes the batch for fixed
+_TRACED = 2  # samples: with one, torch treats the batch as fixed
 
 
 def traced(pruned: PrunedNetwork) -> torch.export.ExportedProgram:
-    """Return the network as a program whose inputs may have any number of samples.
+    """Trace the network to a program that takes any number of samples.
 
     Raises:
-        ExportError: it cannot be traced, or its batch cannot vary; says torch's reason.
+        ExportError: the network cannot be traced, or only for a fixed batch; gives the reason of torch.
     """
     samples = pruned.samples.take(_TRACED)
     try:
@@ -36,19 +36,19 @@ def traced(pruned: PrunedNetwork) -> torch.export.ExportedProgram:
             program = torch.export.export(
                 pruned.network, samples.arguments, dict(samples.keywords), dynamic_shapes=_shapes(pruned, samples)
             )
-    except Exception as error:  # torch meets code that it cannot trace with errors of any kind
+    except Exception as error:  # torch raises errors of any kind for code that it cannot trace
         raise ExportError(
             f"torch.export cannot trace {type(pruned.network).__name__} ({pruned.name}) with a varying batch: "
-            f"{reason(error)}; change what it names in the network, or export weights only (dense)"
+            f"{reason(error)}; change that code in the network, or export weights only with --to dense"
         ) from error
     program.example_inputs = None
-    for node in program.graph.nodes:  # names of files and lines of code of this machine
+    for node in program.graph.nodes:  # file names and source lines of this machine
         node.meta.pop("stack_trace", None)
     return program
 
 
 def _shapes(pruned: PrunedNetwork, samples: Samples) -> dict[str, Any]:
-    """Say, argument by argument, that the first dimension of what has an entry for each sample is the batch."""
+    """Return the dynamic shapes by argument: the first dimension of each batched tensor is the batch."""
     bound = inspect.signature(pruned.network.forward).bind(*samples.arguments, **samples.keywords)
     batch = torch.export.Dim("batch")
 
@@ -61,7 +61,7 @@ def _shapes(pruned: PrunedNetwork, samples: Samples) -> dict[str, Any]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep torch's notes to its developers away from the user."""
+    """Suppress warnings and log messages that torch prints for its developers."""
     loggers = [logging.getLogger(name) for name in ("torch.export", "torch.onnx")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -76,7 +76,7 @@ def quiet() -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """Return what some library says in an error, of any length and on many lines, as a part of one line."""
+    """Return an error of another library as part of one line, at most 400 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:400]
 
 
@@ -90,17 +90,17 @@ def _reopen(path: Path, pruned: PrunedNetwork) -> Run:
     try:
         with path.open("rb") as file, quiet():
             module = torch.export.load(file).module()
-    except Exception as error:  # torch does not read all that it writes, text among the outputs for one; nor says why
+    except Exception as error:  # torch cannot read everything it writes, such as text outputs, and gives no reason
         raise ExportError(
-            f"torch.export.load cannot read what torch.export.save wrote of {pruned.name}; "
-            "let the network give tensors alone, or export weights only (dense)"
+            f"torch.export.load cannot read the program that torch.export.save wrote for {pruned.name}; "
+            "return only tensors from the network, or export weights only with --to dense"
         ) from error
     return lambda samples: samples.through(module)
 
 
 FORMAT = ExportFormat(
     "torch-export",
-    "A program of torch.export, which runs without the code.",
+    "A torch.export program, which runs without the code of the network.",
     _encode,
     _reopen,
     SINGLE_PRECISION,

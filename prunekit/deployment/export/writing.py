@@ -1,6 +1,6 @@
-"""Writes an export, after proof: what was written is read back, run, and compared with the masked network.
+"""Write an export only after checking it: the file is read back, run, and compared with the masked network.
 
-A file that gives other outputs never takes its place. This module must not know what is in the files.
+A file with other outputs never replaces an existing one. This module must not know the content of the files.
 """
 
 import json
@@ -20,15 +20,15 @@ from prunekit.plugins.contributions import Contribution, export_formats
 
 @attrs.frozen
 class Exported:
-    """An export that was written.
+    """A written and checked export.
 
     Attributes:
-        path: of the file.
-        size: its bytes.
-        dense_size: bytes of the same network as a dense file.
-        error: greatest absolute difference of an output from that of the masked network.
-        load: one line, how to load it.
-        notes: what else is to be known, a line each.
+        path: path of the file.
+        size: size of the file in bytes.
+        dense_size: size in bytes of the same network as a dense file.
+        error: largest absolute difference between outputs of the file and of the masked network.
+        load: one line of code that loads the file.
+        notes: notes for the user, one line each.
     """
 
     path: Path
@@ -47,21 +47,24 @@ def export(
     force: bool = False,
     formats: Mapping[str, Contribution[ExportFormat]] | None = None,
 ) -> Exported:
-    """Write a pruned network in some format, whole and proved, or not at all.
+    """Export a pruned network to a file, and check the file before it is renamed to its path.
 
-    The outputs are compared on all samples of the network and on one sample alone.
+        exported = export(open_pruned("runs/mnist"), "onnx", "mnist.onnx")
+        print(exported.load)
+
+    The outputs are compared on all samples of the network and on a single sample.
 
     Args:
         pruned: the network.
         to: name of the format, such as "onnx".
-        path: where to; its folder must exist.
+        path: file to write; its folder must exist.
         force: overwrite an existing file.
-        formats: the formats by name; ``None``: those of the core and of all installed plugins.
+        formats: name -> format; ``None``: the formats of the core and of all installed plugins.
 
     Raises:
-        ConfigError: an unknown format, or packages that it needs are not installed.
-        CheckpointError: a file is there already, or the file system refuses.
-        ExportError: the network cannot be written so, or what was written gives other outputs.
+        ConfigError: the format is unknown or needs packages that are not installed.
+        CheckpointError: the file exists already, or the file system refuses to write it.
+        ExportError: the network cannot be written in this format, or the file has other outputs.
     """
     format_ = find_format(to, formats)
     path = Path(path)
@@ -80,13 +83,13 @@ def export(
 
 
 def check_free(path: str | os.PathLike[str], *, force: bool) -> None:
-    """Raise ``CheckpointError`` for a file that may not be written over, a folder, or a path in none that is there."""
+    """Raise ``CheckpointError`` if a path is a folder, has no folder, or is a file that may not be overwritten."""
     if Path(path).is_dir():
         raise CheckpointError(f"cannot write {os.fspath(path)}: it is a folder; name a file in it")
     if not Path(path).parent.is_dir():
-        raise CheckpointError(f"cannot write {os.fspath(path)}: there is no such folder; create its folder first")
+        raise CheckpointError(f"cannot write {os.fspath(path)}: its folder does not exist; create it first")
     if Path(path).is_file() and not force:
-        raise CheckpointError(f"{os.fspath(path)} is there already; write over it (--force) or choose another --out")
+        raise CheckpointError(f"{os.fspath(path)} exists already; overwrite it with --force or choose another --out")
 
 
 def find_format(name: str, formats: Mapping[str, Contribution[ExportFormat]] | None = None) -> ExportFormat:
@@ -94,19 +97,19 @@ def find_format(name: str, formats: Mapping[str, Contribution[ExportFormat]] | N
 
     Args:
         name: such as "onnx".
-        formats: the formats by name; ``None``: those of the core and of all installed plugins.
+        formats: name -> format; ``None``: the formats of the core and of all installed plugins.
 
     Raises:
         ConfigError: no format has that name.
     """
     known = export_formats() if formats is None else formats
     if name not in known:
-        raise ConfigError(f"no export format is called {name!r}{nearest(name, known)}")
+        raise ConfigError(f"there is no export format {name!r}{nearest(name, known)}")
     return known[name].value
 
 
 def _quoted(path: Path) -> str:
-    """Return a path as Python code; JSON escapes the backslashes of Windows and quotes alike."""
+    """Return a path as a Python string literal; JSON escapes backslashes and quotes in the same way."""
     return json.dumps(os.fspath(path), ensure_ascii=False)
 
 
@@ -117,8 +120,8 @@ def _check(run: Run, pruned: PrunedNetwork, tolerance: float, to: str) -> float:
         error, problem = compare(expected, run(samples), tolerance)
         if problem and compare(expected, pruned.outputs(samples), tolerance)[1]:
             raise ExportError(
-                f"{pruned.name} gives other outputs whenever it is called, so that no export can be compared with it; "
-                "take what is random out of its forward"
+                f"{pruned.name} returns different outputs for the same inputs, so no export can be checked against it; "
+                "remove randomness from its forward"
             )
         if problem:
             raise ExportError(f"as {to}, {problem}; nothing was written; choose another format")

@@ -201,7 +201,7 @@ def test_a_layer_is_counted_where_torch_does_not_count():
     assert (found.multiply_adds, found.other) == (12 + 8, 0)
 
 
-def test_a_computed_weight_has_the_mask_of_its_name():
+def test_a_parametrized_weight_has_the_mask_of_its_name():
     layer = nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 4)))
     mask = torch.ones(4, 3, dtype=torch.bool)
     mask[:, 0] = False
@@ -209,7 +209,7 @@ def test_a_computed_weight_has_the_mask_of_its_name():
     assert (found.kept, found.weights, found.kept_multiply_adds) == (8, 12, 16)
 
 
-def test_a_masked_parameter_of_no_layer_counts_as_weights():
+def test_a_masked_parameter_outside_of_layers_counts_as_weights():
     network = nn.Sequential(nn.Embedding(6, 4), nn.Linear(4, 2))
     masks = {"0.weight": torch.eye(6, 4, dtype=torch.bool)}
     found = account(network, lambda: network(torch.tensor([1, 2])), masks)
@@ -228,7 +228,7 @@ def test_masks_of_biases_and_normalisation_count_nothing():
     assert [(layer.name, layer.weights, layer.kept) for layer in found.layers] == [("0", 12, 9)]
 
 
-def test_what_a_view_does_not_know_is_counted_with_the_others():
+def test_products_unknown_to_a_view_count_as_other():
     class Hidden(LayerView):
         kind, observable = "hidden", False
         positions = inputs_at = outputs_at = None

@@ -11,7 +11,7 @@ from prunekit.contracts.export_format import PrunedNetwork
 from prunekit.deployment import timing
 from prunekit.deployment.bench import running
 from prunekit.deployment.bench.accounting import Account, LayerCount
-from prunekit.deployment.bench.advice import advise, doubts
+from prunekit.deployment.bench.advice import advise, noise_warning
 from prunekit.deployment.bench.crossover import LEAST, crossover, layer_crossover
 from prunekit.deployment.bench.forms import Form, cpu_forms
 from prunekit.deployment.bench.records import DeviceResult, FormResult, LayerResult
@@ -57,7 +57,7 @@ def test_every_form_is_measured_at_every_batch_size():
     found = bench(dead_units(), [2, 1, 2], said.append)
     comparison = found.comparisons[0]
     assert [form.name for form in comparison.forms] == ["dense", "csr", "auto", "shrunk"]
-    assert not comparison.absent
+    assert not comparison.unavailable
     for form in comparison.forms:
         assert list(form.latencies) == list(form.ratios) == [1, 2]
         assert all(0 < latency.lower <= latency.median <= latency.upper for latency in form.latencies.values())
@@ -69,7 +69,7 @@ def test_every_form_is_measured_at_every_batch_size():
     assert "timing" in said[0]
 
 
-def test_batch_sizes_that_would_take_too_long_are_left_out_and_told(clock):
+def test_batch_sizes_that_would_take_too_long_are_skipped_and_reported(clock):
     class Slow(nn.Linear):
         def forward(self, inputs):
             clock.sleep(0.4 * len(inputs))
@@ -78,11 +78,11 @@ def test_batch_sizes_that_would_take_too_long_are_left_out_and_told(clock):
     clock(timing)
     found = bench(pruned(nn.Sequential(Slow(64, 8)), torch.rand(8, 64) < 0.2), [1, 2, 16, 200])
     assert list(found.comparisons[0].forms[0].latencies) == [1, 2]
-    told = "left out: batch 16 200, of which a pass takes about 6 s or more; ask for one alone: --batch-sizes 16"
+    told = "skipped batch 16 200: a pass takes about 6 s or more; measure one size alone: --batch-sizes 16"
     assert found.advice[0] == told
 
 
-def test_a_call_that_something_else_held_up_leaves_no_batch_size_out(clock):
+def test_a_call_delayed_by_other_load_skips_no_batch_size(clock):
     held_up = iter([1.0])
 
     class Held(nn.Linear):
@@ -118,7 +118,7 @@ def test_bytes_on_disk_are_those_of_exported_files(tmp_path):
 
 
 def test_bytes_in_memory_are_those_of_the_tensors():
-    forms = {form.name: form for form in cpu_forms(dead_units(), [1]).there}
+    forms = {form.name: form for form in cpu_forms(dead_units(), [1]).available}
     assert forms["dense"].memory == 4 * (64 * 48 + 48 + 48 * 3 + 3)
     assert forms["shrunk"].memory == 4 * (64 * 24 + 24 + 24 * 3 + 3)
     # Values and columns of kept weights, beginnings of rows, and biases.
@@ -133,26 +133,26 @@ def test_shared_and_wrapped_tensors_count_once_and_whole():
     assert Form("2:4", tied, 0).memory == 64 + 24
 
 
-def test_what_cannot_be_made_is_named_with_its_reason():
+def test_an_unavailable_form_is_reported_with_its_reason():
     forms = cpu_forms(two_layers(), [1])
-    assert [form.name for form in forms.there] == ["dense", "csr", "auto"]
-    assert forms.absent == {"shrunk": "no unit is gone from a layer"}
+    assert [form.name for form in forms.available] == ["dense", "csr", "auto"]
+    assert forms.unavailable == {"shrunk": "the masks remove no whole unit of a layer"}
     half = two_layers()
     half.network.bfloat16()
     half = attrs.evolve(half, samples=half.samples.to(torch.device("cpu"), torch.bfloat16))
     forms = cpu_forms(half, [1])
-    assert [form.name for form in forms.there] == ["dense"]
-    assert "no layer can run sparse: 0 has weights of torch.bfloat16" in forms.absent["csr"]
+    assert [form.name for form in forms.available] == ["dense"]
+    assert "no layer can run sparse: 0 has weights of torch.bfloat16" in forms.unavailable["csr"]
 
 
-def test_masks_on_what_is_no_layer_are_named_as_the_reason():
+def test_masks_outside_of_layers_are_reported_as_the_reason():
     network = nn.GRU(64, 8).eval().requires_grad_(requires_grad=False)
     masks = Masks({"weight_ih_l0": torch.rand(24, 64) < 0.5})
     given = PrunedNetwork(network, masks, {}, Samples((torch.randn(4, 1, 64),)), "a network")
-    assert cpu_forms(given, [1]).absent["csr"] == "no layer can run sparse: the masks are on none"
+    assert cpu_forms(given, [1]).unavailable["csr"] == "no layer can run sparse: no mask is on a layer"
 
 
-def test_layers_that_share_a_weight_are_told_apart():
+def test_layers_that_share_a_weight_are_distinguished():
     network = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 8))
     network[1].weight = network[0].weight
     found = bench(pruned(network, torch.rand(64, 64) < 0.1), [1])
@@ -160,7 +160,7 @@ def test_layers_that_share_a_weight_are_told_apart():
     assert [(layer.name, layer.shape) for layer in found.layers] == [("0", (64, 64)), ("1", (64, 64))]
 
 
-def test_weights_that_are_computed_are_refused_with_the_way_out():
+def test_parametrized_weights_are_refused_with_the_next_step():
     said = []
     with pytest.raises(MaskError, match="remove_parametrizations"):
         bench(
@@ -220,12 +220,12 @@ def test_a_crossover_is_found_within_a_fifth(true):
     assert len(asked) == 6
 
 
-def test_where_nothing_gains_there_is_no_crossover():
+def test_without_gain_at_any_density_there_is_no_crossover():
     assert crossover(lambda _: 1.0) is None
     assert crossover(lambda _: 0.5) > 0.8
 
 
-def test_a_layer_is_measured_and_stays_as_it_was():
+def test_measuring_a_layer_does_not_change_it():
     layer = nn.Linear(64, 32).requires_grad_(requires_grad=False).eval()
     before = layer.weight.clone()
     found = layer_crossover(layer, torch.randn(2, 64), core_view)
@@ -248,34 +248,37 @@ def never(*_):
     raise AssertionError("nothing is to be measured")
 
 
-def test_where_every_batch_size_gains_nothing_is_said():
+def test_without_a_loss_at_any_batch_size_there_is_no_advice():
     assert advise(*given({"csr": {1: 2.0, 8: 0.9}, "auto": {1: 0.5, 8: 1.0}}), never) == ()
 
 
-def test_where_nothing_gains_the_density_that_would_is_said():
+def test_advice_names_the_density_that_would_be_faster():
     fc = LayerResult("fc", "linear", (20, 50), 0.5, {1: 0.9, 8: 1.8}, {1: 1.2, 8: 1.4})
     lines = advise(
         *given({"auto": {1: 1.01, 8: 0.99}}, (fc,), absent=["shrunk"]), lambda _, size: {1: 0.13, 8: None}[size]
     )
     assert lines == (
-        "nothing is gained at batch 1 and 8: the fastest form takes 1.01 and 0.99 of the dense time",
+        "no form is faster at batch 1 and 8: the fastest takes 1.01 and 0.99 of the dense time",
         (
-            "fc (linear, 20 x 50) has density 0.5; as measured here it gains below density 0.13 at batch 1 and at no "
-            "density down to 1/256 at batch 8"
+            "fc (linear, 20 x 50) has density 0.5; on this machine it is faster sparse below density 0.13 at "
+            "batch 1 and at no density down to 1/256 at batch 8"
         ),
-        "whole channels gain without any sparse kernel: take --pattern channels, then prunekit export --to shrunk",
+        (
+            "removing whole channels is faster without sparse kernels: prune with --pattern channels, then "
+            "prunekit export --to shrunk"
+        ),
     )
 
 
-def test_a_layer_that_gains_where_the_network_does_not_is_not_asked_for():
+def test_a_layer_that_is_faster_although_the_network_is_not_gets_no_advice():
     fc = LayerResult("fc", "linear", (20, 50), 0.01, {1: 0.1, 8: 0.2}, {1: 0.2, 8: 0.3})
     assert advise(*given({"auto": {1: 0.98, 8: 0.5}}, (fc,)), never) == (
-        "nothing is gained at batch 1: the fastest form takes 0.98 of the dense time",
-        "layers that can run sparse take 10% of the dense time at batch 1; the rest stays as it is",
+        "no form is faster at batch 1: the fastest takes 0.98 of the dense time",
+        "layers that can run sparse take 10% of the dense time at batch 1; the rest does not change",
     )
 
 
-def test_only_the_slowest_layers_are_measured_one_of_each_shape():
+def test_advice_measures_one_layer_per_shape_and_the_slowest_only():
     layers = [LayerResult(f"fc{n}", "linear", (n, 9), 0.5, {1: n / 10}, {1: 2.0}) for n in range(1, 6)]
     layers.insert(1, attrs.evolve(layers[-1], name="like fc5", dense={1: 0.45}))
     asked = []
@@ -283,19 +286,19 @@ def test_only_the_slowest_layers_are_measured_one_of_each_shape():
     assert asked == ["fc5", "fc4", "fc3"]
 
 
-def test_without_any_form_and_with_attention_that_is_said():
+def test_advice_names_missing_forms_and_attention():
     lines = advise(*given({"dense": {1: 1.0}}, other=300, absent=["csr", "shrunk"]), never)
     assert lines[:2] == (
-        "nothing is gained at batch 1: no sparse form is possible",
-        "75% of the multiply-adds are outside of prunable layers, as those of attention are",
+        "no form is faster at batch 1: no sparse form is available",
+        "75% of the multiply-adds are outside of prunable layers, for example in attention",
     )
     assert "--pattern channels" in lines[2]
 
 
-def test_times_that_spread_widely_are_doubted():
+def test_times_that_vary_widely_get_a_warning():
     steady, wide = Latency(1.0, 0.9, 1.2, 9, ()), Latency(1.0, 0.9, 1.4, 9, ())
     forms = [FormResult(name, 1, 1, {1: steady, 8: latency}, {}) for name, latency in (("a", steady), ("b", wide))]
-    assert doubts(DeviceResult("here", tuple(forms[:1]))) == ()
-    assert doubts(DeviceResult("here", tuple(forms))) == (
-        "times spread widely at batch 8: something else ran; measure again on a quiet machine",
+    assert noise_warning(DeviceResult("here", tuple(forms[:1]))) == ()
+    assert noise_warning(DeviceResult("here", tuple(forms))) == (
+        "times vary widely at batch 8; measure again on an idle machine",
     )

@@ -136,11 +136,11 @@ def test_a_sparse_export_is_smaller_and_has_masks_and_weights(pruned):
 @pytest.mark.parametrize("to", ["sparse", "csr"])
 def test_a_network_without_masks_and_zeros_has_no_sparse_export(code, to):
     dense = open_pruned(code + "network", inputs=["1x6x6"])
-    with pytest.raises(ExportError, match=r"has no masks and no zeros, .*export it dense"):
+    with pytest.raises(ExportError, match=r"has no masks and no zeros, .*export it with --to dense"):
         export(dense, to, "out.safetensors")
 
 
-def test_a_csr_export_loads_into_a_fresh_network_and_tells_of_each_layer_how_it_runs(pruned):
+def test_a_csr_export_loads_into_a_fresh_network_and_reports_how_each_layer_runs(pruned):
     exported = export(pruned, "csr", "out.safetensors")
     assert exported.error < 1e-5
     assert [note.partition(":")[0] for note in exported.notes] == ["conv_a", "conv_b", "hidden", "classifier"]
@@ -169,9 +169,9 @@ def test_a_shrunk_export_has_smaller_layers_and_loads_into_the_network_at_its_fu
     torch.testing.assert_close(pruned.samples.through(small), pruned.outputs())
 
 
-def test_a_shrunk_export_says_where_no_unit_is_gone(code):
+def test_a_shrunk_export_says_if_no_unit_was_removed(code):
     pruned = open_pruned(code + "network", inputs=["1x6x6"])
-    assert any(note.startswith("no unit is gone") for note in export(pruned, "shrunk", "out.safetensors").notes)
+    assert any(note.startswith("no unit was removed") for note in export(pruned, "shrunk", "out.safetensors").notes)
 
 
 def test_a_program_of_torch_export_runs_without_the_code_at_any_batch_size(pruned):
@@ -239,7 +239,7 @@ def two_of_four(code):
     return open_pruned(code + "wide", masks="m.safetensors", weights="w.safetensors", inputs=["128"])
 
 
-def test_a_semi_structured_export_packs_what_is_two_of_four_and_names_what_is_not(two_of_four):
+def test_a_semi_structured_export_packs_2_of_4_layers_and_names_the_others(two_of_four):
     exported = export(two_of_four, "semi-structured", "out.safetensors")
     assert exported.error == 0
     assert exported.size < 0.65 * exported.dense_size
@@ -249,21 +249,23 @@ def test_a_semi_structured_export_packs_what_is_two_of_four_and_names_what_is_no
     assert packed["0.weight_places"].shape == (64, 16)
 
 
-def test_a_network_without_two_of_four_says_layer_by_layer_why(pruned):
+def test_a_network_without_2_of_4_layers_is_refused_with_a_reason_per_layer(pruned):
     with pytest.raises(ExportError, match=r"no linear layer .* hidden is 16 x 72, .*prune with --pattern 2:4"):
         export(pruned, "semi-structured", "out.safetensors")
     assert not Path("out.safetensors").exists()
 
 
-def test_a_pattern_that_only_looks_like_two_of_four_in_sum_is_refused(two_of_four):
+def test_a_pattern_that_is_2_of_4_only_on_average_is_refused(two_of_four):
     with torch.no_grad():
         two_of_four.network[0].weight[3, :8] = torch.tensor([1.0, 1, 1, 0, 1, 0, 0, 0])
     with pytest.raises(ExportError, match="0 keeps 3 of four inputs, expected two"):
         export(two_of_four, "semi-structured", "out.safetensors")
 
 
-def test_a_program_that_torch_cannot_read_back_is_refused_without_a_word_of_its_own(code, caplog):
-    with pytest.raises(ExportError, match=r"torch.export.load cannot read what .*; let the network give tensors alone"):
+def test_a_program_that_torch_cannot_read_back_is_refused_without_messages_of_torch(code, caplog):
+    with pytest.raises(
+        ExportError, match=r"torch.export.load cannot read the .*; return only tensors from the network"
+    ):
         export(open_pruned(code + "Named", inputs=["4"]), "torch-export", "out.pt2")
     assert not [record for record in caplog.records if record.levelname != "DEBUG"]
     assert not Path("out.pt2").exists()
@@ -309,7 +311,7 @@ def broken(change):
 @pytest.mark.parametrize(
     "change", [lambda bias: bias.add_(1e-3), lambda bias: bias.fill_(torch.nan), lambda bias: bias[1:].fill_(torch.inf)]
 )
-def test_a_file_that_gives_other_outputs_never_takes_the_place_of_one_that_is_there(pruned, monkeypatch, change):
+def test_a_file_with_other_outputs_never_replaces_an_existing_one(pruned, monkeypatch, change):
     Path("out").write_text("precious")
     monkeypatch.setattr("prunekit.deployment.export.dense.FORMAT", broken(change))
     with pytest.raises(ExportError, match=r"an output is off by .*nothing was written"):
@@ -318,7 +320,7 @@ def test_a_file_that_gives_other_outputs_never_takes_the_place_of_one_that_is_th
     assert not list(Path().glob(".*"))
 
 
-def test_a_difference_within_the_tolerance_is_told(pruned, monkeypatch):
+def test_a_difference_within_the_tolerance_is_reported(pruned, monkeypatch):
     monkeypatch.setattr("prunekit.deployment.export.dense.FORMAT", broken(lambda bias: bias.add_(5e-5)))
     assert 4e-5 < export(pruned, "dense", "out").error < 6e-5
 
@@ -336,9 +338,9 @@ def test_outputs_of_another_shape_are_refused(pruned, monkeypatch):
         export(pruned, "dense", "out")
 
 
-def test_a_network_that_gives_other_outputs_at_each_call_is_told_as_such(code):
+def test_a_network_with_random_outputs_is_refused_as_such(code):
     pruned = open_pruned(code + "Random", inputs=["4"])
-    with pytest.raises(ExportError, match=r"gives other outputs whenever it is called, .*take what is random out"):
+    with pytest.raises(ExportError, match=r"returns different outputs for the same inputs, .*remove randomness"):
         export(pruned, "dense", "out")
     assert not Path("out").exists()
 
@@ -359,12 +361,12 @@ def test_without_its_packages_onnx_names_the_extra(pruned, monkeypatch, package)
 
 
 @pytest.mark.parametrize("to", ["dense", "shrunk", "torch-export", "onnx"])
-def test_a_weight_that_is_computed_is_exported_where_its_value_is_wanted(code, to):
+def test_a_parametrized_weight_is_exported_by_formats_that_need_its_value(code, to):
     assert export(normed(code), to, "out.pt2").error < 1e-5
 
 
 @pytest.mark.parametrize("to", ["sparse", "csr"])
-def test_a_weight_that_is_computed_is_refused_where_its_zeros_are_wanted(code, to):
+def test_a_parametrized_weight_is_refused_by_formats_that_need_its_zeros(code, to):
     with pytest.raises(PrunekitError, match="remove_parametrizations"):
         export(normed(code), to, "out.safetensors")
 
@@ -391,12 +393,12 @@ def test_a_network_in_bfloat16_is_exported_but_not_to_onnx(code):
     pruned = open_pruned(code + "brain", inputs=["4"])
     assert export(pruned, "dense", "out.safetensors").error == 0
     assert export(pruned, "torch-export", "out.pt2").error == 0
-    with pytest.raises(ExportError, match="bfloat16 weights, which onnxruntime does not run on a CPU; make it float32"):
+    with pytest.raises(ExportError, match="onnxruntime does not run on a CPU; convert it to float32"):
         export(pruned, "onnx", "out.onnx")
 
 
 def test_an_unknown_format_names_the_nearest(pruned):
-    with pytest.raises(ConfigError, match="no export format is called 'onxx' \\(did you mean 'onnx'\\?\\)"):
+    with pytest.raises(ConfigError, match="there is no export format 'onxx' \\(did you mean 'onnx'\\?\\)"):
         export(pruned, "onxx", "out")
 
 
@@ -405,9 +407,9 @@ def test_every_format_says_how_to_load_it():
         assert "{path}" in find_format(name).load
 
 
-def test_a_file_that_is_there_is_written_over_by_force_alone(pruned):
+def test_an_existing_file_is_overwritten_only_with_force(pruned):
     export(pruned, "dense", "out")
-    with pytest.raises(CheckpointError, match=r"out is there already; write over it \(--force\) or choose another"):
+    with pytest.raises(CheckpointError, match=r"out exists already; overwrite it with --force or choose another"):
         export(pruned, "sparse", "out")
     assert load_file("out").keys() == pruned.network.state_dict().keys()
     export(pruned, "sparse", "out", force=True)
@@ -438,10 +440,10 @@ def error(capsys, *arguments):
     return line
 
 
-def test_what_a_user_may_get_wrong_is_one_line_and_exit_code_2(pruned, code, capsys):
+def test_user_errors_are_one_line_with_exit_code_2(pruned, code, capsys):
     model = [code + "network", "--input", "1x6x6"]
     unknown = error(capsys, *model, "--to", "onxx", "-o", "out")
-    assert "no export format is called 'onxx' (did you mean 'onnx'?)" in unknown
+    assert "there is no export format 'onxx' (did you mean 'onnx'?)" in unknown
     assert "Missing option '--to'" in error(capsys, *model, "-o", "out")
     assert "Missing option '-o'" in error(capsys, *model, "--to", "dense")
     assert "no run folder 'nothing'" in error(capsys, "nothing", "--to", "dense", "-o", "out")
@@ -449,9 +451,9 @@ def test_what_a_user_may_get_wrong_is_one_line_and_exit_code_2(pruned, code, cap
     assert "no such file" in error(capsys, *model, "--masks", "no", "--to", "dense", "-o", "out")
     Masks({"hidden.weight": torch.ones(3, 3, dtype=torch.bool)}).save("odd.safetensors")
     assert "masks do not fit" in error(capsys, *model, "--masks", "odd.safetensors", "--to", "dense", "-o", "out")
-    assert "create its folder first" in error(capsys, *model, "--to", "dense", "-o", "no/out")
+    assert "its folder does not exist" in error(capsys, *model, "--to", "dense", "-o", "no/out")
     assert "is a folder; name a file in it" in error(capsys, *model, "--to", "dense", "-o", ".")
-    assert "w.safetensors is there already" in error(capsys, *model, "--to", "dense", "-o", "w.safetensors")
+    assert "w.safetensors exists already" in error(capsys, *model, "--to", "dense", "-o", "w.safetensors")
     assert not Path("out").exists()
 
 
@@ -463,7 +465,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(pruned, code, capsys, tmp_p
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
-def test_a_full_disk_is_one_line_and_leaves_what_was_there(pruned, code, capsys, monkeypatch):
+def test_a_full_disk_is_one_line_and_keeps_the_existing_file(pruned, code, capsys, monkeypatch):
     Path("out").write_text("precious")
     real = os.fsync
 
