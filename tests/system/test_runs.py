@@ -173,7 +173,7 @@ def test_the_error_that_stops_a_run_is_reported_even_if_a_plugin_fails_on_it(toy
         toy_run(RECIPE, [Stopper(0, 5), Hopeless()])
     assert re.fullmatch(
         "a plugin failed when notified of this error: plugin 'toy-1' of package 'tests' failed in prunekit_run_stopped "
-        r"\(test_engine.py:\d+\): ZeroDivisionError: a bug; disable it with --no-plugin toy-1",
+        r"\(test_runs.py:\d+\): ZeroDivisionError: a bug; disable it with --no-plugin toy-1",
         raised.value.__notes__[-1],
     )
 
@@ -379,7 +379,7 @@ def test_an_error_before_the_first_step_does_not_touch_an_earlier_run(toy_run):
     _, prepared, folder = toy_run(RECIPE)
     before = folder.model.read_bytes()
     wrong = attrs.evolve(prepared, training=attrs.evolve(prepared.training, accumulate=1000))
-    with pytest.raises(DataError, match="too few for one step of 1000"):
+    with pytest.raises(DataError, match="10 training batches, but one step needs training.accumulate=1000"):
         run(
             build_config({"task": {"name": "prunekit.testing:ToyTask"}}), wrong, make_manager().hook, folder, force=True
         )
