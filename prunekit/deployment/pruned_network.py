@@ -1,7 +1,7 @@
-"""A pruned network, opened for use: from the folder of a finished run, or from anyone's code and files.
+"""Open a pruned network from the folder of a finished run, or from code with optional mask and weight files.
 
-``prunekit export`` and ``prunekit bench`` share it. It reads and changes no file; it must not know how networks are
-pruned, exported or measured.
+``prunekit export`` and ``prunekit bench`` use it. It only reads files; it must not know how networks are pruned,
+exported or measured.
 """
 
 import os
@@ -43,24 +43,30 @@ def open_pruned(
 ) -> PrunedNetwork:
     """Open a pruned network.
 
+        pruned = open_pruned("runs/mnist")
+        pruned = open_pruned("models.py:make", masks="masks.safetensors", inputs=["3x55x47"])
+
     Args:
-        name: a run folder, or ``file.py:function`` or ``module:Class``, which called without arguments gives the
-            network.
-        masks: of such a network: a mask file. Without one, what is exactly zero is dropped.
-        weights: of such a network: its state dict; a sparse checkpoint will do.
-        inputs: of such a network: the shapes of its arguments; see ``random_samples``.
-        no_plugins: names of plugins to do without.
+        name: a run folder; or ``file.py:function`` or ``module:Class``, which returns the network when called without
+            arguments. The next three arguments are for this form only.
+        masks: mask file; without one, weights that are exactly zero count as dropped.
+        weights: state dict of the network, also as a sparse checkpoint.
+        inputs: shape of one sample for each argument of the network; see ``random_samples``.
+        no_plugins: names of plugins to disable.
 
     Raises:
-        CheckpointError: a folder without a finished run; weights that cannot be read or do not fit.
-        ConfigError: no such thing; missing or wrong inputs; a function that gives no network.
+        CheckpointError: a folder without a finished run, or weights that cannot be read or do not fit.
+        ConfigError: no such folder or model, missing or wrong inputs, or a function that returns no network.
         MaskError: masks that cannot be read or do not fit.
-        DataError: the data of a run's task is not there.
+        DataError: the data of the task of a run is missing.
     """
     refuse_other_kinds(Path(name), ("run",), ConfigError)
     if name and Path(name).is_dir():
         if masks is not None or weights is not None or inputs:
-            raise ConfigError(f"{name} is a run folder, which has masks, weights and inputs; leave out those options")
+            raise ConfigError(
+                f"{name} is a run folder, which has masks, weights and inputs of its own; "
+                "remove --masks, --weights and --input"
+            )
         return _open_run(RunFolder(Path(name)), no_plugins)
     if ":" not in name:
         raise ConfigError(f"there is no run folder {name!r}; name one, or a model as file.py:function or module:Class")
@@ -71,7 +77,9 @@ def open_pruned(
 
 def _open_run(folder: RunFolder, no_plugins: Sequence[str]) -> PrunedNetwork:
     if not folder.config.is_file():
-        raise CheckpointError(f"{folder.path} holds no run (there is no {folder.config.name} in it)")
+        raise CheckpointError(
+            f"{folder.path} contains no run ({folder.config.name} is missing); name the folder of a run"
+        )
     if not folder.model.is_file():
         raise CheckpointError(
             f"the run in {folder.path} has no {folder.model.name} yet; finish it with: "
@@ -84,7 +92,7 @@ def _open_run(folder: RunFolder, no_plugins: Sequence[str]) -> PrunedNetwork:
     task.setup(seeds)
     model = build_model(task, seeds, "initial weights").eval().requires_grad_(requires_grad=False)
     network = task.deployed(model)
-    _load(network, folder.model, "the task or its data is not as it was in the run")
+    _load(network, folder.model, "the task or its data has changed since the run")
     loaded = load_masks(folder.masks) if folder.masks.is_file() else Masks({})
     fitted = _fit(loaded, network, folder.masks)
     samples = task_samples(task, model, seeds)
@@ -104,7 +112,7 @@ def _open_model(
     samples = random_samples(inputs, dtypes[0] if dtypes else torch.get_default_dtype())
     with _seeded():  # lazy modules draw their weights now
         _check_call(network, samples, name, "give one --input for each argument")
-    _check_call(network, samples.take(1), name, "what is deployed has to take one sample alone, too")
+    _check_call(network, samples.take(1), name, "a deployed network must accept a single sample")
     network.requires_grad_(requires_grad=False)
     if weights is not None:
         _load(network, weights, "give a state dict of this network")
@@ -135,22 +143,24 @@ def _made(name: str) -> nn.Module:
         problem = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(f"model {name!r} cannot be called without arguments: {problem}") from error
     if not isinstance(network, nn.Module):
-        raise ConfigError(f"model {name!r} gives a {type(network).__name__}, expected a torch.nn.Module")
-    # What torch.compile wraps is the network; through the wrapping nothing can be seen.
+        raise ConfigError(f"model {name!r} returned a {type(network).__name__}, expected a torch.nn.Module")
+    # Unwrap torch.compile, which hides the modules of the network.
     network = uncompiled(network)
     if isinstance(network, torch.jit.ScriptModule):
-        raise ConfigError(f"model {name!r} is a script, which cannot be changed; give the module that it was made of")
+        raise ConfigError(
+            f"model {name!r} is a TorchScript module, which cannot be changed; name the module it was scripted from"
+        )
     if prune.is_pruned(network):
         raise ConfigError(
-            f"model {name!r} is pruned with torch.nn.utils.prune, which keeps masks beside weights that are whole; "
-            "call torch.nn.utils.prune.remove for each, so that what is dropped is 0"
+            f"model {name!r} is pruned with torch.nn.utils.prune, which keeps masks beside dense weights; "
+            "call torch.nn.utils.prune.remove for each parameter, so that dropped weights are 0"
         )
     return network
 
 
 @contextmanager
 def _seeded() -> Iterator[None]:
-    """As for a run: the same command gives the same weights, and the caller's generator is left alone."""
+    """Seed the initial weights as in a run, without changing the state of the generator of the caller."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(Seeds(0).derive("initial weights"))
         yield
@@ -163,7 +173,7 @@ def _load(network: nn.Module, path: str | os.PathLike[str], advice: str) -> None
 
 
 def _fit(masks: Masks, network: nn.Module, path: str | os.PathLike[str]) -> Masks:
-    """Apply masks to a network, and return them under the names that it gives its parameters."""
+    """Apply masks to a network, and return them under the parameter names of the network."""
     try:
         matched = match(masks.tensors, network)
     except MaskError as error:
@@ -173,19 +183,19 @@ def _fit(masks: Masks, network: nn.Module, path: str | os.PathLike[str]) -> Mask
     return fitted
 
 
-_FORM = "expected sizes such as 3x55x47, or 128:0..999 for whole numbers from 0 to 999"
+_FORM = "expected sizes such as 3x55x47, or 128:0..999 for integers from 0 to 999"
 
 
 def random_samples(shapes: Sequence[str], dtype: torch.dtype) -> Samples:
-    """Return a batch of ``MOST`` random samples, the same ones every time.
+    """Return a batch of ``MOST`` random samples; the same shapes always give the same samples.
 
     Args:
-        shapes: one for each argument of the network: the shape of one sample, without the batch. "3x55x47" are normal
-            numbers, "128:0..999" whole numbers (token ids) from 0 to 999.
-        dtype: of the normal numbers.
+        shapes: shape of one sample, without the batch dimension, for each argument of the network: "3x55x47" for
+            normally distributed values, "128:0..999" for int64 token ids from 0 to 999.
+        dtype: dtype of the normally distributed values.
 
     Raises:
-        ConfigError: a shape that is not understood.
+        ConfigError: a shape that cannot be parsed.
     """
     return Samples(tuple(_random(text, number, dtype) for number, text in enumerate(shapes)))
 
@@ -193,16 +203,16 @@ def random_samples(shapes: Sequence[str], dtype: torch.dtype) -> Samples:
 def _random(text: str, number: int, dtype: torch.dtype) -> Tensor:
     found = re.fullmatch(r"([1-9]\d*(?:x[1-9]\d*)*)(?::(\d+)\.\.(\d+))?", text, re.ASCII)
     if found is None:
-        raise ConfigError(f"--input is {text!r}, {_FORM}; the batch is not counted")
+        raise ConfigError(f"--input is {text!r}, {_FORM}; omit the batch dimension")
     shape = (MOST, *map(int, found[1].split("x")))
     generator = Seeds(0).generator("sample inputs", number)
     low, high = (int(found[2]), int(found[3])) if found[2] else (0, 0)
     if low > high:
-        raise ConfigError(f"--input is {text!r}, which has no whole number, {_FORM}")
+        raise ConfigError(f"--input is {text!r}, an empty range, {_FORM}")
     try:
         if found[2] is None:
             return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
         return torch.randint(low, high + 1, shape, generator=generator)
-    except (RuntimeError, TypeError, ValueError) as error:  # no memory; numbers beyond 64 bits
+    except (RuntimeError, TypeError, ValueError) as error:  # out of memory, or integers beyond 64 bits
         reason = str(error).partition("\n")[0][:200]
-        raise ConfigError(f"--input is {text!r}, of which {MOST} samples cannot be made: {reason}") from error
+        raise ConfigError(f"--input is {text!r}, but {MOST} such samples cannot be created: {reason}") from error

@@ -1,4 +1,4 @@
-"""The built-in plugins: like any other's, but always registered. A plugin's name is that of its module."""
+"""The built-in plugins, always registered; the name of each is that of its module."""
 
 PLUGINS = (
     "prunekit.plugins.layer_views",

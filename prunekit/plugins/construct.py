@@ -1,8 +1,8 @@
-"""From what a user wrote to the object of a plugin class: options looked up, converted and checked.
+"""Construct an object of a plugin class from the options a user wrote: look up, convert and check them.
 
-An option is what the class's constructor takes. The class is an attrs class, or one whose constructor
-takes nothing; a hand-written constructor with arguments is refused, because it says nothing of types,
-defaults and help. This module knows classes and values; it must not know plugins, recipes or commands.
+The options are the constructor arguments of the class, which must be an attrs class or take no arguments; a
+hand-written constructor with arguments is refused because it declares no types, defaults and help. This module
+knows classes and values; it must not know plugins, recipes or commands.
 """
 
 import inspect
@@ -23,13 +23,13 @@ class OptionInfo:
     """One option of a class, as ``prunekit show`` prints it.
 
     Attributes:
-        name: what the user writes.
+        name: the name in recipes and on the command line.
         type: the annotated type.
-        default: the value where the user says nothing; ``attrs.NOTHING`` if one must be given.
-        help: one line.
-        choices: the only values allowed; empty: any.
-        low: the least value allowed.
-        high: the greatest value allowed.
+        default: the default value; ``attrs.NOTHING`` if the option is required.
+        help: one line of help.
+        choices: the allowed values; empty: any.
+        low: the lowest allowed value.
+        high: the highest allowed value.
     """
 
     name: str
@@ -71,8 +71,8 @@ def options_of(cls: type) -> dict[str, OptionInfo]:
     """Return the options of a class by name, in the order of its constructor.
 
     Raises:
-        PluginError: when the constructor's arguments cannot be known: a hand-written one, options in a
-            class without ``@attrs.define``, annotations that name nothing.
+        PluginError: the constructor is hand-written, the class has options without ``@attrs.define``, or an annotation
+            cannot be resolved.
     """
     for ancestor in cls.__mro__:
         for name, value in vars(ancestor).items():
@@ -83,11 +83,11 @@ def options_of(cls: type) -> dict[str, OptionInfo]:
         return {}
     fields = {field.alias: field for field in attrs.fields(cls) if field.init} if attrs.has(cls) else {}
     if set(taken) != set(fields):
-        raise PluginError(f"its constructor takes {', '.join(taken)} by hand; make it an attrs class with options")
+        raise PluginError(f"its constructor with {', '.join(taken)} is hand-written; make it an attrs class")
     try:
         hints = typing.get_type_hints(cls)
     except NameError as error:
-        raise PluginError(f"the type of an option is not known: {error}") from error
+        raise PluginError(f"the type of an option cannot be resolved: {error}; import it in the module") from error
     return {name: _describe(name, fields[name], hints) for name in taken}
 
 
@@ -98,10 +98,10 @@ _NOT_CONVERTED = (
     OverflowError,
     cattrs.BaseValidationError,
     cattrs.StructureHandlerNotFoundError,
-    cattrs.errors.CattrsError,  # a word that is none of a Literal's
+    cattrs.errors.CattrsError,  # a value outside of a Literal
 )
 
-# What attrs.field() returns; attrs takes it out of a class that it decorates.
+# The type that attrs.field() returns; attrs removes such attributes from classes that it decorates.
 _UNDECORATED = type(attrs.field())
 
 
@@ -115,16 +115,18 @@ def _describe(name: str, field: "attrs.Attribute[Any]", hints: Mapping[str, Any]
 
 
 def convert_options(cls: type, options: Mapping[str, Any], section: str, owner: str) -> dict[str, Any]:
-    """Convert what a user wrote to the types of the options; text becomes numbers, truth values, ``None``.
+    """Convert the values a user wrote to the types of the options, such as text to numbers, booleans or ``None``.
+
+        convert_options(Correlation, {"seed": "3"}, "criterion", "criterion 'correlation'")
 
     Args:
-        cls: the class that will take them.
-        options: name -> value, only those the user gave.
-        section: where the user wrote them, for messages: "criterion"; "" at the top of a recipe.
-        owner: whose options they are, for messages: "criterion 'correlation'".
+        cls: the class that has the options.
+        options: name -> value, given options only.
+        section: recipe section, for messages: "criterion"; "" at the top level.
+        owner: owner of the options, for messages: "criterion 'correlation'".
 
     Raises:
-        ConfigError: an unknown option, or a value of another type; names section, key, value.
+        ConfigError: an unknown option or a value of another type; names section, key and value.
     """
     known = options_of(cls)
     converted = {}
@@ -140,16 +142,16 @@ def convert_options(cls: type, options: Mapping[str, Any], section: str, owner: 
 
 
 def construct(cls: type, options: Mapping[str, Any], section: str, owner: str) -> Any:
-    """Make an object of ``cls`` from a user's options; see ``convert_options`` for the arguments.
+    """Construct an object of ``cls`` from the options of a user; see ``convert_options`` for the arguments.
 
     Raises:
-        ConfigError: an unknown or a missing option, a value of another type, or one that the class refuses.
+        ConfigError: an unknown or missing option, a value of another type, or a value that the class refuses.
     """
     converted = convert_options(cls, options, section, owner)
     needed = [info.name for info in options_of(cls).values() if info.default is attrs.NOTHING]
     missing = [name for name in needed if name not in converted]
     if missing:
-        raise ConfigError(f"{owner} needs option {missing[0]!r}; give it with -o {section}.{missing[0]}=VALUE")
+        raise ConfigError(f"{owner} needs option {missing[0]!r}; set it with -o {section}.{missing[0]}=VALUE")
     try:
         return cls(**converted)
     except ValueError as error:
@@ -159,7 +161,7 @@ def construct(cls: type, options: Mapping[str, Any], section: str, owner: str) -
 
 
 def _convert(value: Any, kind: Any) -> Any:
-    if _is_list(kind) and isinstance(value, str | Mapping):  # their letters or keys would become the entries
+    if _is_list(kind) and isinstance(value, str | Mapping):  # their characters or keys would become the items
         raise TypeError(value)
     return _CONVERTER.structure(value, kind)
 
@@ -204,7 +206,7 @@ def _to_text(value: Any, _: Any) -> str:
 
 def _to_path(value: Any, _: Any) -> Path:
     text = _to_text(value, str)
-    if not text:  # Path("") is the current folder, which nobody asked for
+    if not text:  # Path("") would mean the current folder
         raise ValueError(value)
     return Path(text)
 

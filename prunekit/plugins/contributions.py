@@ -1,6 +1,6 @@
-"""Export formats and commands that plugins bring, by name, each checked when collected.
+"""Collect the export formats and commands of all plugins by name, and check each of them.
 
-This module must not know what formats and commands do.
+This module must not know any format or command.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ Thing = TypeVar("Thing", ExportFormat, click.Command)
 
 @attrs.frozen
 class Contribution(Generic[Thing]):
-    """A format or a command, and the plugin that brings it."""
+    """A format or command and the plugin that provides it."""
 
     value: Thing
     source: Source
@@ -28,7 +28,7 @@ def export_formats(manager: PluginManager | None = None) -> dict[str, Contributi
     """Return the export formats by name; without a manager, those of the core and of all installed plugins.
 
     Raises:
-        PluginError: a hook that fails or returns something else; two formats of one name.
+        PluginError: a hook fails or returns anything but formats, or two formats share a name.
     """
     return _by_name(manager or make_manager(), "prunekit_export_formats", ExportFormat, "export format", ())
 
@@ -41,7 +41,7 @@ def commands(manager: PluginManager, reserved: Iterable[str] = ()) -> dict[str, 
         reserved: names of the built-in commands.
 
     Raises:
-        PluginError: a hook that fails or returns something else; two commands of one name.
+        PluginError: a hook fails or returns anything but commands, or two commands share a name.
     """
     return _by_name(manager, "prunekit_commands", click.Command, "command", reserved)
 
@@ -54,18 +54,18 @@ def _by_name(
         if not isinstance(value, kind) or not value.name:
             raise source.error(f"returns {value!r} from {hook}, expected {kind.__name__} objects with a name")
         if value.name in reserved:
-            raise source.error(f"brings a {what} {value.name!r}, which package 'prunekit' has already")
+            raise source.error(f"provides the {what} {value.name!r}, which package 'prunekit' has already; rename it")
         other = found.setdefault(value.name, Contribution(value, source)).source
         if other is not source:
             raise PluginError(
-                f"{what} {value.name!r} is brought by {other} and by {source}; "
+                f"{what} {value.name!r} is provided by {other} and by {source}; "
                 f"disable one with --no-plugin {other.plugin} or --no-plugin {source.plugin}"
             )
     return dict(sorted(found.items()))
 
 
 def brought(manager: PluginManager, named: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Return plugin -> what it brings, in words: the names of its contributions, layer views and listeners.
+    """Return plugin -> descriptions of its contributions: their names, layer views and listeners.
 
     Args:
         manager: the plugins.

@@ -1,4 +1,4 @@
-"""The whole extension surface. Results come last-registered-first, so nothing may rely on order."""
+"""All hooks of prunekit. Results come last-registered-first, so nothing may rely on their order."""
 
 from collections.abc import Iterable, Sequence
 
@@ -52,39 +52,39 @@ def prunekit_commands() -> Iterable[click.Command]:
 
 @hookspec
 def prunekit_run_started(event: events.RunStarted) -> None:
-    """A run begins, or goes on."""
+    """A run started or resumed."""
 
 
 @hookspec
 def prunekit_stage_started(event: events.StageStarted) -> None:
-    """A stage begins, or goes on."""
+    """A stage started or resumed."""
 
 
 @hookspec
 def prunekit_masks_updated(event: events.MasksUpdated) -> None:
-    """Masks were changed."""
+    """Masks were updated."""
 
 
 @hookspec
 def prunekit_step_finished(event: events.StepFinished) -> None:
-    """An optimiser step is done; called only when a plugin implements it."""
+    """An optimiser step finished; called only if a plugin implements it."""
 
 
 @hookspec
 def prunekit_epoch_finished(event: events.EpochFinished) -> None:
-    """A pass over the training batches is done."""
+    """A pass over the training batches finished."""
 
 
 @hookspec
 def prunekit_stage_finished(event: events.StageFinished) -> None:
-    """A stage is trained, evaluated and saved."""
+    """A stage was trained, evaluated and saved."""
 
 
 @hookspec
 def prunekit_run_finished(event: events.RunFinished) -> None:
-    """All stages are done."""
+    """All stages finished."""
 
 
 @hookspec
 def prunekit_run_stopped(event: events.RunStopped) -> None:
-    """The run ends early, by an error or an interruption; close what is open."""
+    """The run ended early through an error or an interruption; close open resources."""

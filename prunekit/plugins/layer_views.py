@@ -1,4 +1,4 @@
-"""The views of PyTorch's own modules, called last so that another plugin may replace them."""
+"""The views of the modules of PyTorch, called last so that another plugin can replace them."""
 
 from torch import nn
 

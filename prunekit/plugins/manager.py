@@ -1,8 +1,8 @@
-"""The plugin manager: block, register the built-ins, load entry points, check.
+"""The plugin manager: block plugins, register the built-ins, load entry points, and check every plugin.
 
-The manager is made by a function and passed on, never global. Entry points are loaded here and not by
-pluggy, so that a broken one is an error that names plugin, package and the way out.
-It must not know what the plugins bring; ``registry`` collects that.
+The manager is created by a function and passed on, never global. Entry points are loaded here rather than by pluggy, so
+that a broken one raises an error that names plugin, package and the next step. This module must not know what plugins
+contribute; ``registry`` and ``contributions`` collect that.
 """
 
 import inspect
@@ -27,7 +27,7 @@ NO_PLUGINS = "PRUNEKIT_NO_PLUGINS"
 
 @attrs.frozen
 class Source:
-    """Where a plugin comes from."""
+    """The package that a plugin comes from."""
 
     plugin: str
     package: str
@@ -37,13 +37,13 @@ class Source:
         return f"plugin {self.plugin!r} of package {self.package!r}"
 
     def error(self, problem: str) -> PluginError:
-        """Return the error of this plugin, with the way out."""
+        """Return an error that names this plugin and how to disable it."""
         flat = " ".join(problem.split())
         return PluginError(f"{self} {flat}; disable it with --no-plugin {self.plugin}")
 
 
 class PluginManager(pluggy.PluginManager):
-    """A manager that remembers where its plugins come from, and refuses those that no hook would call."""
+    """A manager that knows the package of each plugin and refuses plugins that no hook would call."""
 
     def __init__(self) -> None:
         super().__init__("prunekit")
@@ -55,14 +55,14 @@ class PluginManager(pluggy.PluginManager):
         self._sources: dict[str, Source] = {}
 
     def source(self, plugin: str) -> Source:
-        """Return where a plugin comes from, by its name."""
+        """Return the source of a plugin by its name."""
         return self._sources.get(plugin) or Source(plugin, "(registered by hand)")
 
     def add(self, plugin: object, source: Source) -> None:
         """Register a plugin under the name of its source.
 
         Raises:
-            PluginError: a misspelt hook, a hook without ``@hookimpl``, wrong arguments, no hook at all.
+            PluginError: an unknown hook, a hook without ``@hookimpl``, wrong arguments, or no hook at all.
         """
         self._sources[source.plugin] = source
         hooks = self._hooks_of(plugin, source)
@@ -76,17 +76,17 @@ class PluginManager(pluggy.PluginManager):
         except pluggy.PluginValidationError as error:
             raise source.error(f"does not fit its hook: {str(error).splitlines()[-1]}") from error
         except ValueError as error:
-            raise source.error("is registered already, under another name") from error
+            raise source.error("is already registered under another name") from error
         for hook in hooks & self.notifications:
             for implementation in getattr(self.hook, hook).get_hookimpls():
                 if implementation.plugin is plugin:
                     implementation.function = _named(implementation.function, hook, source)
 
     def results(self, hook: str) -> Iterator[tuple[Any, Source]]:
-        """Yield everything that plugins return from a hook without arguments, each with its plugin.
+        """Yield every item that plugins return from a hook without arguments, with its source.
 
         Raises:
-            PluginError: the hook of a plugin fails.
+            PluginError: the hook of a plugin raises an error.
         """
         for implementation in getattr(self.hook, hook).get_hookimpls():
             source = self.source(implementation.plugin_name)
@@ -116,7 +116,7 @@ class PluginManager(pluggy.PluginManager):
 
 
 def _named(listener: Callable[..., Any], hook: str, source: Source) -> Callable[..., Any]:
-    """Return a listener whose errors name the plugin; those that a user can mend pass as they are."""
+    """Wrap a listener so that its errors name the plugin; errors of prunekit pass unchanged."""
 
     def call(*arguments: Any) -> Any:
         try:
@@ -135,20 +135,20 @@ def make_manager(blocked: Iterable[str] = (), *, third_party: bool = True) -> Pl
     """Return a manager with the built-in plugins and those of installed packages.
 
     Args:
-        blocked: names of plugins to do without; built-ins too.
-        third_party: load the plugins of other packages. The environment variable
-            ``PRUNEKIT_NO_PLUGINS=1`` forbids it.
+        blocked: names of plugins to disable, built-in or not.
+        third_party: load the plugins of other packages, unless the environment variable ``PRUNEKIT_NO_PLUGINS=1``
+            disables them.
 
     Raises:
-        PluginError: a plugin that fails to load or does not fit its hooks; two plugins of one name; a
-            blocked name that no plugin has.
+        PluginError: a plugin fails to load or does not fit its hooks, two plugins share a name, or a blocked name is
+            unknown.
     """
     manager = PluginManager()
     core = {where.rpartition(".")[2].partition(":")[0]: where for where in builtin.PLUGINS}
     foreign = _entry_points()
     for name in blocked:
         if name not in core and name not in foreign:
-            raise PluginError(f"--no-plugin {name}: there is no plugin of that name{nearest(name, {*core, *foreign})}")
+            raise PluginError(f"--no-plugin {name}: no plugin has that name{nearest(name, {*core, *foreign})}")
         manager.set_blocked(name)
     version = _own_version()
     for name, where in core.items():
@@ -176,7 +176,7 @@ def installed_views() -> ViewOf:
 
 
 def _entry_points() -> dict[str, list[metadata.EntryPoint]]:
-    """Return the entry points by name; a package that the path finds twice counts once."""
+    """Return the entry points by name; a package found twice on the path counts once."""
     found: dict[str, dict[tuple[str, str], metadata.EntryPoint]] = {}
     for point in metadata.entry_points(group=GROUP):
         found.setdefault(point.name, {}).setdefault((point.value, _source(point).package), point)
@@ -194,7 +194,7 @@ def _load(manager: PluginManager, points: list[metadata.EntryPoint], *, taken: b
     if taken or others:
         raise PluginError(
             f"packages {' and '.join(map(repr, owners))} both have a plugin {first.name!r}; "
-            f"uninstall one, or do without both with --no-plugin {first.name}"
+            f"uninstall one, or disable both with --no-plugin {first.name}"
         )
     source = _source(first)
     try:
@@ -205,7 +205,7 @@ def _load(manager: PluginManager, points: list[metadata.EntryPoint], *, taken: b
 
 
 def _made(loaded: Any) -> Any:
-    """Return the plugin; a class or a function is called for it, so that each manager has its own state."""
+    """Return the plugin; a class or function is called to create it, so that each manager has its own state."""
     return loaded() if inspect.isclass(loaded) or inspect.isfunction(loaded) else loaded
 
 

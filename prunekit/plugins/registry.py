@@ -1,7 +1,7 @@
-"""What the plugins bring: criteria, schedules and tasks by name, each checked once when collected.
+"""Collect the criteria, schedules and tasks of all plugins by name, and check each class once.
 
-A class that cannot work is refused here, with the plugin and package that gave it, and not in the
-middle of a run. This module must not know recipes, commands or training.
+A class that breaks its contract is refused here, with its plugin and package, and not during a run. This module must
+not know recipes, commands or training.
 """
 
 import hashlib
@@ -32,70 +32,74 @@ _HOOKS: Mapping[Kind, str] = {
     "schedule": "prunekit_schedules",
     "task": "prunekit_tasks",
 }
-# Where to get what the documentation speaks of but this package does not contain.
+# How to install tasks that the documentation uses but this package does not contain.
 _INSTALL = {"deepid2plus": "install it from the repository with 'pip install ./plugins/prunekit-deepid2plus'"}
 
 
 @attrs.frozen
 class Registered(Generic[Class]):
-    """One criterion, schedule or task, and the plugin that gave it."""
+    """A criterion, schedule or task and the plugin that provides it."""
 
     cls: type[Class]
     source: Source
 
     @property
     def summary(self) -> str:
-        """The first line of the documentation."""
+        """The first line of the docstring of the class."""
         return (inspect.getdoc(self.cls) or "").split("\n", 1)[0]
 
     @property
     def options(self) -> Mapping[str, OptionInfo]:
-        """What a user may set."""
+        """The options a user can set, by name."""
         return options_of(self.cls)
 
 
 @attrs.frozen
 class Registry:
-    """Everything the plugins bring, by name, in alphabetical order."""
+    """The criteria, schedules and tasks of all plugins, by name in alphabetical order.
+
+    registry = collect(make_manager())
+    criterion = registry.make_criterion("magnitude")
+    """
 
     criteria: Mapping[str, Registered[Criterion]]
     schedules: Mapping[str, Registered[Schedule]]
     tasks: Mapping[str, Registered[Task]]
 
     def make_criterion(self, name: str, options: Mapping[str, Any] | None = None) -> Criterion:
-        """Return a fresh criterion; see ``make``."""
+        """Construct a new criterion; see ``make``."""
         criterion: Criterion = self.make("criterion", name, options)
         return criterion
 
     def make_schedule(self, name: str, options: Mapping[str, Any] | None = None) -> Schedule:
-        """Return a fresh schedule; see ``make``."""
+        """Construct a new schedule; see ``make``."""
         schedule: Schedule = self.make("schedule", name, options)
         return schedule
 
     def make_task(self, name: str, options: Mapping[str, Any] | None = None) -> Task:
-        """Return a fresh task; see ``make``."""
+        """Construct a new task; see ``make``."""
         task: Task = self.make("task", name, options)
         return task
 
     def make(self, kind: Kind, name: str, options: Mapping[str, Any] | None = None) -> Any:
-        """Return a fresh object of the class called ``name``, with a user's options.
+        """Construct a new object of the class called ``name`` with the options of a user.
 
         Args:
-            kind: what it is.
-            name: as for ``entry``.
-            options: option -> value; text is converted to the option's type.
+            kind: "criterion", "schedule" or "task".
+            name: see ``entry``.
+            options: option -> value; text is converted to the type of the option.
 
         Raises:
-            ConfigError: an unknown name or option, or a value that the option does not take.
+            ConfigError: an unknown name or option, or a value that the option does not accept.
         """
         return construct(self.entry(kind, name).cls, options or {}, kind, f"{kind} {name!r}")
 
     def entry(self, kind: Kind, name: str) -> Registered[Any]:
-        """Return the entry called ``name``, or the class that ``module:Class`` or ``file.py:Class`` means.
+        """Return the entry called ``name``, or import ``module:Class`` or ``file.py:Class``.
 
         Raises:
-            ConfigError: an unknown name; says the nearest, or how to install it.
-            PluginError: a class that does not keep its contract.
+            ConfigError: an unknown name; suggests the nearest one, or how to install it.
+            PluginError: a class that breaks its contract.
         """
         if ":" in name:
             return _import_entry(kind, name)
@@ -103,8 +107,10 @@ class Registry:
         if name in known:
             return known[name]
         if name in _INSTALL:
-            there = ", ".join(known) or "none"
-            raise ConfigError(f"{kind} {name!r} is not installed, or disabled (there is: {there}); {_INSTALL[name]}")
+            available = ", ".join(known) or "none"
+            raise ConfigError(
+                f"{kind} {name!r} is not installed, or disabled (available: {available}); {_INSTALL[name]}"
+            )
         raise ConfigError(f"there is no {kind} {name!r}{nearest(name, known)}")
 
     def of_kind(self, kind: Kind) -> Mapping[str, Registered[Any]]:
@@ -118,11 +124,14 @@ class Registry:
 
 
 def collect(manager: PluginManager) -> Registry:
-    """Ask every plugin what it brings, and check it.
+    """Collect the criteria, schedules and tasks of all plugins, and check them.
+
+        registry = collect(make_manager())
+        print(list(registry.criteria))
 
     Raises:
-        PluginError: a hook that fails; a class that is unfinished, without a name, or not of its
-            contract; two classes of one name. Names plugin, package and the way out.
+        PluginError: a hook fails, a class is abstract, unnamed or breaks its contract, or two classes share a name;
+            names plugin, package and the next step.
     """
     return Registry(_collect(manager, "criterion"), _collect(manager, "schedule"), _collect(manager, "task"))
 
@@ -132,11 +141,11 @@ def _collect(manager: PluginManager, kind: Kind) -> dict[str, Registered[Any]]:
     for cls, source in manager.results(_HOOKS[kind]):
         problem = contract_problem(cls, kind)
         if problem:
-            raise source.error(f"brings {_label(cls)} as a {kind}, but {problem}")
+            raise source.error(f"provides {_label(cls)} as a {kind}, but {problem}")
         other = entries.setdefault(cls.name, Registered(cls, source))
         if other.cls is not cls:
             raise PluginError(
-                f"{kind} {cls.name!r} is brought by {other.source} and by {source}; "
+                f"{kind} {cls.name!r} is provided by {other.source} and by {source}; "
                 f"disable one with --no-plugin {other.source.plugin} or --no-plugin {source.plugin}"
             )
     return dict(sorted(entries.items()))
@@ -147,10 +156,10 @@ def _label(cls: Any) -> str:
 
 
 def contract_problem(cls: Any, kind: Kind) -> str:
-    """Say what keeps a class from being a criterion, a schedule or a task; "" if nothing does."""
+    """Return how a class breaks the contract of a criterion, schedule or task; "" if it does not."""
     contract = _CONTRACTS[kind]
     if not isinstance(cls, type) or not issubclass(cls, contract):
-        return f"it is no subclass of prunekit.{contract.__name__}"
+        return f"it is not a subclass of prunekit.{contract.__name__}"
     if cls.__abstractmethods__:  # type: ignore[attr-defined] # every contract is an ABC
         return f"it lacks {', '.join(sorted(cls.__abstractmethods__))}"  # type: ignore[attr-defined]
     name = getattr(cls, "name", None)
@@ -168,9 +177,9 @@ def _criterion_problem(cls: type[Criterion]) -> str:
         if need not in get_args(Need):
             return f"it needs {need!r}{nearest(str(need), get_args(Need))}"
     if "training" in cls.needs and cls.trace is Criterion.trace:
-        return "it needs 'training', but does not say what is summed over the steps; define trace(weight, gradient)"
+        return "it needs 'training' but does not define trace(weight, gradient), which is summed over the steps; add it"
     if ("network" in cls.needs) != issubclass(cls, NetworkCriterion):
-        return 'it needs "network" without being a prunekit.NetworkCriterion, or the other way round'
+        return 'it must both need "network" and subclass prunekit.NetworkCriterion, or do neither'
     if cls.scope not in get_args(Scope):
         return f"its scope is {cls.scope!r}{nearest(str(cls.scope), get_args(Scope))}"
     return ""
@@ -180,16 +189,16 @@ def _import_entry(kind: Kind, name: str) -> Registered[Any]:
     cls, where = import_named(kind, name), name.rpartition(":")[0]
     problem = contract_problem(cls, kind)
     if problem:
-        raise PluginError(f"{where} brings {_label(cls)} as a {kind}, but {problem}")
+        raise PluginError(f"{where} provides {_label(cls)} as a {kind}, but {problem}")
     return Registered(cls, Source(name, where))
 
 
 def import_named(what: str, name: str) -> Any:
-    """Return what ``module:attribute`` or ``file.py:attribute`` means.
+    """Import the object that ``module:attribute`` or ``file.py:attribute`` names.
 
     Args:
-        what: what to call it in an error, for example "task".
-        name: has a colon.
+        what: how errors call the object, for example "task".
+        name: a name with a colon.
 
     Raises:
         ConfigError: it cannot be imported, or has no such attribute.
@@ -208,7 +217,7 @@ def import_named(what: str, name: str) -> Any:
 
 
 def _import_file(path: Path) -> Any:
-    """Run a file once, under a name that no other module has: a task.py must not take the place of another task."""
+    """Import a file once, under a unique module name, so that one task.py cannot replace another."""
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     whole = str(path.resolve())

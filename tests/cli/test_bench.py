@@ -86,11 +86,11 @@ def test_a_masked_parameter_outside_layers_has_no_multiply_adds(capsys):
         (["models.py:sparse", "--input", "12", "--threads", "two"], "--threads has 'two'"),
         (["models.py:sparse"], "needs the shape of a sample; give --input"),
         (["models.py:dense", "--input", "12"], "has no masks that drop a weight"),
-        (["models.py:sparse", "--input", "9999999999999"], "of which 32 samples cannot be made: "),
-        (["models.py:sparse", "--input", f"3:0..{2**70}"], "of which 32 samples cannot be made: "),
+        (["models.py:sparse", "--input", "9999999999999"], "but 32 such samples cannot be created: "),
+        (["models.py:sparse", "--input", f"3:0..{2**70}"], "but 32 such samples cannot be created: "),
         ([""], "there is no run folder ''"),
         (["nowhere"], "there is no run folder 'nowhere'"),
-        (["."], "holds no run"),
+        (["."], "contains no run"),
     ],
 )
 def test_a_network_that_cannot_be_measured_is_refused_in_one_line(capsys, arguments, message):

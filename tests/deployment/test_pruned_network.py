@@ -122,8 +122,8 @@ def test_a_run_without_a_model_says_how_to_finish_it(toy_run):
         open_pruned(str(folder.path))
 
 
-def test_a_folder_that_is_no_run_and_a_name_that_is_nothing_are_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="holds no run"):
+def test_a_folder_without_a_run_and_an_unknown_name_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="contains no run"):
         open_pruned(str(tmp_path))
     with pytest.raises(ConfigError, match=r"no run folder 'runs/nothing'; name one, or a model as file\.py:function"):
         open_pruned("runs/nothing")
@@ -149,7 +149,7 @@ def test_masks_are_applied_to_given_weights_that_are_not_zero_where_they_drop(co
     assert torch.equal(pruned.layer_masks()["0"], mask)
 
 
-def test_without_masks_what_is_zero_is_dropped_also_in_a_sparse_checkpoint(code, tmp_path):
+def test_without_masks_zero_weights_are_dropped_also_in_a_sparse_checkpoint(code, tmp_path):
     network = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     masks = Masks({"0.weight": torch.rand(8, 6) < 0.5})
     save_sparse(tmp_path / "w.safetensors", network.state_dict(), masks)
@@ -157,7 +157,7 @@ def test_without_masks_what_is_zero_is_dropped_also_in_a_sparse_checkpoint(code,
     assert pruned.masks == masks
 
 
-def test_the_same_model_has_the_same_weights_every_time_and_the_generator_is_left_alone(code):
+def test_the_same_model_has_the_same_weights_every_time_and_the_generator_is_unchanged(code):
     state = torch.get_rng_state()
     first, second = (open_pruned(code + "small", inputs=["6"]) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
@@ -210,14 +210,14 @@ def test_a_module_on_the_path_is_a_model_too():
         (
             "several",
             ["6"],
-            r"cannot be called with inputs of \[1, 6\]: ValueError: .*to take one sample alone, too",
+            r"cannot be called with inputs of \[1, 6\]: ValueError: .*must accept a single sample",
         ),
         ("nowhere", ["6"], "cannot be called .*Cannot copy out of meta tensor"),
-        ("script", ["6"], "'.*:script' is a script, .*give the module that it was made of"),
+        ("script", ["6"], "'.*:script' is a TorchScript module, .*name the module it was"),
         ("Two", ["4"], "one --input for each argument"),
         ("smal", ["6"], "did you mean 'small'"),
-        ("text", ["6"], "gives a str, expected a torch.nn.Module"),
-        ("hooked", ["6"], "keeps masks beside weights that are whole; call torch.nn.utils.prune.remove"),
+        ("text", ["6"], "returned a str, expected a torch.nn.Module"),
+        ("hooked", ["6"], "keeps masks beside dense weights; call torch.nn.utils.prune.remove"),
         ("needs", ["6"], "cannot be called without arguments: TypeError"),
     ],
 )

@@ -61,12 +61,12 @@ def test_without_the_plugin_export_there_are_no_built_in_formats() -> None:
 
 def test_two_formats_of_one_name_are_an_error_with_both_packages() -> None:
     manager = manager_with(Formats([format_called("onnx")]))
-    with pytest.raises(PluginError, match=r"export format 'onnx' is brought by plugin .* of package .* and by plugin"):
+    with pytest.raises(PluginError, match=r"export format 'onnx' is provided by plugin .* of package .* and by plugin"):
         export_formats(manager)
 
 
 @pytest.mark.parametrize("value", [format_called(""), "npz", ExportFormat])
-def test_a_format_that_is_none_names_its_plugin(value: Any) -> None:
+def test_a_value_that_is_not_a_format_names_its_plugin(value: Any) -> None:
     with pytest.raises(
         PluginError, match=r"plugin 'mine-0' of package 'package-0' returns .* expected ExportFormat objects"
     ):
@@ -75,7 +75,7 @@ def test_a_format_that_is_none_names_its_plugin(value: Any) -> None:
 
 def test_a_command_may_not_take_the_name_of_a_built_in() -> None:
     manager = manager_with(Commands([click.Command("run")]))
-    with pytest.raises(PluginError, match="package 'package-0' brings a command 'run', which package 'prunekit' has"):
+    with pytest.raises(PluginError, match="'package-0' provides the command 'run', which package 'prunekit' has"):
         commands(manager, cli.COMMANDS)
 
 
@@ -106,7 +106,7 @@ def test_a_command_of_a_plugin_runs_within_the_same_boundary(
     assert "No such command 'mroe'" in capsys.readouterr().err
 
 
-def test_what_a_plugin_brings_is_told_in_words_hooks_alone_too() -> None:
+def test_the_contributions_of_a_plugin_are_described_including_hooks() -> None:
     class Ears:
         @hookimpl
         def prunekit_run_finished(self, event):

@@ -45,7 +45,7 @@ class Sum(Criterion):
 
 
 class Plugin:
-    """A plugin that brings what it is told to bring."""
+    """A plugin that provides the given classes."""
 
     def __init__(self, *criteria: Any) -> None:
         self.criteria = criteria
@@ -207,7 +207,7 @@ def test_a_plugin_without_any_hook_is_an_error() -> None:
 
 def test_one_plugin_under_two_names_is_an_error() -> None:
     plugin = Plugin(Sum)
-    with pytest.raises(PluginError, match="registered already"):
+    with pytest.raises(PluginError, match="already registered"):
         manager_with((plugin, "one"), (plugin, "two"))
 
 
@@ -279,11 +279,11 @@ def oddly_scoped() -> type:
         (unfinished, "Unfinished as a criterion, but it lacks score"),
         (nameless, "its name is None"),
         (undecorated, "option 'strength' has no effect; put @attrs.define above class Undecorated"),
-        (hand_written, "takes strength by hand; make it an attrs class"),
+        (hand_written, "its constructor with strength is hand-written; make it an attrs class"),
         (needy, "it needs 'activation' \\(did you mean 'activations'"),
         (oddly_scoped, "its scope is 'layers' \\(did you mean 'layer'"),
-        (lambda: Schedule, "it is no subclass of prunekit.Criterion"),
-        (lambda: "sum", "brings 'sum' as a criterion"),
+        (lambda: Schedule, "it is not a subclass of prunekit.Criterion"),
+        (lambda: "sum", "provides 'sum' as a criterion"),
     ],
 )
 def test_a_class_that_cannot_work_is_refused(make: Any, problem: str) -> None:
@@ -341,13 +341,13 @@ def test_a_wrong_option_names_section_key_value_and_what_was_expected(options: d
     assert str(caught.value) == message
 
 
-def test_an_option_that_must_be_given_is_asked_for() -> None:
+def test_a_missing_required_option_is_reported() -> None:
     @attrs.define
     class Needing(Sum):
         name = "needing"
         path: str = attrs.field(kw_only=True)
 
-    with pytest.raises(ConfigError, match=r"criterion 'needing' needs option 'path'; give it with -o criterion.path="):
+    with pytest.raises(ConfigError, match=r"criterion 'needing' needs option 'path'; set it with -o criterion.path="):
         registry_of(Needing).make_criterion("needing")
 
 
@@ -396,7 +396,7 @@ def test_a_file_that_stops_when_it_is_imported_is_one_line_each_time(tmp_path: P
         assert "\n" not in str(caught.value)
 
 
-def test_text_is_no_list_and_an_empty_text_no_path() -> None:
+def test_text_is_not_a_list_and_empty_text_is_not_a_path() -> None:
     @attrs.define
     class Listing(Sum):
         name = "listing"
@@ -436,7 +436,7 @@ def test_what_a_class_refuses_in_several_lines_becomes_one() -> None:
         ("gone.module:Task", "ModuleNotFoundError"),
         ("gone.py:Task", "no such file: gone.py"),
         ("prunekit.testing:ToyTak", "did you mean 'ToyTask'"),
-        ("prunekit.testing:ToyNetwork", "it is no subclass of prunekit.Task"),
+        ("prunekit.testing:ToyNetwork", "it is not a subclass of prunekit.Task"),
     ],
 )
 def test_a_task_that_cannot_be_imported_is_one_line(name: str, message: str) -> None:

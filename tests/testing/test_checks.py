@@ -132,14 +132,14 @@ def test_a_criterion_of_the_whole_network_keeps_the_contract() -> None:
     [
         (Partial, "found no scores of layer 'hidden'"),
         (Flat, "scored layer 'conv_a' with torch.float32 .72,., expected floats"),
-        (Local, 'it needs "network" without being a prunekit.NetworkCriterion'),
+        (Local, 'it must both need "network" and subclass prunekit.NetworkCriterion'),
         (WrongShape, "expected floats"),
         (Undefined, "NaN"),
         (Unrepeatable, "another mask the second time"),
         (Miscounting, "expected exactly"),
         (Reviving, "comes back"),
         (Exploding, "reconstruct returns NaN or infinite weights"),
-        (ToyTask, "ToyTask is not a criterion: it is no subclass"),
+        (ToyTask, "ToyTask is not a criterion: it is not a subclass"),
     ],
 )
 def test_a_criterion_that_breaks_its_contract_fails_with_a_sentence(cls: Any, sentence: str) -> None:
