@@ -1,4 +1,4 @@
-"""What the correlations cost: beside the forward pass of the layer, and beside the plain way, unfold and multiply.
+"""Cost of the correlations, against the forward pass of the layer and against plain unfold and multiply.
 
 Ours is the whole of the criterion's work, all passes and the last sums too, beside one forward pass of the samples.
 """

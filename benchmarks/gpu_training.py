@@ -1,4 +1,4 @@
-"""Images a second of the full-size network on a GPU: dense and masked, with and without compiling, beside a bare loop.
+"""Images a second of the full-size network on a GPU: dense and masked, with and without compiling, against a bare loop.
 
 ``python benchmarks/gpu_training.py --device cuda``; the table of ``run.py`` is for processors.
 """

@@ -1,4 +1,4 @@
-"""What the engine adds to training: epochs of a real run and of a bare loop of the same model and data, in turns.
+"""Overhead of the engine in training: epochs of a real run and of a bare loop of the same model and data, in turns.
 
 The bare loop is dense, sets no rates, reads no losses and tells nobody; arithmetic, memory order, clipping and batches
 are those of the run, and everything else in the run counts as its own: events, progress, the metric log.
@@ -81,7 +81,7 @@ NETWORKS: Mapping[str, Network] = {
 
 
 class BareLoop:
-    """What a person would write for this task, and no more."""
+    """A minimal training loop for this task."""
 
     def __init__(self, prepared: PreparedRun, device: str) -> None:
         self.task = prepared.task

@@ -1,4 +1,4 @@
-"""What a mask file costs: size, saving and loading of 25 M weights, against bools in safetensors.
+"""Cost of a mask file: size, saving and loading of 25 M weights, against bools in safetensors.
 
 Both are written whole or not at all, with fsync; both are read from the page cache into memory of their own.
 """

@@ -1,4 +1,4 @@
-"""What the benchmarks share: taking turns, medians, one row of the table. Timings are compared within one run only."""
+"""Shared by the benchmarks: timing in turns, medians, a table row. Timings are compared within one run only."""
 
 import itertools
 import statistics
@@ -43,6 +43,6 @@ class Row:
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, float]:
-    """Return the median ms of each call; they take turns, so that a drift of the machine hits all alike."""
+    """Return the median ms of each call; they take turns, so that drift of the machine affects all alike."""
     times = take_turns(calls, dict.fromkeys(calls, 1), repeats, warmup)
     return {name: statistics.median(itertools.chain(*turns)) * 1e3 for name, turns in times.items()}

@@ -1,4 +1,4 @@
-"""What a held mask costs in memory: the peak of a process that trains, above that of one that trains dense.
+"""Memory cost of a held mask: the peak of a process that trains, above that of one that trains dense.
 
 The peak is VmHWM of Linux, the most physical memory that the process ever had. (ru_maxrss would not do: a child
 begins with that of its parent.)

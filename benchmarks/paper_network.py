@@ -1,4 +1,4 @@
-"""The paper's network at full size with its three top layers run sparse, beside itself run dense, at batch 1.
+"""The paper's network at full size with its three top layers run sparse, against the dense network, at batch 1.
 
 Structure f=1/256 5b=1/128 5a=1/32: 12 % of the weights are left. There is no trained network of that size here, so the
 weights and the masks are random, of these densities; times do not depend on which weights they are. The convolutions

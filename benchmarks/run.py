@@ -1,4 +1,4 @@
-"""All benchmarks, or those named, in one table: what, ours, peer, ratio, target, met or not. Run it on a quiet machine.
+"""All benchmarks, or those named, in one table: name, ours, peer, ratio, target, met or not. Run it on an idle machine.
 
 A benchmark is a module here that has ``rows()``. ``python benchmarks/run.py selection`` runs one alone.
 """

@@ -1,4 +1,4 @@
-"""What selection costs: of 25 M weights the best tenth over all layers, 2:4, and blocks of 4 x 4.
+"""Cost of selection from 25 M weights: the best tenth over all layers, 2:4, and blocks of 4 x 4.
 
 The floor is one pass that reads the weights, block by block, and writes masks: no way of selecting can be faster. Peers
 are ``torch.nn.utils.prune``, the plain way (``topk`` over all groups or blocks) and torchao's

@@ -1,4 +1,4 @@
-"""Faces ready to be compared: whatever the comparison, the score of two is a product and what each adds.
+"""Faces in comparable form: the score of two faces is a product of vectors plus one term of each.
 
 Cosine and Joint Bayesian both take this form, so pairs and whole matrices of scores are computed one way. This
 module must not know people or networks.

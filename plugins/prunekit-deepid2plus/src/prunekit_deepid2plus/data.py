@@ -1,4 +1,4 @@
-"""What the task trains on and verifies with, wherever it comes from: three sets of faces that share nobody.
+"""Training, calibration and test faces from any source: three sets of faces without common people.
 
 Splits people, never images of one person, except that images of training people may serve calibration where
 there are too few people of a single image. This module must not know files or networks.

@@ -54,7 +54,7 @@ def hair_colour(p: Parameters) -> Tensor:
 
 
 def cloth_colour(p: Parameters) -> Tensor:
-    """Return the colour of what is worn in one image."""
+    """Return the colour of the accessories in one image."""
     return rgb(p["cloth_light"] + p["cloth_red"], p["cloth_light"], p["cloth_light"] + p["cloth_blue"])
 
 
@@ -113,7 +113,7 @@ def draw_head(head: Head, p: Parameters, skin: Tensor) -> Tensor:
 
 
 def draw_marks(head: Head, p: Parameters, skin: Tensor, outline: Tensor) -> None:
-    """Paint red cheeks, cheek bones, freckles, moles and wrinkles: what stays where it is on a person's skin."""
+    """Paint the permanent features of the skin: red cheeks, cheek bones, freckles, moles and wrinkles."""
     canvas = head.canvas
     for side in (-1, 1):
         x, y = head.around(side * 0.42, 0.22, "cheek")
@@ -208,7 +208,7 @@ def draw_nose(head: Head, p: Parameters) -> None:
 
 
 def draw_eye(head: Head, p: Parameters, skin: Tensor, side: int) -> None:
-    """Paint socket, white, iris, pupil, glint, lid, lashes and what is under one eye."""
+    """Paint socket, white, iris, pupil, glint, lid, lashes and the area under one eye."""
     canvas = head.canvas
     x, y = head.around(side * p["eye_distance"], p["eye_height"] + side * p["eye_uneven"], "eye")
     y = y + side * p["eye_tilt"] * x
@@ -279,7 +279,7 @@ def draw_light(head: Head, p: Parameters) -> None:
 
 
 def draw_covers(head: Head, p: Parameters, skin: Tensor) -> None:
-    """Paint what covers the face in some images: glasses, a hat, a scarf, a hand."""
+    """Paint glasses, a hat, a scarf or a hand over the face in some images."""
     canvas = head.canvas
     cloth = cloth_colour(p)
     dark = (p["sunglasses"] > 0).float()

@@ -1,4 +1,4 @@
-"""Faces of people who do not exist, as many as asked for: the data that comes with the package.
+"""Draw any number of faces of people who do not exist: the data that the package includes.
 
 A person is a row of numbers (IDENTITY: the shape of the head, the distance of the eyes, where the moles are), an
 image is another (IMAGE: pose, light, expression, what covers the face); `face_drawing` turns the two into pixels. So a

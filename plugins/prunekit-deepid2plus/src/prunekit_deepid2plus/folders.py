@@ -87,7 +87,7 @@ def read_folder(
 
 
 def _images_of(folder: Path) -> tuple[dict[str, list[Path]], tuple[str, ...]]:
-    """Return person -> images, both in the order of their names, and what is there besides, in words."""
+    """Return person -> images, both in the order of their names, and a description of ignored entries."""
     if not folder.exists():
         raise DataError(f"data folder {folder} does not exist; give a folder with one folder per person")
     if not folder.is_dir():
@@ -133,7 +133,7 @@ def _inside(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _is_image(path: Path) -> bool:
-    """Return whether a file is to be read: by its suffix, or where it has none, by what is in it."""
+    """Return True if a file is an image by its suffix or, without a suffix, by its content."""
     if path.suffix:
         return path.suffix.lower() in Image.registered_extensions()
     try:

@@ -1,4 +1,4 @@
-"""Images to tensors: decoded on several threads into one tensor, all unreadable ones told together.
+"""Images to tensors: decoded on several threads into one tensor; all unreadable ones are reported together.
 
 An image is a file, or bytes in memory. This module must not know whom images show.
 """

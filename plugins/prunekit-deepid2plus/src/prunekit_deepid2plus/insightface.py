@@ -122,7 +122,7 @@ def _encode(name: str) -> object:
 
 
 def _since_mark(stack: list[Any]) -> list[Any]:
-    """Take off what lies above the last mark, and the mark."""
+    """Remove and return the items above the last mark, and remove the mark."""
     found = []
     while (value := stack.pop()) is not _MARK:
         found.append(value)
@@ -164,4 +164,4 @@ _CHANGES: Mapping[str, Callable[[list[Any]], None]] = {
     "APPENDS": lambda stack: _extend(stack, _since_mark(stack)),
     "REDUCE": _reduce,
 }
-"""Tokens that put together what is on the stack."""
+"""Tokens that combine items on the stack."""

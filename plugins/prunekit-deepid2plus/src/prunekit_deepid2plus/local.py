@@ -59,7 +59,7 @@ class LocallyConnected2d(nn.Module):
             nn.init.zeros_(self.bias)
 
     def unfolded(self, inputs: Tensor) -> Tensor:
-        """Return what each output position sees: ``[positions, samples, fan]``, copied."""
+        """Return a copy of the inputs of each output position: ``[positions, samples, fan]``."""
         # The function's backward is one pass; that of two Tensor.unfold fills and adds a large tensor each.
         windows = nn.functional.unfold(inputs, self.kernel_size, stride=self.stride)
         return windows.permute(2, 0, 1).contiguous()

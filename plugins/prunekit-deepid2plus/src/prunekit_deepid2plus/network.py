@@ -19,7 +19,7 @@ POOLED = {(28, 24): "24", (56, 48): "124", (112, 96): "1234"}
 """Input rows and columns -> the stages that end in 2x2 max pooling, so that stage 4 always leaves 7x6."""
 
 TOP: tuple[int, int] = (7, 6)
-"""Rows and columns of what stage 4 leaves."""
+"""Rows and columns of the output of stage 4."""
 
 CONVOLUTIONS = ("1a", "1b", "2a", "2b", "3a", "3b", "4a", "4b")
 LOCALS = ("5a", "5b")
@@ -94,7 +94,7 @@ class Network(nn.Module):
         return outputs
 
     def stages(self, images: Tensor) -> dict[str, Tensor]:
-        """Return what each stage leaves, "1" to "5" (pooled where the stage ends in pooling), and "f"."""
+        """Return the outputs of the stages, "1" to "5" (pooled where the stage ends in pooling), and "f"."""
         outputs = {}
         values = images
         for name in CONVOLUTIONS:

@@ -127,7 +127,7 @@ class PatchedNetwork(nn.Module):
         )
 
     def stages(self, images: Tensor) -> dict[str, Tensor]:
-        """Return what each stage of each network leaves, under "NAME/STAGE"."""
+        """Return the outputs of each stage of each network, under "NAME/STAGE"."""
         outputs: dict[str, Tensor] = {}
         for name, network in self.patches.items():
             assert isinstance(network, Network)

@@ -23,7 +23,7 @@ _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0
 
 
 def read_npz(path: Path) -> tuple[Images, Images]:
-    """Read training and test images; other arrays in the file are left alone.
+    """Read training and test images; other arrays in the file are ignored.
 
     Raises:
         DataError: no such file, one that is damaged or claims too much, or arrays that are no labelled images.

@@ -23,7 +23,7 @@ _BYTE = 255
 
 @attrs.frozen(eq=False)
 class Images:
-    """Images and what they show.
+    """Images and their classes.
 
     Attributes:
         pixels: uint8 or float32 ``[images, colours, rows, columns]``.

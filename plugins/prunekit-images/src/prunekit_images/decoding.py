@@ -1,4 +1,4 @@
-"""Image files to pixels: looked at first, then decoded on several threads, all unreadable ones told together.
+"""Image files to pixels: checked first, then decoded on several threads; all unreadable ones are reported together.
 
 This module must not know what images show.
 """

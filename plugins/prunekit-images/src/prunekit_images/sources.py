@@ -1,4 +1,4 @@
-"""From what the user pointed at to images: which reader takes it. This module must not know how any of them reads."""
+"""Choose the reader for a path that the user gave. This module must not know how any reader works."""
 
 from pathlib import Path
 
