@@ -8,7 +8,13 @@ class PrunekitError(Exception):
 
 
 class PluginError(PrunekitError):
-    """A plugin is broken, unknown, registered twice or violates its contract."""
+    """A plugin is broken, unknown, registered twice or violates its contract.
+
+    Attributes:
+        plugin: the name of the plugin to disable, or "".
+    """
+
+    plugin = ""
 
 
 class ConfigError(PrunekitError):

@@ -41,10 +41,13 @@ class _Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return _plugin_command(cmd_name)
         if cmd_name != "run" and launched_rank():
-            raise click.UsageError(f"'prunekit {cmd_name}' runs in a single process; start it without torchrun", ctx)
+            raise click.UsageError(f"'prunekit {cmd_name}' works in one process; start it without torchrun", ctx)
+        blocked = ctx.params.get("no_plugins", ())
+        if cmd_name not in COMMANDS:
+            return _plugin_command(cmd_name, blocked)
+        if blocked:
+            raise click.UsageError(f"give --no-plugin behind the command: prunekit {cmd_name} --no-plugin NAME", ctx)
         module, function, _ = COMMANDS[cmd_name]
         command: click.Command = getattr(import_module(f"prunekit.cli.{module}"), function)
         return command
@@ -56,17 +59,25 @@ class _Commands(click.Group):
         formatter.write_text("Plugins can add commands; 'prunekit list' lists them.")
 
 
-def _plugin_command(name: str) -> click.Command | None:
+def _plugin_command(name: str, blocked: Sequence[str]) -> click.Command | None:
+    from prunekit.errors import PluginError
     from prunekit.plugins.contributions import commands
     from prunekit.plugins.manager import make_manager
 
-    found = commands(make_manager(), COMMANDS).get(name)
+    try:
+        found = commands(make_manager(blocked), COMMANDS).get(name)
+    except PluginError as error:
+        error.add_note(f"{name!r} is not a built-in command; look it up with: prunekit --no-plugin NAME {name}")
+        raise
     return found.value if found else None
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="prunekit")
-def cli() -> None:
+@click.option(
+    "--no-plugin", "no_plugins", multiple=True, metavar="NAME", help="Disable a plugin for a plugin's command."
+)
+def cli(no_plugins: tuple[str, ...]) -> None:
     """Prune neural networks; criteria, schedules, tasks and export formats are plugins."""
 
 

@@ -128,7 +128,10 @@ def read_json(path: Path, kind: str, refusal: type[PrunekitError]) -> dict[str, 
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or ENTRY not in content:
         raise ValueError(f"not a JSON object with the key {ENTRY!r}")
-    check_header(content.pop(ENTRY), (kind,), path, refusal)
+    header = content.pop(ENTRY)
+    if not isinstance(header, dict) or not isinstance(header.get("kind"), str) or type(header.get("format")) is not int:
+        raise ValueError(f"the entry {ENTRY!r} is not a header")
+    check_header(header, (kind,), path, refusal)
     return content
 
 

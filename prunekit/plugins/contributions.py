@@ -71,7 +71,7 @@ def brought(manager: PluginManager, named: Mapping[str, Mapping[str, Any]]) -> d
         manager: the plugins.
         named: kind ("criterion") -> name -> contribution or registered class, each with a ``source``.
     """
-    texts: dict[str, list[str]] = {plugin: [] for plugin, _ in manager.list_name_plugin()}
+    texts: dict[str, list[str]] = {name: [] for name, plugin in manager.list_name_plugin() if plugin is not None}
     for plugin, parts in texts.items():
         for kind, things in named.items():
             if names := [name for name, thing in things.items() if thing.source.plugin == plugin]:

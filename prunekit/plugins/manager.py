@@ -39,7 +39,9 @@ class Source:
     def error(self, problem: str) -> PluginError:
         """Return an error that names this plugin and how to disable it."""
         flat = " ".join(problem.split())
-        return PluginError(f"{self} {flat}; disable it with --no-plugin {self.plugin}")
+        error = PluginError(f"{self} {flat}; disable it with --no-plugin {self.plugin}")
+        error.plugin = self.plugin
+        return error
 
 
 class PluginManager(pluggy.PluginManager):

@@ -73,7 +73,9 @@ class Structure:
                     f"layer its own; give one density instead of the structure, or leave {key} out"
                 )
             if value and self.one_density is None:
-                raise ConfigError(f"{key} {value!r} divides one density among the layers, but no density is given")
+                raise ConfigError(
+                    f"{key} {value!r} divides one density among the layers, but no density is given; add a density"
+                )
 
     def _check_n_of_m(self, pattern: NofM) -> None:
         share = pattern.n / pattern.m

@@ -16,7 +16,7 @@ from torch.utils.data import dataloader
 from prunekit.distributed.batch_shares import map_tensors, tensors_in
 from prunekit.distributed.ranks import rank_count
 from prunekit.distributed.torch_internals import storage_identity
-from prunekit.errors import Interrupted, NotFiniteError, PrunekitError, ResumeError, TrainingError
+from prunekit.errors import Interrupted, NotFiniteError, PluginError, PrunekitError, ResumeError, TrainingError
 from prunekit.runs.active_run import ActiveRun
 from prunekit.runs.checkpoints.checkpoint import newest_path
 from prunekit.runs.folder import RunFolder
@@ -63,7 +63,8 @@ def add_next_step(error: BaseException, folder: RunFolder) -> None:
     newest = newest_path(folder.checkpoints)
     where = f"the newest checkpoint is {newest}" if newest else "there is no checkpoint yet"
     launcher = f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', 'N')} -m " if rank_count() > 1 else ""
-    error.add_note(f"{where}; resume with: {launcher}prunekit run --resume {shlex.quote(str(folder.path))}")
+    without = f" --no-plugin {error.plugin}" if isinstance(error, PluginError) and error.plugin else ""
+    error.add_note(f"{where}; resume with: {launcher}prunekit run --resume {shlex.quote(str(folder.path))}{without}")
 
 
 def _explained(error: BaseException, run: ActiveRun, loop: Loop | None) -> PrunekitError | None:

@@ -132,6 +132,12 @@ def test_the_drawing_of_the_rooms_is_that_of_their_imports(monkeypatch):
     assert architecture.PICTURE.read_text() == architecture.draw(), "run python docs/make_architecture.py"
 
 
+def test_the_picture_of_a_run_has_the_columns_that_a_run_prints():
+    picture = (ROOT / "docs" / "start" / "run.svg").read_text().replace("&#160;", " ")
+    for column in ("stage", "layer", "requested", "realised", "kept", "weights left", "accuracy"):
+        assert column in picture, "run python docs/make_run_picture.py"
+
+
 def test_every_room_stands_on_the_page_of_the_architecture():
     page = (ROOT / "docs" / "architecture.md").read_text()
     rooms = {path.parent.name for path in (ROOT / "prunekit").glob("*/__init__.py")}

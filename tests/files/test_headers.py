@@ -100,3 +100,11 @@ def test_every_kind_has_a_name_with_an_article_and_a_next_step() -> None:
     for kind in KINDS.values():
         assert kind.called.split()[0] in {"a", "an", "the"}
         assert kind.reader[0].islower()
+
+
+@pytest.mark.parametrize("header", [1, None, {}, {"kind": "plan"}, {"kind": "plan", "format": "1"}])
+def test_a_damaged_header_in_json_is_damage_and_not_another_kind(tmp_path: Path, header: Any) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({"prunekit": header, "stages": []}))
+    with pytest.raises(ValueError, match="is not a header"):
+        read_json(path, "plan", CheckpointError)

@@ -137,6 +137,12 @@ def test_a_follower_of_another_number_of_channels_is_not_resized():
     assert shrunk.network[1].num_parameters == 1
 
 
+def test_a_parameter_with_one_entry_for_all_channels_belongs_to_none_of_them():
+    layers = network(nn.PReLU(1))
+    groups = find_channel_groups(layers, inputs_of(layers), view_of)
+    assert "1.weight" not in groups.parameters
+
+
 def test_a_follower_with_a_parameter_it_does_not_name_is_not_resized():
     layers = network(Scale(8))
     layers[1].register_parameter("offset", nn.Parameter(torch.zeros(8)))

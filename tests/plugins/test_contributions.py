@@ -97,7 +97,7 @@ def test_a_command_of_a_plugin_runs_within_the_same_boundary(
         click.echo(word)
 
     manager = manager_with(Commands([more]))
-    monkeypatch.setattr("prunekit.plugins.manager.make_manager", lambda: manager)
+    monkeypatch.setattr("prunekit.plugins.manager.make_manager", lambda _: manager)
     assert cli.main(["more", "good"]) == 0
     assert capsys.readouterr().out == "good\n"
     assert cli.main(["more", "bad"]) == 2

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from prunekit.cli.run_table import print_result
 from prunekit.contracts.evaluation import Evaluation
 from prunekit.contracts.markers import hookimpl
-from prunekit.errors import CheckpointError, DataError, NotFiniteError, TrainingError
+from prunekit.errors import CheckpointError, DataError, NotFiniteError, PluginError, TrainingError
 from prunekit.layers.lookup import parameter_name
 from prunekit.masks.masks import load_masks
 from prunekit.plugins.manager import Source, make_manager
@@ -176,6 +176,17 @@ def test_the_error_that_stops_a_run_is_reported_even_if_a_plugin_fails_on_it(toy
         r"\(test_runs.py:\d+\): ZeroDivisionError: a bug; disable it with --no-plugin toy-1",
         raised.value.__notes__[-1],
     )
+
+
+def test_a_run_that_a_listener_ends_resumes_without_it(toy_run):
+    class Broken:
+        @hookimpl
+        def prunekit_masks_updated(self, event):
+            raise ZeroDivisionError("a bug")
+
+    with pytest.raises(PluginError, match="disable it with --no-plugin toy-0") as raised:
+        toy_run(RECIPE, [Broken()])
+    assert raised.value.__notes__[-1].endswith("--no-plugin toy-0")
 
 
 def test_resuming_a_finished_run_trains_nothing_and_prints_its_table(toy_run, capsys):
@@ -379,7 +390,7 @@ def test_an_error_before_the_first_step_does_not_touch_an_earlier_run(toy_run):
     _, prepared, folder = toy_run(RECIPE)
     before = folder.model.read_bytes()
     wrong = attrs.evolve(prepared, training=attrs.evolve(prepared.training, accumulate=1000))
-    with pytest.raises(DataError, match="10 training batches, but one step needs training.accumulate=1000"):
+    with pytest.raises(DataError, match=r"10 training batches, but one step needs training\.accumulate=1000"):
         run(
             build_config({"task": {"name": "prunekit.testing:ToyTask"}}), wrong, make_manager().hook, folder, force=True
         )

@@ -5,17 +5,19 @@ A file with other outputs never replaces an existing one. This module must not k
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
 
 from prunekit.contracts.export_format import ExportFormat, PrunedNetwork, Run
 from prunekit.deployment.output_check import compare
-from prunekit.errors import CheckpointError, ConfigError, ExportError, nearest
+from prunekit.errors import CheckpointError, ConfigError, ExportError, PrunekitError, nearest
 from prunekit.files.atomic import write_atomically
 from prunekit.masks.weight_files import encode_weights
 from prunekit.plugins.contributions import Contribution, export_formats
+from prunekit.plugins.manager import Source
 
 
 @attrs.frozen
@@ -66,20 +68,34 @@ def export(
         CheckpointError: the file exists already, or the file system refuses to write it.
         ExportError: the network cannot be written in this format, or the file has other outputs.
     """
-    format_ = find_format(to, formats)
-    path = Path(path)
+    known = export_formats() if formats is None else formats
+    format_, path, error = find_format(to, known), Path(path), 0.0
     check_free(path, force=force)
-    encoded = format_.encode(pruned)
-    error = 0.0
+    with _naming(known[to].source):
+        encoded = format_.encode(pruned)
 
     def check(written: Path) -> None:
         nonlocal error
-        error = _check(format_.reopen(written, pruned), pruned, format_.tolerance, to)
+        with _naming(known[to].source):
+            error = _check(format_.reopen(written, pruned), pruned, format_.tolerance, to)
 
     write_atomically(path, encoded.data, check)
     size = len(encoded.data)
     dense_size = size if to == "dense" else len(encode_weights(pruned.network.state_dict()))
-    return Exported(path, size, dense_size, error, format_.load.format(path=_quoted(path)), encoded.notes)
+    return Exported(path, size, dense_size, error, format_.load.replace("{path}", _quoted(path)), encoded.notes)
+
+
+@contextmanager
+def _naming(source: Source) -> Iterator[None]:
+    """Name the plugin in an error of a third-party format; an error in a built-in one is a bug, with its traceback."""
+    try:
+        yield
+    except PrunekitError:
+        raise
+    except Exception as error:
+        if source.package == "prunekit":
+            raise
+        raise source.error(f"failed in its export format: {type(error).__name__}: {error}") from error
 
 
 def check_free(path: str | os.PathLike[str], *, force: bool) -> None:

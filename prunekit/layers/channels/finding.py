@@ -105,7 +105,8 @@ def _parameter_roots(flow: Flow) -> dict[str, Tensor]:
         roots = flow.channels.roots(call.channels)
         for name in call.follower.per_channel:
             parameter = getattr(call.follower.module, name)
-            if isinstance(parameter, nn.Parameter):
+            # A parameter with one entry for all channels is kept whole.
+            if isinstance(parameter, nn.Parameter) and parameter.dim() and len(parameter) == len(roots):
                 entries = roots.reshape(-1, *[1] * (parameter.dim() - 1)).expand(parameter.shape)
                 found[f"{call.module}.{name}"] = entries
     return found
