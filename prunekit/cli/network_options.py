@@ -34,7 +34,7 @@ def pruned_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def read_pruned(
     name: str, masks: str | None, weights: str | None, inputs: tuple[str, ...], no_plugins: tuple[str, ...]
 ) -> "PrunedNetwork":
-    """Open the network that the options of ``pruned_options`` name.
+    """Open the network specified by the options that ``pruned_options`` adds.
 
     Raises:
         PrunekitError: see ``prunekit.deployment.pruned_network.open_pruned``.

@@ -126,10 +126,10 @@ class Task(abc.ABC):
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the scalar training loss of a batch that is already on the right device.
 
-        With several processes the batch is this rank's share, and the loss of the whole batch is the mean over the
-        ranks, weighted by ``BatchShare.share``. The loss must therefore be a mean over samples; one over pairs of
-        samples gathers those of all ranks with ``prunekit.distributed.ranks.gather_samples``. Call ``model`` as a whole
-        rather than its submodules: it may be a wrapper that averages gradients.
+        With several processes, ``batch`` is this rank's share, and the loss of the whole batch is the mean over the
+        ranks, weighted by ``BatchShare.share``. The loss must therefore be a mean over samples; a loss over pairs of
+        samples must gather the samples of all ranks with ``prunekit.distributed.ranks.gather_samples``. Call ``model``
+        as a whole rather than its submodules: it may be a wrapper that averages gradients.
         """
 
     def shards(self, model: nn.Module) -> Sequence[nn.Module]:

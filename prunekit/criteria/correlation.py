@@ -72,8 +72,8 @@ class Correlation(Criterion):
             )
         if self.mode == "halves" and scope != "unit":
             raise ConfigError(
-                f"criterion 'correlation' with mode='halves' selects per output unit, not with scope={scope!r}; "
-                "use scope='unit' or criterion.mode='highest'"
+                f"criterion 'correlation' with mode='halves' selects per output unit and does not support "
+                f"scope={scope!r}; use scope='unit' or criterion.mode='highest'"
             )
         if self.mode == "random" and (scope == "global" or isinstance(pattern, Channels)):
             together = "pattern 'channels'" if isinstance(pattern, Channels) else "scope='global'"

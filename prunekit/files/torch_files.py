@@ -24,7 +24,7 @@ _NESTED = ("state_dict", "model_state_dict", "model")  # keys under which traini
 
 
 def is_torch_file(path: Path) -> bool:
-    """Return whether a file begins like those of ``torch.save``; safetensors files do not."""
+    """Return whether a file begins like one written by ``torch.save``; safetensors files do not."""
     try:
         with path.open("rb") as file:
             start = file.read(9)

@@ -90,12 +90,13 @@ def layout(
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the masks in a file of prunekit or of another tool (see ``prunekit.masks.foreign``).
+    """Read the masks from a file written by prunekit or by another tool (see ``prunekit.masks.foreign``).
 
-    Files of other tools may be safetensors or state dicts of ``torch.save``.
+    Files from other tools may be safetensors files or state dicts saved with ``torch.save``.
 
     Returns:
-        Parameter name -> bool mask, and the info of the masks, which is empty in files of other tools.
+        Parameter name -> bool mask, and the info stored with the masks, which is empty for files from
+        other tools.
 
     Raises:
         MaskError: the file is not a valid mask file; the message names the file, and the key of an invalid tensor.
@@ -149,9 +150,9 @@ def _check_header(header: dict[str, Any], path: Path) -> dict[str, tuple[int, ..
     for name, layer in layers.items():
         shape = layer.get("shape") if isinstance(layer, dict) else None
         if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
-            raise MaskError(wrong.format(f"shape of {name!r}"))
+            raise MaskError(wrong.format(f"the shape of {name!r} is missing or invalid"))
         if len(shape) > _MOST_DIMENSIONS or type(layer.get("kept")) is not int:
-            raise MaskError(wrong.format(f"shape or count of {name!r}"))
+            raise MaskError(wrong.format(f"the shape or the count of {name!r} is invalid"))
         shapes[name] = tuple(shape)
     if header.get("fingerprint") != fingerprint(shapes):
         raise MaskError(wrong.format("the fingerprint does not match its shapes"))

@@ -90,8 +90,8 @@ class Structure:
             )
         if self.keep_dense and self.density is not None:
             raise ConfigError(
-                f"pattern {pattern} has density {share:g} in every pruned layer, which cannot make up for the layers "
-                "in keep_dense; leave the density out"
+                f"pattern {pattern} has density {share:g} in every pruned layer, so the pruned layers "
+                "cannot make up for those in keep_dense; leave the density out"
             )
 
     @property

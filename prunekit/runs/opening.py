@@ -59,7 +59,7 @@ def resume_run(run: ActiveRun) -> Opened:
     """Continue the run in the folder from its newest readable checkpoint.
 
     Raises:
-        ResumeError: when the recipe now gives other stages, or no checkpoint can be read or fits.
+        ResumeError: when the recipe now gives different stages, or no checkpoint can be read or fits.
     """
     requested_then, requested_now = read_stages(run.folder), to_json(run.prepared.plan)
     check_same_stages(run.folder, requested_then, requested_now)
@@ -99,8 +99,8 @@ def check_same_stages(folder: RunFolder, then: object, now: object) -> None:
     """
     if then is not None and then != json.loads(json.dumps(now, default=str)):
         raise ResumeError(
-            f"{folder.config} now gives other stages than {folder.plan}, with which the run began; undo the change in "
-            "the recipe or in a plugin, or start a new run"
+            f"{folder.config} now gives different stages from those in {folder.plan}, with which the run began; undo "
+            "the change in the recipe or in a plugin, or start a new run"
         )
 
 

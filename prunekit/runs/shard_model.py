@@ -16,7 +16,7 @@ from prunekit.runs.training.hardware import Hardware
 
 
 def shard_model(prepared: PreparedRun, hardware: Hardware, seeds: Seeds) -> None:
-    """Shard the model over all ranks and run it once, to see that it works; all ranks must call it.
+    """Shard the model across all ranks and run it once to check that it works; all ranks must call this function.
 
     Raises:
         ConfigError: a criterion that needs the whole network, or a model that does not run when it is sharded.

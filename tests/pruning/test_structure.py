@@ -219,7 +219,7 @@ def test_all_layers_that_a_pattern_does_not_fit_are_named_with_the_next_step():
         ({"density": 0.04, "keep_dense": ["first"]}, "density 0.04 cannot be reached"),
         ({"pattern": "2:4", "density": 0.1}, "pattern 2:4 has density 0.5, but got density 0.1; leave the density out"),
         ({"pattern": "2:4", "distribution": "uniform"}, "in every layer, so there is nothing to distribute"),
-        ({"pattern": "2:4", "density": 0.5, "keep_dense": ["first"]}, "cannot make up for the layers in keep_dense"),
+        ({"pattern": "2:4", "density": 0.5, "keep_dense": ["first"]}, "cannot make up for those in keep_dense"),
         (
             {"pattern": "2:4"},
             "pattern 2:4 does not divide 1 input channels; with one density, add conv_a",

@@ -26,7 +26,7 @@ def test_structure_and_density_together_are_refused() -> None:
         ({"structure": "a=1/2", "distribution": "uniform"}, "but structure 'a=0.5' gives each layer its own"),
         ({"structure": "a=1/2", "keep_dense": ["a", "b"]}, "keep_dense 'a, b' divides one density among the layers"),
         ({"pattern": "2:4", "density": 0.1}, "pattern 2:4 has density 0.5, but got density 0.1; leave the density out"),
-        ({"pattern": "2:4", "density": 0.5, "keep_dense": ["a"]}, "cannot make up for the layers in keep_dense"),
+        ({"pattern": "2:4", "density": 0.5, "keep_dense": ["a"]}, "cannot make up for those in keep_dense"),
         (
             {"pattern": "1:4", "distribution": "uniform"},
             "density 0.25 in every layer, so there is nothing to distribute; leave distribution 'uniform'",

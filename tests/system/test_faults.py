@@ -304,7 +304,7 @@ def test_stages_that_differ_from_those_of_the_start_are_refused_without_advice_t
     recipe.write_text(recipe.read_text().replace("hidden=1/4", "hidden=1/8"))
     assert main(["run", "--resume", "run"]) == 2
     error = message(capfd)
-    assert "run/config.toml now gives other stages than run/plan.json" in error
+    assert "run/config.toml now gives different stages from those in run/plan.json" in error
     assert "resume with" not in error
 
 

@@ -146,5 +146,5 @@ def _shrunk(pruned: PrunedNetwork) -> Form:
     shrunk = shrink(pruned.network, pruned.samples, pruned.masks, view_of=pruned.view_of)
     before, after = shrunk.report.weights
     if before == after:
-        raise PrunekitError("the masks remove no whole unit of a layer")
+        raise PrunekitError("the masks do not remove a whole unit from any layer")
     return Form("shrunk", shrunk.network, len(encode_shrunk(shrunk.network, pruned.view_of)))

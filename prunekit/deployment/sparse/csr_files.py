@@ -135,7 +135,7 @@ def load_csr(
     found = masked_layers(network, masks, installed_views() if view_of is None else view_of)
     if unknown := sorted(header["forms"].keys() - found.keys()):
         raise CheckpointError(
-            f"{path}: the model has no masked layers {some(unknown)}; build the model that was exported"
+            f"{path}: the model has no masked layers named {some(unknown)}; build the model that was exported"
         )
     layers = {name: found[name] for name in header["forms"]}
     samples = Samples.of(sample_input)

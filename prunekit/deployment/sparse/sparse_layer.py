@@ -55,8 +55,8 @@ class SparseLayer(nn.Module):
         # Keep the work per call short: a product with one sample may be as fast as ten lines of Python.
         if self.training or (inputs.requires_grad and torch.is_grad_enabled()):
             raise TrainingError(
-                "a layer that runs sparse has no gradients; call eval() and use torch.no_grad() for inference, "
-                "or train the dense model under its masks and call run_sparse again"
+                "a layer that runs sparse does not support gradients; call eval() and use torch.no_grad() for "
+                "inference, or train the dense model with its masks and call run_sparse again"
             )
         product = self.product
         form = self._form_of_stretch[bisect_left(self._limits, product.size(inputs))]

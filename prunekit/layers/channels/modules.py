@@ -15,12 +15,12 @@ from prunekit.layers.view import LayerView, ViewOf
 
 @attrs.frozen(eq=False)
 class TracedModules:
-    """The modules of a network that are followed as a whole.
+    """The modules of a network that are each followed as one unit.
 
     Attributes:
         layers: module -> (name, view) of each layer that can be resized.
         followers: module -> (name, follower) of each channel follower.
-        owners: id of each parameter and buffer -> names of the modules that have it.
+        owners: id of each parameter and buffer -> names of the modules that hold it.
     """
 
     layers: Mapping[nn.Module, tuple[str, LayerView]]

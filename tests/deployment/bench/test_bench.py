@@ -136,7 +136,7 @@ def test_shared_and_wrapped_tensors_count_once_and_whole():
 def test_an_unavailable_form_is_reported_with_its_reason():
     forms = cpu_forms(two_layers(), [1])
     assert [form.name for form in forms.available] == ["dense", "csr", "auto"]
-    assert forms.unavailable == {"shrunk": "the masks remove no whole unit of a layer"}
+    assert forms.unavailable == {"shrunk": "the masks do not remove a whole unit from any layer"}
     half = two_layers()
     half.network.bfloat16()
     half = attrs.evolve(half, samples=half.samples.to(torch.device("cpu"), torch.bfloat16))

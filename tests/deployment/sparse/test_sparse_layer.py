@@ -188,11 +188,11 @@ def test_the_number_of_samples_decides_and_between_two_the_nearer_one_by_ratio()
 
 def test_training_a_sparse_layer_is_an_error():
     _, layer = sparse_linear({1: "vectors"})
-    with pytest.raises(TrainingError, match="has no gradients; call eval"):
+    with pytest.raises(TrainingError, match="does not support gradients; call eval"):
         layer(torch.ones(1, 6, requires_grad=True))
     with torch.no_grad():
         layer(torch.ones(1, 6, requires_grad=True))
-    with pytest.raises(TrainingError, match="train the dense model under its masks"):
+    with pytest.raises(TrainingError, match="train the dense model with its masks"):
         layer.train()(torch.ones(1, 6))
 
 
