@@ -11,8 +11,8 @@ run: .venv/run  ## train, prune and re-train on the embedded faces; prints the t
 test: .venv/dev  ## all tests, the slow ones too
 	$(BIN)/pytest
 
-quick: .venv/dev  ## after each edit, under a minute: no whole runs, other processes, matrices or slow tests
-	PYTHONHASHSEED=0 $(BIN)/pytest -q -n 2 -m "not slow and not system and not thorough"
+quick: .venv/dev  ## after each edit, under a minute: no whole runs, other processes, plugin packages or slow tests
+	PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not slow and not system and not thorough" tests
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -44,6 +44,7 @@ def test_the_config_of_a_run_starts_the_same_run(in_an_empty_folder):
     ).read_bytes()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("more", [[], ["-o", "training.decay=linear", "--keep", "3"], ["--distribution", "uniform"]])
 def test_the_config_of_a_run_works_from_any_directory(in_an_empty_folder, monkeypatch, more):
     (in_an_empty_folder / "mine.py").write_text(

@@ -30,6 +30,7 @@ def example_of(contract: type) -> type:
     return names[defined]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("contract", [prunekit.Criterion, prunekit.NetworkCriterion], ids=lambda cls: cls.__name__)
 def test_the_example_of_a_criterion_passes_the_checks(contract: type) -> None:
     check_criterion(example_of(contract))

@@ -87,6 +87,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("layer", LAYERS)
 @settings(deadline=None, max_examples=5)
 @given(
@@ -179,6 +180,7 @@ def test_halves_keep_exact_counts_and_zeros_last(case):
     assert not (again & ~mask).any()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("strength", [0.0, 0.3, 0.75, 1.0])
 @pytest.mark.parametrize(("positive", "negative", "count"), [(40, 40, 6), (31, 9, 7), (80, 0, 11), (7, 2, 1)])
 def test_on_average_a_fraction_lambda_of_the_kept_is_from_the_stronger_half(strength, positive, negative, count):

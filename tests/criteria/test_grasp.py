@@ -24,6 +24,7 @@ def reference(model, batches, masks=None):
     return {name: view.to_matrix(part) for (name, view), part in zip(layers.items(), parts, strict=True)}
 
 
+@pytest.mark.thorough
 def test_scores_are_weight_times_hessian_times_gradient(mixed_network, labelled_batches, scores_of):
     scores, expected = scores_of(Grasp, mixed_network, labelled_batches), reference(mixed_network, labelled_batches)
     for name, score in scores.items():
@@ -31,6 +32,7 @@ def test_scores_are_weight_times_hessian_times_gradient(mixed_network, labelled_
     assert all(parameter.grad is None for parameter in mixed_network.parameters())
 
 
+@pytest.mark.thorough
 def test_dropped_weights_do_not_contribute_to_the_gradient(mixed_network, labelled_batches, scores_of):
     generator = torch.Generator().manual_seed(3)
     masks = {}

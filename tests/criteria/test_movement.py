@@ -22,6 +22,7 @@ RECIPE = {
 }
 
 
+@pytest.mark.thorough
 def test_it_fulfils_the_contract() -> None:
     check_criterion(Movement)
 
@@ -173,6 +174,7 @@ def test_a_criterion_without_trace_is_refused() -> None:
         prepared_with({"criterion": {"name": "no-trace"}}, Forgetful())
 
 
+@pytest.mark.thorough
 def test_a_sweep_does_not_reuse_runs_without_sums(tmp_path, capsys) -> None:
     recipe = tmp_path / "sweep.toml"
     recipe.write_text(

@@ -171,6 +171,7 @@ def test_lazy_layers_get_their_shapes_and_the_same_weights_every_time(code):
     assert torch.equal(first.outputs()[0], second.outputs()[0])
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")  # torch's own, when it compiles
 def test_a_compiled_model_is_the_one_that_was_compiled(code):
     pruned, plain = (open_pruned(code + name, inputs=["6"]) for name in ("compiled", "small"))

@@ -71,6 +71,7 @@ def test_commands_for_one_process_refuse_a_launcher(launch, capsys, command):
     assert "start it without torchrun" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_a_rank_says_all_it_has_to_say_and_ends_with_its_code():
     environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     for words, code in ((["list"], 0), (["show", "nothing"], 2)):

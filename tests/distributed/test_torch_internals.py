@@ -49,6 +49,7 @@ def test_a_compiled_module_holds_the_original_and_names_it_in_its_state():
         assert list(compiled.state_dict()) == [f"{torch_internals.COMPILED}.weight", f"{torch_internals.COMPILED}.bias"]
 
 
+@pytest.mark.thorough
 def test_dynamo_is_loaded_only_when_something_is_compiled():
     with requires("may_compile", "no longer loads torch._dynamo when something is compiled, and only then"):
         code = (

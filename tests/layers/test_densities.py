@@ -29,6 +29,7 @@ def kept_of(layers, densities):
     return {each.name: kept_count(densities[each.name], each.weights) for each in layers}
 
 
+@pytest.mark.thorough
 @settings(deadline=None, max_examples=300)
 @given(networks(), st.floats(0.001, 1), st.sampled_from(RULES), st.data())
 def test_the_total_is_exact_and_each_layer_keeps_at_least_one_weight(layers, density, rule, data):

@@ -139,6 +139,7 @@ def test_damaged_bitmasks_are_refused_by_file_and_key(
     assert message in refusal(tmp_path / "m")
 
 
+@pytest.mark.thorough
 def test_files_of_the_real_compressed_tensors_are_read_bit_by_bit(tmp_path: Path) -> None:
     code = """
 import sys, torch, safetensors.torch

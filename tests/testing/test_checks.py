@@ -123,10 +123,12 @@ class Local(Good):
     needs = frozenset({"network"})
 
 
+@pytest.mark.thorough
 def test_a_criterion_of_the_whole_network_keeps_the_contract() -> None:
     check_criterion(Whole)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("cls", "sentence"),
     [

@@ -69,6 +69,7 @@ def test_every_form_is_measured_at_every_batch_size():
     assert "timing" in said[0]
 
 
+@pytest.mark.thorough
 def test_batch_sizes_that_would_take_too_long_are_skipped_and_reported(clock):
     class Slow(nn.Linear):
         def forward(self, inputs):

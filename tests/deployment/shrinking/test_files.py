@@ -53,6 +53,7 @@ def test_convolutions_keep_the_channels_last_memory_order(tmp_path):
         assert small[0](inputs).is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.thorough
 def test_a_function_that_loads_a_shrunk_network_can_be_exported(saved, tmp_path, monkeypatch):
     path, shrunk = saved
     monkeypatch.chdir(tmp_path)

@@ -16,6 +16,7 @@ from prunekit.errors import ConfigError
 from prunekit.layers.torch_views import core_view
 
 
+@pytest.mark.thorough
 @settings(deadline=None, max_examples=60)
 @given(networks())
 def test_a_shrunk_network_has_the_same_outputs(drawn):

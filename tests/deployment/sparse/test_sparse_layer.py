@@ -221,6 +221,7 @@ def test_a_layer_says_why_it_cannot_run_sparse():
     assert not why_dense(LinearView(nn.Linear(2, 2)), (2,), torch.float32)
 
 
+@pytest.mark.thorough
 def test_torch_prints_no_warning():
     code = """
 import torch

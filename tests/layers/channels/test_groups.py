@@ -119,6 +119,7 @@ def test_densities_that_whole_channels_cannot_have_are_errors(targets, words):
     channel_groups().check({"a": 0.5, "b": 0.5, "last": 1.0})
 
 
+@pytest.mark.thorough
 @settings(deadline=None, max_examples=60)
 @given(networks(), st.floats(0.05, 1))
 def test_a_network_pruned_by_channels_shrinks_to_the_requested_density(drawn, density):

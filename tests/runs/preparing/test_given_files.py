@@ -75,6 +75,7 @@ def test_frozen_masks_allow_only_retraining_of_given_weights(toy_run, tmp_path):
     assert torch.equal(moved["hidden.weight"] != 0, given["hidden.weight"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stop", [(0, 1), (0, 7), (1, 2)])
 def test_a_resumed_run_does_not_need_the_given_files_and_ends_with_the_same_bytes(toy_run, tmp_path, stop, monkeypatch):
     random_masks(tmp_path / "m", hidden=0.5)

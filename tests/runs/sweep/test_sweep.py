@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from prunekit.files.headers import ENTRY
 from prunekit.runs.sweep.sweep import carry_out_sweep, plan_sweep
 
@@ -18,6 +20,7 @@ metrics = ["accuracy"]
 """
 
 
+@pytest.mark.thorough
 def test_a_sweep_is_planned_without_training_and_carried_out_once(tmp_path):
     (tmp_path / "small.toml").write_text(RECIPE)
     sweep = plan_sweep(tmp_path / "small.toml", seeds=2, jobs=1, out=tmp_path / "out", flags={"seed": 5})

@@ -68,6 +68,7 @@ def test_an_error_ends_busy_and_idle_processes_even_if_they_ignore_sigterm(start
     assert ends(program) == (1, "ZeroDivisionError: division by zero")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("to", [os.kill, os.killpg])
 def test_a_request_to_stop_ends_all_processes(start, number, to):

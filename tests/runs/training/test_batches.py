@@ -54,6 +54,7 @@ def test_each_epoch_is_requested_once():
     assert requested == [0, 1]
 
 
+@pytest.mark.thorough
 def test_a_spawned_worker_reads_the_share_of_its_rank():
     stream = BatchStream(ToyTask(), Seeds(1), LENGTH, rank=1, ranks=2)
     [own] = DataLoader(stream, batch_size=None, sampler=[0], num_workers=1, multiprocessing_context="spawn")
